@@ -1,0 +1,55 @@
+# Everything here works on a fresh machine that has Python 3.11 or newer and make.
+# The first target that needs it builds .venv from requirements.lock; after that nothing touches the network.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench lock proto format clean
+
+help: ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
+
+# uv comes first, by its hash; it then installs everything else by hash.
+$(READY): requirements.lock requirements-uv.lock shared/pyproject.toml broker_bridge/pyproject.toml device_agent/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Flagcast needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e shared -e broker_bridge -e device_agent
+	@touch $@
+
+install: $(READY) ## Build the virtual environment .venv
+
+demo: $(READY) ## Run the main job for real: publish, receive, verify, persist, answer
+	$(BIN)/flagcast demo --flags examples
+
+test: $(READY) ## Run all tests (installs mosquitto when it may)
+	@tools/need-mosquitto.sh
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(READY) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## Run every benchmark and print its table
+	@tools/need-mosquitto.sh
+	@for f in benchmarks/*.py; do echo; echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+format: $(READY) ## Format the sources
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+lock: ## Resolve all versions anew into requirements.lock
+	$(PYTHON) tools/lock.py
+
+proto: $(READY) ## Generate the protobuf modules from their .proto files
+	$(BIN)/python tools/proto.py
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,64 @@
+"""Every size limit, each with its reason. Sizes are bytes, spans are seconds.
+
+A limit protects the side that reads: it holds before memory is spent on what a peer announced.
+"""
+
+MESSAGE_LIMIT_BYTES = 60_000
+"""What one MQTT message carries unless configured: Azure IoT keeps 64 KB retained messages, AWS carries 128 KB."""
+
+MESSAGE_LIMIT_MIN_BYTES = 4_096
+"""Below this a head with an inline delta would not fit."""
+
+MESSAGE_MAX_BYTES = 262_144
+"""The largest message an agent reads at all: the largest limit a publisher may configure (256 KB)."""
+
+INLINE_DELTA_MAX_BYTES = 4_096
+"""A delta up to this size travels inside the head; a larger one would make every no-news reconnect dear."""
+
+CONTENT_MAX_BYTES = 32 * 1024 * 1024
+"""The inflated records of one namespace: 10,000 rich flags are about 5 MB; a device with 64 MB survives this."""
+
+PARTS_MAX = 1_024
+"""Parts of one snapshot: 32 MB of incompressible content at the smallest useful message size."""
+
+RECORDS_MAX = 100_000
+"""Flags and segments of one namespace."""
+
+RECORD_MAX_BYTES = 262_144
+"""One flag or segment with all its attachments."""
+
+DEPTH_MAX = 12
+"""Nesting of any CBOR of ours; the deepest message nests seven levels."""
+
+KEY_MAX_CHARACTERS = 100
+"""A flag, segment, variant or namespace key; all of a fleet's keys are in every head, log line and metric."""
+
+TEXT_MAX_BYTES = 65_536
+"""Any single text: an attachment, a constraint value, an entry of a list."""
+
+PROVENANCE_MAX_ENTRIES = 8
+"""Where a release came from; it is in every head, so it stays small."""
+
+PROVENANCE_TEXT_MAX_CHARACTERS = 128
+"""One word of provenance; a git commit is 40 or 64 characters."""
+
+LABELS_MAX = 16
+"""Labels that a candidate asks for, and labels that a device carries."""
+
+ROOTS_MAX = 1_024
+"""Roots walked from an anchor to the root in force: one a week for twenty years."""
+
+ROOT_KEYS_MAX = 32
+"""Keys of one root; each is verified on the smallest device."""
+
+ROOT_MAX_BYTES = 16_384
+"""A root of the most keys and signatures is about 6 KB."""
+
+DELTAS_MAX = 64
+"""Versions from which a head may offer a delta."""
+
+REPORT_MAX_BYTES = 2_048
+"""A device's report; thousands of devices write one each into the broker's retained store."""
+
+NUMBER_MAX = 2**63 - 1
+"""Versions, sequences and epochs stay within what SQLite and every language keep as a signed integer."""
