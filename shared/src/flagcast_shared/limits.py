@@ -30,8 +30,8 @@ RECORD_MAX_BYTES = 262_144
 DEPTH_MAX = 12
 """Nesting of any CBOR of ours; the deepest message nests seven levels."""
 
-KEY_MAX_CHARACTERS = 100
-"""A flag, segment, variant or namespace key; all of a fleet's keys are in every head, log line and metric."""
+KEY_MAX_BYTES = 256
+"""A flag, segment or variant key; keys stand in logs, reports and metrics."""
 
 TEXT_MAX_BYTES = 65_536
 """Any single text: an attachment, a constraint value, an entry of a list."""

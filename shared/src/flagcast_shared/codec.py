@@ -1,0 +1,206 @@
+"""Bytes on the wire: deterministic CBOR in, deterministic CBOR out, and compression against a limit.
+
+Any bytes decode to plain values or raise Malformed; nothing else escapes. What decodes has one spelling only
+(RFC 8949, 4.2.1): it is encoded again and compared, because cbor2 alone accepts duplicate keys, trailing bytes and
+integers that are longer than they need to be.
+"""
+
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import cbor2
+
+from .errors import CompressionBomb, EmptyPayload, Malformed, NotDeterministic, TooDeep, TooLarge, TrailingBytes
+from .limits import DEPTH_MAX, NUMBER_MAX
+
+Value = None | bool | int | str | bytes | Sequence["Value"] | Mapping[int, "Value"] | Mapping[str, "Value"]
+"""What travels: no floats, no tags; the keys of a map are all non-negative integers or all text."""
+
+_COMPRESSION_LEVEL: Final = 9
+_DEPTH_WORDS: Final = ("depth", "recursion")
+
+
+def encode(value: Value) -> bytes:
+    """The one spelling of a value.
+
+    cbor2's canonical order is the length-first one (RFC 8949, 4.2.3). It coincides with the bytewise order of 4.2.1
+    as long as all keys of a map are of one type, which `Value` demands.
+    """
+    return cbor2.dumps(value, canonical=True)
+
+
+def decode(data: bytes, what: str) -> Value:
+    """Decode one value that fills `data` exactly; `what` names it in errors.
+
+    Raises:
+        Malformed: or one of its leaves; the bytes are not CBOR, not deterministic, or hold what never travels.
+    """
+    if not data:
+        raise EmptyPayload(f"{what}: no bytes at all")
+    try:
+        value: Value = cbor2.CBORDecoder(io.BytesIO(data), max_depth=DEPTH_MAX).decode()
+        _require_plain(value, what)
+        again = encode(value)
+    except Malformed:
+        raise
+    except RecursionError as error:
+        raise TooDeep(f"{what}: nested too deep") from error
+    except Exception as error:  # noqa: BLE001 - tags make cbor2 call into half the standard library
+        if any(word in str(error).lower() for word in _DEPTH_WORDS):
+            raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels") from error
+        raise Malformed(f"{what}: not CBOR: {error}") from error
+    if again != data:
+        if data.startswith(again):
+            raise TrailingBytes(f"{what}: {len(data) - len(again)} bytes after its end")
+        raise NotDeterministic(f"{what}: not the deterministic spelling of its data (RFC 8949, 4.2.1)")
+    return value
+
+
+def deflate(data: bytes) -> bytes:
+    """Compress as zlib (RFC 1950)."""
+    return zlib.compress(data, _COMPRESSION_LEVEL)
+
+
+def inflate(data: bytes, limit: int, what: str) -> bytes:
+    """Decompress one zlib stream that fills `data` exactly, to at most `limit` bytes.
+
+    Raises:
+        CompressionBomb: it would inflate beyond the limit.
+        TrailingBytes: something follows the stream.
+        Malformed: it is not a whole zlib stream.
+    """
+    stream = zlib.decompressobj()
+    try:
+        inflated = stream.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise Malformed(f"{what}: not a zlib stream: {error}") from error
+    if len(inflated) > limit:
+        raise CompressionBomb(f"{what}: inflates beyond {limit} bytes")
+    if not stream.eof:
+        raise Malformed(f"{what}: the zlib stream is cut short")
+    if stream.unused_data:
+        raise TrailingBytes(f"{what}: {len(stream.unused_data)} bytes after the zlib stream")
+    return inflated
+
+
+class Fields:
+    """Reads the known fields of a decoded map by number; unknown ones are ignored, so that old agents survive.
+
+    Every method raises Malformed with the place, the field's number and what was expected.
+    """
+
+    __slots__ = ("_map", "_what")
+
+    def __init__(self, value: Value, what: str) -> None:
+        if not isinstance(value, Mapping):
+            raise Malformed(f"{what}: not a map")
+        self._map: Mapping[object, Value] = dict(value)
+        self._what = what
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._map
+
+    def get(self, number: int) -> Value:
+        """The raw value, None when absent."""
+        return self._map.get(number)
+
+    def integer(self, number: int, low: int = 0, high: int = NUMBER_MAX) -> int:
+        """An integer from low to high, both included."""
+        return integer(self._map.get(number), self._at(number), low, high)
+
+    def boolean(self, number: int) -> bool:
+        """True or false."""
+        value = self._map.get(number)
+        if not isinstance(value, bool):
+            raise Malformed(f"{self._at(number)}: not a boolean")
+        return value
+
+    def text(self, number: int, max_bytes: int) -> str:
+        """A text of at most so many bytes of UTF-8."""
+        return text(self._map.get(number), self._at(number), max_bytes)
+
+    def bytes(self, number: int, low: int, high: int) -> bytes:
+        """A byte string from low to high bytes long, both included."""
+        value = self._map.get(number)
+        if not isinstance(value, bytes):
+            raise Malformed(f"{self._at(number)}: not a byte string")
+        if not low <= len(value) <= high:
+            raise TooLarge(f"{self._at(number)}: {len(value)} bytes, not {low} to {high}")
+        return value
+
+    def array(self, number: int, high: int) -> Sequence[Value]:
+        """A list of at most so many elements; empty when the field is absent."""
+        if number not in self._map:
+            return ()
+        return array(self._map[number], self._at(number), high)
+
+    def texts(self, number: int, high: int) -> Mapping[str, str]:
+        """A map of text to text with at most so many entries; empty when the field is absent."""
+        value = self._map.get(number, {})
+        if not isinstance(value, Mapping):
+            raise Malformed(f"{self._at(number)}: not a map")
+        if len(value) > high:
+            raise TooLarge(f"{self._at(number)}: {len(value)} entries, at most {high}")
+        for key, entry in value.items():
+            if not isinstance(key, str) or not isinstance(entry, str):
+                raise Malformed(f"{self._at(number)}: not a map of text to text")
+        return {str(key): str(entry) for key, entry in value.items()}
+
+    def _at(self, number: int) -> str:
+        return f"{self._what}, field {number}"
+
+
+def integer(value: Value, what: str, low: int = 0, high: int = NUMBER_MAX) -> int:
+    """`value` as an integer from low to high, both included; raises Malformed."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Malformed(f"{what}: not an integer")
+    if not low <= value <= high:
+        raise Malformed(f"{what}: {value} is not within {low} to {high}")
+    return value
+
+
+def text(value: Value, what: str, max_bytes: int) -> str:
+    """`value` as a text of at most so many bytes; raises Malformed or TooLarge."""
+    if not isinstance(value, str):
+        raise Malformed(f"{what}: not a text")
+    if len(value) > max_bytes or len(value.encode()) > max_bytes:
+        raise TooLarge(f"{what}: longer than {max_bytes} bytes")
+    return value
+
+
+def array(value: Value, what: str, high: int) -> Sequence[Value]:
+    """`value` as a list of at most so many elements; raises Malformed or TooLarge."""
+    if not isinstance(value, list):
+        raise Malformed(f"{what}: not a list")
+    if len(value) > high:
+        raise TooLarge(f"{what}: {len(value)} elements, at most {high}")
+    return value
+
+
+def _require_plain(value: object, what: str) -> None:
+    # Tags come out of cbor2 as dates, decimals, patterns and more, and would encode back to the same bytes.
+    kind = type(value)
+    if kind is str or kind is bytes or kind is bool or value is None:
+        return
+    if kind is int:
+        if not -NUMBER_MAX <= value <= NUMBER_MAX:  # type: ignore[operator]  # narrowed by type() for speed
+            raise Malformed(f"{what}: an integer beyond 63 bits")
+    elif kind is list:
+        for element in value:  # type: ignore[attr-defined]  # narrowed by type() for speed
+            _require_plain(element, what)
+    elif kind is dict:
+        kinds = set()
+        for key, element in value.items():  # type: ignore[attr-defined]  # narrowed by type() for speed
+            if type(key) is int and 0 <= key <= NUMBER_MAX:
+                kinds.add(int)
+            elif type(key) is str:
+                kinds.add(str)
+            else:
+                raise Malformed(f"{what}: a map key that is neither text nor a small non-negative integer")
+            _require_plain(element, what)
+        if len(kinds) > 1:
+            raise NotDeterministic(f"{what}: a map with both text and integer keys")
+    else:
+        raise NotDeterministic(f"{what}: a {kind.__name__} never travels")

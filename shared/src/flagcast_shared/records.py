@@ -1,0 +1,333 @@
+"""Records: one flag or segment as bytes, and the digest of all of a namespace's records.
+
+A record is the deterministic CBOR of `[kind, key, body]`. Its digest is the SHA-256 of those bytes; the content
+digest is the SHA-256 of all record digests, sorted and joined. So one changed flag is checked, written and compiled
+alone. A word that this release does not know makes an Unsupported entry; a wrong shape raises Malformed.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from .codec import Fields, Value, array, decode, encode, integer, text
+from .constraints import TAKES, Takes
+from .errors import Malformed, TooLarge
+from .ids import Digest, FlagKey, RecordId, SegmentKey, VariantKey
+from .limits import KEY_MAX_BYTES, NUMBER_MAX, RECORD_MAX_BYTES, RECORDS_MAX, TEXT_MAX_BYTES
+from .model import (
+    AnySegment,
+    BooleanFlag,
+    Constraint,
+    ConstraintType,
+    ConstraintValue,
+    Distribution,
+    Entry,
+    Flag,
+    Instant,
+    Join,
+    Match,
+    Operator,
+    Rollout,
+    Rule,
+    Segment,
+    SegmentRollout,
+    ThresholdRollout,
+    UnsupportedFlag,
+    UnsupportedRecord,
+    UnsupportedSegment,
+    Variant,
+    VariantFlag,
+)
+
+FLAG: Final = "flag"
+SEGMENT: Final = "segment"
+
+_LIST_MAX: Final = RECORD_MAX_BYTES
+# A list inside a record is bounded by the record's own size.
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A decoded record with the bytes that its digest covers."""
+
+    id: RecordId
+    digest: Digest
+    data: bytes
+    entry: Entry
+
+
+_Word = TypeVar("_Word", ConstraintType, Operator, Match, Join)
+
+
+class _UnknownWord(Exception):
+    """A word of a newer publisher; makes the entry Unsupported."""
+
+
+def digest_of(data: bytes) -> Digest:
+    """SHA-256, of a record or of a payload."""
+    return Digest(hashlib.sha256(data).digest())
+
+
+def content_digest(digests: Iterable[Digest]) -> Digest:
+    """The digest of a namespace's content from the digests of its records, in any order."""
+    return Digest(hashlib.sha256(b"".join(sorted(digests))).digest())
+
+
+def encode_record(entry: Flag | AnySegment) -> Record:
+    """An entry as a record.
+
+    Raises:
+        TooLarge: over RECORD_MAX_BYTES.
+        Malformed: an Unsupported entry, which has no bytes of its own.
+    """
+    body: Value
+    match entry:
+        case BooleanFlag():
+            kind, body = FLAG, _boolean_body(entry)
+        case VariantFlag():
+            kind, body = FLAG, _variant_body(entry)
+        case Segment():
+            kind, body = SEGMENT, _segment_body(entry)
+        case _:
+            raise Malformed(f"{entry.key}: a record of unknown words cannot be encoded")
+    data = encode([kind, str(entry.key), body])
+    if len(data) > RECORD_MAX_BYTES:
+        raise TooLarge(f"{kind} {entry.key}: {len(data)} bytes, at most {RECORD_MAX_BYTES}")
+    return Record(RecordId(kind, entry.key), digest_of(data), data, entry)
+
+
+def decode_record(data: bytes) -> Record:
+    """A record from its bytes.
+
+    Raises:
+        Malformed: or one of its leaves.
+    """
+    if len(data) > RECORD_MAX_BYTES:
+        raise TooLarge(f"record: {len(data)} bytes, at most {RECORD_MAX_BYTES}")
+    parts = array(decode(data, "record"), "record", high=3)
+    if len(parts) != 3:
+        raise Malformed("record: not [kind, key, body]")
+    kind = text(parts[0], "record kind", KEY_MAX_BYTES)
+    key = text(parts[1], "record key", KEY_MAX_BYTES)
+    entry: Entry
+    if kind == FLAG:
+        entry = _read_flag(FlagKey(key), Fields(parts[2], f"flag {key}"))
+    elif kind == SEGMENT:
+        entry = _read_segment(SegmentKey(key), Fields(parts[2], f"segment {key}"))
+    else:
+        entry = UnsupportedRecord(kind, key)
+    return Record(RecordId(kind, key), digest_of(data), data, entry)
+
+
+def encode_content(records: Iterable[Record]) -> bytes:
+    """The body of a snapshot before compression: the records, ascending by their bytes."""
+    return encode(sorted(record.data for record in records))
+
+
+def split_content(data: bytes) -> Sequence[bytes]:
+    """The records' bytes of an inflated snapshot body: ascending, so none stands twice.
+
+    Raises:
+        Malformed: or one of its leaves.
+    """
+    listed = _byte_strings(decode(data, "snapshot"), "snapshot")
+    if any(first >= second for first, second in zip(listed, listed[1:], strict=False)):
+        raise Malformed("snapshot: its records do not ascend")
+    return listed
+
+
+def encode_delta(removed: Iterable[RecordId], changed: Iterable[Record]) -> bytes:
+    """The body of a delta before compression: `[removed, changed]`."""
+    return encode([[list(identity) for identity in sorted(removed)], sorted(record.data for record in changed)])
+
+
+def split_delta(data: bytes) -> tuple[Sequence[RecordId], Sequence[bytes]]:
+    """What an inflated delta body removes, and the bytes of the records that it adds or replaces.
+
+    Raises:
+        Malformed: or one of its leaves.
+    """
+    halves = array(decode(data, "delta"), "delta", high=2)
+    if len(halves) != 2:
+        raise Malformed("delta: not [removed, changed]")
+    removed = []
+    for pair in array(halves[0], "delta, removed", RECORDS_MAX):
+        names = array(pair, "delta, removed", high=2)
+        if len(names) != 2:
+            raise Malformed("delta, removed: not [kind, key]")
+        removed.append(
+            RecordId(text(names[0], "removed kind", KEY_MAX_BYTES), text(names[1], "removed key", KEY_MAX_BYTES))
+        )
+    return removed, _byte_strings(halves[1], "delta, changed")
+
+
+def _byte_strings(value: Value, what: str) -> Sequence[bytes]:
+    listed = array(value, what, RECORDS_MAX)
+    strings = [element for element in listed if isinstance(element, bytes)]
+    if len(strings) != len(listed):
+        raise Malformed(f"{what}: an element that is not a byte string")
+    return strings
+
+
+# Field numbers of a flag: 1 type, 2 enabled, 3 rollouts, 4 variants, 5 default, 6 rules.
+# Of a rollout: 1 kind, 2 value, 3 percentage, 4 segments, 5 join. Of a rule: 4 segments, 5 join, 6 distributions.
+# Of a segment: 1 match, 2 constraints. Of a constraint: 1 type, 2 property, 3 operator, 4 value.
+
+
+def _boolean_body(flag: BooleanFlag) -> Mapping[int, Value]:
+    body: dict[int, Value] = {1: "boolean", 2: flag.enabled}
+    if flag.rollouts:
+        body[3] = [_rollout_body(rollout) for rollout in flag.rollouts]
+    return body
+
+
+def _rollout_body(rollout: Rollout) -> Mapping[int, Value]:
+    if isinstance(rollout, ThresholdRollout):
+        return {1: "threshold", 2: rollout.value, 3: rollout.percentage}
+    return {1: "segment", 2: rollout.value, **_joined(rollout.segments, rollout.join)}
+
+
+def _joined(segments: Sequence[SegmentKey], join: Join) -> dict[int, Value]:
+    body: dict[int, Value] = {4: [str(segment) for segment in segments]}
+    if join is not Join.OR:
+        body[5] = join.value
+    return body
+
+
+def _variant_body(flag: VariantFlag) -> Mapping[int, Value]:
+    body: dict[int, Value] = {1: "variant", 2: flag.enabled}
+    places = {variant.key: place for place, variant in enumerate(flag.variants)}
+    if flag.variants:
+        body[4] = [[variant.key, variant.attachment] if variant.attachment else [variant.key] for variant in flag.variants]
+    try:
+        if flag.default is not None:
+            body[5] = places[flag.default]
+        if flag.rules:
+            body[6] = [
+                {
+                    **_joined(rule.segments, rule.join),
+                    **({6: [[places[share.variant], share.bound] for share in rule.distributions]} if rule.distributions else {}),
+                }
+                for rule in flag.rules
+            ]
+    except KeyError as error:
+        raise Malformed(f"flag {flag.key}: it has no variant {error}") from error
+    return body
+
+
+def _segment_body(segment: Segment) -> Mapping[int, Value]:
+    body: dict[int, Value] = {1: segment.match.value}
+    if segment.constraints:
+        body[2] = [_constraint_body(constraint) for constraint in segment.constraints]
+    return body
+
+
+def _constraint_body(constraint: Constraint) -> Mapping[int, Value]:
+    body: dict[int, Value] = {1: constraint.type.value, 2: constraint.property, 3: constraint.operator.value}
+    if constraint.value is not None:
+        body[4] = constraint.value if isinstance(constraint.value, str) else list(constraint.value)
+    return body
+
+
+def _read_flag(key: FlagKey, body: Fields) -> Flag:
+    try:
+        kind = body.text(1, KEY_MAX_BYTES)
+        if kind == "boolean":
+            return BooleanFlag(key, body.boolean(2), tuple(_read_rollout(key, item) for item in body.array(3, _LIST_MAX)))
+        if kind == "variant":
+            return _read_variant_flag(key, body)
+        raise _UnknownWord(f"flag type {kind!r}")
+    except _UnknownWord as word:
+        return UnsupportedFlag(key, f"{word} is not known to this release")
+
+
+def _read_rollout(key: FlagKey, value: Value) -> Rollout:
+    body = Fields(value, f"flag {key}, rollout")
+    kind = body.text(1, KEY_MAX_BYTES)
+    if kind == "threshold":
+        return ThresholdRollout(body.integer(3, 0, 100), body.boolean(2))
+    if kind == "segment":
+        return SegmentRollout(*_read_joined(body, key), body.boolean(2))
+    raise _UnknownWord(f"rollout type {kind!r}")
+
+
+def _read_joined(body: Fields, key: FlagKey) -> tuple[tuple[SegmentKey, ...], Join]:
+    segments = tuple(
+        SegmentKey(text(item, f"flag {key}, segment", KEY_MAX_BYTES)) for item in body.array(4, _LIST_MAX)
+    )
+    return segments, _word(Join, body.text(5, KEY_MAX_BYTES), "segment operator") if 5 in body else Join.OR
+
+
+def _read_variant_flag(key: FlagKey, body: Fields) -> VariantFlag:
+    variants = tuple(_read_variant(key, item) for item in body.array(4, _LIST_MAX))
+    last = len(variants) - 1
+    default = variants[body.integer(5, 0, last)].key if 5 in body else None
+    rules = []
+    for item in body.array(6, _LIST_MAX):
+        rule = Fields(item, f"flag {key}, rule")
+        shares: list[Distribution] = []
+        for pair in rule.array(6, _LIST_MAX):
+            share = array(pair, f"flag {key}, distribution", high=2)
+            if len(share) != 2:
+                raise Malformed(f"flag {key}, distribution: not [variant, bound]")
+            below = shares[-1].bound if shares else 0
+            shares.append(
+                Distribution(
+                    variants[integer(share[0], f"flag {key}, distribution", 0, last)].key,
+                    integer(share[1], f"flag {key}, distribution bound", below, 1000),
+                )
+            )
+        if shares and shares[-1].bound != 1000:
+            raise Malformed(f"flag {key}: the last bound of a rule is {shares[-1].bound}, not 1000")
+        rules.append(Rule(*_read_joined(rule, key), tuple(shares)))
+    return VariantFlag(key, body.boolean(2), variants, default, tuple(rules))
+
+
+def _read_variant(key: FlagKey, value: Value) -> Variant:
+    parts = array(value, f"flag {key}, variant", high=2)
+    if not parts:
+        raise Malformed(f"flag {key}, variant: not [key, attachment]")
+    name = VariantKey(text(parts[0], f"flag {key}, variant", KEY_MAX_BYTES))
+    return Variant(name, text(parts[1], f"flag {key}, attachment", TEXT_MAX_BYTES) if len(parts) == 2 else "")
+
+
+def _read_segment(key: SegmentKey, body: Fields) -> AnySegment:
+    try:
+        match = _word(Match, body.text(1, KEY_MAX_BYTES), "match type")
+        return Segment(key, match, tuple(_read_constraint(key, item) for item in body.array(2, _LIST_MAX)))
+    except _UnknownWord as word:
+        return UnsupportedSegment(key, f"{word} is not known to this release")
+
+
+def _read_constraint(key: SegmentKey, value: Value) -> Constraint:
+    what = f"segment {key}, constraint"
+    body = Fields(value, what)
+    kind = _word(ConstraintType, body.text(1, KEY_MAX_BYTES), "constraint type")
+    operator = _word(Operator, body.text(3, KEY_MAX_BYTES), "operator")
+    takes = TAKES.get((kind, operator))
+    if takes is None:
+        raise _UnknownWord(f"operator {operator.value!r} of type {kind.value!r}")
+    return Constraint(kind, body.text(2, TEXT_MAX_BYTES), operator, _read_value(takes, body, what))
+
+
+def _read_value(takes: Takes, body: Fields, what: str) -> ConstraintValue:
+    match takes:
+        case Takes.NONE:
+            return None
+        case Takes.TEXT | Takes.NUMBER:
+            return body.text(4, TEXT_MAX_BYTES)
+        case Takes.TEXTS | Takes.NUMBERS:
+            return tuple(text(item, what, TEXT_MAX_BYTES) for item in body.array(4, _LIST_MAX))
+        case Takes.INSTANT:
+            pair = array(body.get(4), f"{what}, instant", high=2)
+            if len(pair) != 2:
+                raise Malformed(f"{what}, instant: not [seconds, nanoseconds]")
+            return Instant(integer(pair[0], what, -NUMBER_MAX), integer(pair[1], what, 0, 999_999_999))
+
+
+def _word(words: type[_Word], word: str, what: str) -> _Word:
+    try:
+        return words(word)
+    except ValueError:
+        raise _UnknownWord(f"{what} {word!r}") from None
