@@ -12,7 +12,15 @@ from typing import Final
 
 import cbor2
 
-from .errors import CompressionBomb, EmptyPayload, Malformed, NotDeterministic, TooDeep, TooLarge, TrailingBytes
+from .errors import (
+    CompressionBomb,
+    EmptyPayload,
+    Malformed,
+    NotDeterministic,
+    TooDeep,
+    TooLarge,
+    TrailingBytes,
+)
 from .limits import DEPTH_MAX, NUMBER_MAX
 
 Value = None | bool | int | str | bytes | Sequence["Value"] | Mapping[int, "Value"] | Mapping[str, "Value"]

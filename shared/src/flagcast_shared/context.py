@@ -29,5 +29,7 @@ def device_attributes(device: Device) -> dict[str, str]:
         attributes[f"{DEVICE_PREFIX}model"] = device.model
     if device.firmware:
         attributes[f"{DEVICE_PREFIX}firmware"] = device.firmware
-    attributes.update((f"{DEVICE_PREFIX}label.{name}", value) for name, value in sorted(device.labels.items()))
+    attributes.update(
+        (f"{DEVICE_PREFIX}label.{name}", value) for name, value in sorted(device.labels.items())
+    )
     return attributes

@@ -95,7 +95,9 @@ def _open_sign1(reader: "_Reader", place: Place) -> Envelope:
     signature = reader.signature()
     key = _key_of(header, place)
     if header != _sign1_header(place.kind, key):
-        raise HeaderNotAllowed(f"{place.kind}: its protected header is not algorithm EdDSA, content type and key id")
+        raise HeaderNotAllowed(
+            f"{place.kind}: its protected header is not algorithm EdDSA, content type and key id"
+        )
     return Envelope(payload, (Signature(key, to_sign(payload, place, key, several=False), signature),))
 
 
@@ -164,7 +166,9 @@ class _Reader:
     def signature(self) -> bytes:
         signature = self.byte_string()
         if len(signature) != SIGNATURE_BYTES:
-            raise Malformed(f"{self._place.kind}: a signature of {len(signature)} bytes, not {SIGNATURE_BYTES}")
+            raise Malformed(
+                f"{self._place.kind}: a signature of {len(signature)} bytes, not {SIGNATURE_BYTES}"
+            )
         return signature
 
     def array(self, high: int) -> int:

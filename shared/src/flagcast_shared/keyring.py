@@ -14,7 +14,9 @@ from .ids import KeyId
 from .root import Role, Root
 
 
-def verify(envelope: Envelope, root: Root, role: Role, *, also_known: frozenset[KeyId] = frozenset()) -> bytes:
+def verify(
+    envelope: Envelope, root: Root, role: Role, *, also_known: frozenset[KeyId] = frozenset()
+) -> bytes:
     """The payload, once enough distinct keys of the role have signed it.
 
     1. Every key is one that the root lists, and of this role; keys in `also_known` are passed over, because a root is

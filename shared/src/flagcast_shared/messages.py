@@ -211,7 +211,6 @@ def open_payload(payload: bytes, place: Place) -> Fields:
     return fields
 
 
-
 def _common(environment: Environment, namespace: Namespace, kind: Kind, epoch: Epoch) -> dict[int, Value]:
     return {1: FORMAT, 2: kind.value, 3: environment, 4: namespace, 5: epoch}
 

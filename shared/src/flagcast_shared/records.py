@@ -139,7 +139,9 @@ def split_content(data: bytes) -> Sequence[bytes]:
 
 def encode_delta(removed: Iterable[RecordId], changed: Iterable[Record]) -> bytes:
     """The body of a delta before compression: `[removed, changed]`."""
-    return encode([[list(identity) for identity in sorted(removed)], sorted(record.data for record in changed)])
+    return encode(
+        [[list(identity) for identity in sorted(removed)], sorted(record.data for record in changed)]
+    )
 
 
 def split_delta(data: bytes) -> tuple[Sequence[RecordId], Sequence[bytes]]:
@@ -157,7 +159,9 @@ def split_delta(data: bytes) -> tuple[Sequence[RecordId], Sequence[bytes]]:
         if len(names) != 2:
             raise Malformed("delta, removed: not [kind, key]")
         removed.append(
-            RecordId(text(names[0], "removed kind", KEY_MAX_BYTES), text(names[1], "removed key", KEY_MAX_BYTES))
+            RecordId(
+                text(names[0], "removed kind", KEY_MAX_BYTES), text(names[1], "removed key", KEY_MAX_BYTES)
+            )
         )
     return removed, _byte_strings(halves[1], "delta, changed")
 
@@ -199,7 +203,10 @@ def _variant_body(flag: VariantFlag) -> Mapping[int, Value]:
     body: dict[int, Value] = {1: "variant", 2: flag.enabled}
     places = {variant.key: place for place, variant in enumerate(flag.variants)}
     if flag.variants:
-        body[4] = [[variant.key, variant.attachment] if variant.attachment else [variant.key] for variant in flag.variants]
+        body[4] = [
+            [variant.key, variant.attachment] if variant.attachment else [variant.key]
+            for variant in flag.variants
+        ]
     try:
         if flag.default is not None:
             body[5] = places[flag.default]
@@ -207,7 +214,11 @@ def _variant_body(flag: VariantFlag) -> Mapping[int, Value]:
             body[6] = [
                 {
                     **_joined(rule.segments, rule.join),
-                    **({6: [[places[share.variant], share.bound] for share in rule.distributions]} if rule.distributions else {}),
+                    **(
+                        {6: [[places[share.variant], share.bound] for share in rule.distributions]}
+                        if rule.distributions
+                        else {}
+                    ),
                 }
                 for rule in flag.rules
             ]
@@ -234,7 +245,9 @@ def _read_flag(key: FlagKey, body: Fields) -> Flag:
     try:
         kind = body.text(1, KEY_MAX_BYTES)
         if kind == "boolean":
-            return BooleanFlag(key, body.boolean(2), tuple(_read_rollout(key, item) for item in body.array(3, _LIST_MAX)))
+            return BooleanFlag(
+                key, body.boolean(2), tuple(_read_rollout(key, item) for item in body.array(3, _LIST_MAX))
+            )
         if kind == "variant":
             return _read_variant_flag(key, body)
         raise _UnknownWord(f"flag type {kind!r}")

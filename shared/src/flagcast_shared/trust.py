@@ -1,0 +1,503 @@
+"""The one door from bytes to belief.
+
+`admit` is the only function that turns a received message into something trusted. It changes nothing: it returns the next
+`Trusted` together with what happened, or raises Refused, and then the caller still holds what it held before. Only an
+`AdmittedUpdate` can be activated, and only this module makes one.
+
+The order of checks is fixed (verify first, read later):
+
+0. The address says which kind of message may stand there; anything else is ignored.
+1. Size and outer shape (`envelope`).
+2. Signatures, against the root in force (`keyring`). The place is part of what is signed.
+3. The payload is decoded; it must name the same place (`messages`).
+4. Epoch and number against what was admitted: lower is Rollback, the same number with another digest Equivocation.
+5. Expiry against `now`, unless the device's clock is behind what it has reason to believe (`floor`).
+6. Content: taken as it stands (same digest), from the inline delta, a delta, or the parts of a snapshot.
+7. The content's digest must be the one that the head signed.
+8. Only then there is a new holding.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .bucketing import candidate_bucket
+from .codec import inflate
+from .context import Device
+from .envelope import open_envelope
+from .errors import (
+    DeltaMismatch,
+    DigestMismatch,
+    EpochMismatch,
+    Equivocation,
+    Frozen,
+    Malformed,
+    MixedVersions,
+    Refused,
+    Replayed,
+    Rollback,
+    RootSkipped,
+    TooLarge,
+    UnknownKey,
+)
+from .ids import Digest, Environment, Epoch, Namespace, RecordId, Version
+from .ids import Sequence as HeadSequence
+from .keyring import verify
+from .limits import CONTENT_MAX_BYTES, ROOTS_MAX
+from .messages import (
+    Head,
+    Offering,
+    Place,
+    decode_delta_message,
+    decode_head,
+    decode_part,
+)
+from .records import Record, content_digest, decode_record, digest_of, split_content, split_delta
+from .root import Role, Root, decode_root, root_place
+from .topics import Address, DeltaAddress, HeadAddress, Kind, RootAddress, SnapshotAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What is admitted of one namespace: the head, and the digests of the content's records.
+
+    `epoch` and `version` are the content's; the head may name an older content when a candidate was narrowed.
+    """
+
+    head: Head
+    head_data: bytes
+    head_digest: Digest
+    epoch: Epoch
+    version: Version
+    digest: Digest
+    records: Mapping[RecordId, Digest]
+
+    def is_stale(self, now: int) -> bool:
+        """Whether the head has expired; what is held goes on being evaluated."""
+        return now >= self.head.expires
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedUpdate:
+    """The only thing that can be activated: a namespace's next holding and the records that change.
+
+    `is_complete` when nothing was held before, so `changed` is everything. `warning` says what was let pass and why.
+    """
+
+    namespace: Namespace
+    holding: Holding
+    changed: tuple[Record, ...]
+    removed: tuple[RecordId, ...]
+    is_complete: bool
+    warning: str = ""
+
+    @property
+    def changes_content(self) -> bool:
+        """Whether any record changes; otherwise only the head is new."""
+        return self.is_complete or bool(self.changed or self.removed)
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRoot:
+    """A root that is now in force, with the bytes to persist before the next one is asked for."""
+
+    root: Root
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A verified head offers a content that is not held. `refused` says why its inline delta was of no use."""
+
+    namespace: Namespace
+    offering: Offering
+    held: Version | None
+    refused: Refused | None = None
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the broker holds a delta from the version held to the one offered."""
+        return self.held is not None and self.held in self.offering.deltas
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """Nothing new: the same head again, a part already there, a message nobody asked for."""
+
+    why: str
+
+
+Outcome = AdmittedUpdate | AdmittedRoot | Wanted | Nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    # A verified head whose content is being collected; memory is bounded by what the head signed.
+    head: Head
+    head_data: bytes
+    head_digest: Digest
+    offering: Offering
+    parts: Mapping[int, bytes] = field(default_factory=dict)
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """Everything a device believes. `floor` is the latest time (Unix seconds) it has had reason to believe."""
+
+    environment: Environment
+    device: Device
+    root: Root
+    root_data: bytes
+    floor: int = 0
+    holdings: Mapping[Namespace, Holding] = field(default_factory=dict)
+    pending: Mapping[Namespace, _Pending] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One namespace as a device's own disk gives it back: the head's message and every record's bytes."""
+
+    namespace: Namespace
+    head_data: bytes
+    epoch: Epoch
+    version: Version
+    digest: Digest
+    records: Iterable[bytes]
+
+
+def anchor(data: bytes, environment: Environment) -> Root:
+    """The root that a device is provisioned with: believed because its operator put it there, if it is signed by itself.
+
+    Raises:
+        Refused: one of its leaves; also for a root of another environment.
+    """
+    envelope = open_envelope(data, root_place(environment))
+    # An anchor names its own keys; this check finds damaged files, not attackers.
+    root = decode_root(envelope.payload, environment)
+    verify(
+        envelope, root, Role.ROOT, also_known=frozenset(signature.key for signature in envelope.signatures)
+    )
+    return root
+
+
+def begin(environment: Environment, device: Device, anchor_data: bytes, *, floor: int = 0) -> Trusted:
+    """What a device believes before it has heard anything: its anchor. Raises Refused."""
+    root = anchor(anchor_data, environment)
+    return Trusted(environment, device, root, anchor_data, max(floor, root.issued))
+
+
+def admit(trusted: Trusted, address: Address, data: bytes, *, now: int) -> tuple[Trusted, Outcome]:
+    """Judge one received message. `now` is the device's clock in Unix seconds, the same for the whole update.
+
+    Raises:
+        Refused: one of its leaves, named after the attack or failure; nothing has changed.
+    """
+    match address:
+        case RootAddress(number):
+            return _admit_root(trusted, number, data)
+        case HeadAddress(namespace):
+            return _admit_head(trusted, namespace, data, now)
+        case SnapshotAddress():
+            return _admit_part(trusted, address, data)
+        case DeltaAddress():
+            return _admit_delta(trusted, address, data)
+        case _:
+            return trusted, Nothing("not a publisher's topic")
+
+
+def restore(trusted: Trusted, stored: Stored) -> tuple[Trusted, AdmittedUpdate]:
+    """Take back what was admitted before the device went down.
+
+    Signatures were checked at admission, perhaps against a root that is no longer in force; here the digests show that
+    the disk returns what was written.
+
+    Raises:
+        Refused: the disk returns something else.
+    """
+    place = Place(trusted.environment, stored.namespace, Kind.HEAD)
+    payload = open_envelope(stored.head_data, place).payload
+    head = decode_head(payload, place)
+    records = tuple(decode_record(data) for data in stored.records)
+    digests = {record.id: record.digest for record in records}
+    if len(digests) != len(records) or content_digest(digests.values()) != stored.digest:
+        raise DigestMismatch(f"{stored.namespace}: the records on disk are not those that were admitted")
+    holding = Holding(
+        head, stored.head_data, digest_of(payload), stored.epoch, stored.version, stored.digest, digests
+    )
+    update = AdmittedUpdate(stored.namespace, holding, records, (), is_complete=True)
+    return _with_holding(trusted, update), update
+
+
+def clock_is_trusted(trusted: Trusted, now: int) -> bool:
+    """Whether the device's clock is at or after everything it has had reason to believe."""
+    return now >= trusted.floor
+
+
+def offering_for(head: Head, device: Device) -> Offering:
+    """Which content a head offers to this device: the candidate's, if its labels and its bucket say so.
+
+    The bucket (0 to 9,999) is a hash of the candidate's salt and the device id, so each device decides alone, and a
+    device that was in at 5 % is in at 20 %.
+    """
+    candidate = head.candidate
+    if candidate is None:
+        return head.stable
+    if any(device.labels.get(name) != value for name, value in candidate.labels.items()):
+        return head.stable
+    if candidate_bucket(candidate.salt, device.id) < candidate.share:
+        return candidate.offering
+    return head.stable
+
+
+def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Outcome]:
+    place = root_place(trusted.environment)
+    envelope = open_envelope(data, place)
+    if number <= trusted.root.number:
+        return trusted, Nothing(f"root {number} is not above root {trusted.root.number}")
+    if number > ROOTS_MAX:
+        raise TooLarge(f"root {number}: at most {ROOTS_MAX} roots")
+    # The keys of both roots sign; first those of the root in force, before a byte of the payload is read.
+    signers = frozenset(signature.key for signature in envelope.signatures)
+    if not signers & trusted.root.roles[Role.ROOT].keys:
+        raise UnknownKey(f"root {number}: no root key of root {trusted.root.number} signed it")
+    verify(envelope, trusted.root, Role.ROOT, also_known=signers - trusted.root.roles[Role.ROOT].keys)
+    root = decode_root(envelope.payload, trusted.environment)
+    if root.number != number:
+        raise Replayed(f"root {root.number} was found at the place of root {number}")
+    if number != trusted.root.number + 1:
+        raise RootSkipped(f"root {number} does not follow root {trusted.root.number}")
+    own = root.roles[Role.ROOT].keys
+    verify(envelope, root, Role.ROOT, also_known=(signers & trusted.root.roles[Role.ROOT].keys) - own)
+    _require_epoch(trusted.root, root)
+    admitted = replace(trusted, root=root, root_data=data, floor=max(trusted.floor, root.issued), pending={})
+    return admitted, AdmittedRoot(root, data)
+
+
+def _require_epoch(old: Root, new: Root) -> None:
+    # An epoch is a set of publisher keys: changing them starts the next one, and nothing else does.
+    same_keys = old.roles[Role.PUBLISHER].keys == new.roles[Role.PUBLISHER].keys
+    expected = old.epoch if same_keys else old.epoch + 1
+    if new.epoch != expected:
+        raise EpochMismatch(
+            f"root {new.number}: epoch {new.epoch}, but its publisher keys make it {expected}"
+        )
+
+
+def _admit_head(trusted: Trusted, namespace: Namespace, data: bytes, now: int) -> tuple[Trusted, Outcome]:
+    place = Place(trusted.environment, namespace, Kind.HEAD)
+    payload = verify(open_envelope(data, place), trusted.root, Role.PUBLISHER)
+    head = decode_head(payload, place)
+    digest = digest_of(payload)
+    if head.epoch != trusted.root.epoch:
+        raise EpochMismatch(
+            f"{namespace}: a head of epoch {head.epoch}; root {trusted.root.number} is of {trusted.root.epoch}"
+        )
+    held = trusted.holdings.get(namespace)
+    pending = trusted.pending.get(namespace)
+    _require_newer_head(namespace, head, digest, held, pending)
+    if held is not None and held.head_digest == digest:
+        return trusted, Nothing(f"{namespace}: head {head.sequence} is the one held")
+    warning = _check_expiry(trusted, head, now)
+    offering = offering_for(head, trusted.device)
+    fresh = _Pending(head, data, digest, offering, warning=warning)
+    if held is not None:
+        settled = _settle_without_content(namespace, held, fresh)
+        if settled is not None:
+            return _with_holding(trusted, settled), settled
+    refused: Refused | None = None
+    if head.inline is not None and held is not None and _inline_fits(head, offering, held):
+        try:
+            update = _apply_delta(namespace, fresh, held, head.inline.body)
+        except Refused as error:
+            refused = error  # the full snapshot is still there to be asked for
+        else:
+            return _with_holding(trusted, update), update
+    if pending is not None and pending.head_digest == digest:
+        fresh = pending
+    elif pending is not None and pending.offering == offering:
+        fresh = replace(fresh, parts=pending.parts)
+    waiting = replace(trusted, pending={**trusted.pending, namespace: fresh})
+    return waiting, Wanted(namespace, offering, held.version if held is not None else None, refused)
+
+
+def _require_newer_head(
+    namespace: Namespace, head: Head, digest: Digest, held: Holding | None, pending: _Pending | None
+) -> None:
+    known: list[tuple[tuple[Epoch, HeadSequence], Digest]] = []
+    if held is not None:
+        known.append(((held.head.epoch, held.head.sequence), held.head_digest))
+    if pending is not None:
+        known.append(((pending.head.epoch, pending.head.sequence), pending.head_digest))
+    for number, known_digest in known:
+        if (head.epoch, head.sequence) < number:
+            raise Rollback(f"{namespace}: head {head.sequence} was offered, head {number[1]} is known")
+        if (head.epoch, head.sequence) == number and digest != known_digest:
+            raise Equivocation(f"{namespace}: two different heads have the number {head.sequence}")
+
+
+def _check_expiry(trusted: Trusted, head: Head, now: int) -> str:
+    if now < trusted.floor:
+        return f"the clock is {trusted.floor - now} s behind what is known; expiry was not checked"
+    if now >= head.expires:
+        raise Frozen(f"{head.namespace}: head {head.sequence} expired {now - head.expires} s ago")
+    return ""
+
+
+def _settle_without_content(namespace: Namespace, held: Holding, fresh: _Pending) -> AdmittedUpdate | None:
+    offered = (fresh.head.epoch, fresh.offering.version)
+    if offered < (held.epoch, held.version):
+        # A narrowed candidate: the head is news, the content never steps down.
+        return _update(namespace, fresh, held, held.epoch, held.version, held.digest)
+    if fresh.offering.digest == held.digest:
+        return _update(namespace, fresh, held, offered[0], offered[1], held.digest)
+    if offered == (held.epoch, held.version):
+        raise Equivocation(f"{namespace}: two different contents have the version {held.version}")
+    return None
+
+
+def _update(
+    namespace: Namespace, fresh: _Pending, held: Holding, epoch: Epoch, version: Version, digest: Digest
+) -> AdmittedUpdate:
+    holding = Holding(fresh.head, fresh.head_data, fresh.head_digest, epoch, version, digest, held.records)
+    return AdmittedUpdate(namespace, holding, (), (), is_complete=False, warning=fresh.warning)
+
+
+def _inline_fits(head: Head, offering: Offering, held: Holding) -> bool:
+    inline = head.inline
+    return inline is not None and inline.version == offering.version and inline.from_version == held.version
+
+
+def _admit_part(trusted: Trusted, address: SnapshotAddress, data: bytes) -> tuple[Trusted, Outcome]:
+    pending = trusted.pending.get(address.namespace)
+    if pending is None or pending.offering.version != address.version:
+        return trusted, Nothing(f"{address.namespace}: nobody asked for version {address.version}")
+    place = Place(trusted.environment, address.namespace, Kind.SNAPSHOT)
+    payload = verify(open_envelope(data, place), trusted.root, Role.PUBLISHER)
+    part = decode_part(payload, place)
+    if (part.version, part.part) != (address.version, address.part):
+        raise Replayed(
+            f"part {part.part} of version {part.version} was found at the place of part {address.part} of version {address.version}"
+        )
+    if part.epoch != pending.head.epoch or part.parts != pending.offering.parts:
+        raise MixedVersions(
+            f"{address.namespace}: a part of {part.parts}, epoch {part.epoch}, is not the head's"
+        )
+    known = pending.parts.get(part.part)
+    if known is not None:
+        if known != part.body:
+            raise Equivocation(
+                f"{address.namespace}: two different parts {part.part} of version {part.version}"
+            )
+        return trusted, Nothing(f"{address.namespace}: part {part.part} is already there")
+    parts = {**pending.parts, part.part: part.body}
+    size = sum(len(body) for body in parts.values())
+    if size > pending.offering.size:
+        raise TooLarge(
+            f"{address.namespace}: {size} bytes of parts; the head announced {pending.offering.size}"
+        )
+    collected = replace(pending, parts=parts)
+    if len(parts) < pending.offering.parts:
+        waiting = replace(trusted, pending={**trusted.pending, address.namespace: collected})
+        return waiting, Nothing(f"{address.namespace}: {len(parts)} of {pending.offering.parts} parts")
+    update = _from_snapshot(trusted, address.namespace, collected)
+    return _with_holding(trusted, update), update
+
+
+def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) -> AdmittedUpdate:
+    joined = b"".join(body for _, body in sorted(pending.parts.items()))
+    listed = split_content(inflate(joined, CONTENT_MAX_BYTES, f"{namespace}, snapshot"))
+    if content_digest(digest_of(data) for data in listed) != pending.offering.digest:
+        raise DigestMismatch(
+            f"{namespace}: the snapshot is not the content that head {pending.head.sequence} signed"
+        )
+    held = trusted.holdings.get(namespace)
+    known = held.records if held is not None else {}
+    unchanged = {digest: identity for identity, digest in known.items()}
+    digests: dict[RecordId, Digest] = {}
+    changed = []
+    for data in listed:
+        digest = digest_of(data)
+        identity = unchanged.get(digest)
+        if identity is None:
+            record = decode_record(data)
+            identity = record.id
+            changed.append(record)
+        if identity in digests:
+            raise Malformed(f"{namespace}: {identity.kind} {identity.key} stands twice")
+        digests[identity] = digest
+    removed = tuple(identity for identity in known if identity not in digests)
+    return _content_update(namespace, pending, digests, tuple(changed), removed, is_complete=held is None)
+
+
+def _admit_delta(trusted: Trusted, address: DeltaAddress, data: bytes) -> tuple[Trusted, Outcome]:
+    pending = trusted.pending.get(address.namespace)
+    held = trusted.holdings.get(address.namespace)
+    if pending is None or held is None or pending.offering.version != address.version:
+        return trusted, Nothing(f"{address.namespace}: nobody asked for a delta to version {address.version}")
+    place = Place(trusted.environment, address.namespace, Kind.DELTA)
+    payload = verify(open_envelope(data, place), trusted.root, Role.PUBLISHER)
+    delta = decode_delta_message(payload, place)
+    if (delta.version, delta.from_version) != (address.version, address.from_version):
+        raise Replayed(
+            f"the delta {delta.from_version} to {delta.version} was found at the place of {address.from_version} to {address.version}"
+        )
+    if delta.epoch != pending.head.epoch:
+        raise MixedVersions(
+            f"{address.namespace}: a delta of epoch {delta.epoch}; the head is of {pending.head.epoch}"
+        )
+    if delta.from_version != held.version:
+        raise DeltaMismatch(
+            f"{address.namespace}: a delta from version {delta.from_version}; {held.version} is held"
+        )
+    update = _apply_delta(address.namespace, pending, held, delta.body)
+    return _with_holding(trusted, update), update
+
+
+def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: bytes) -> AdmittedUpdate:
+    removed, listed = split_delta(inflate(body, CONTENT_MAX_BYTES, f"{namespace}, delta"))
+    digests = dict(held.records)
+    for identity in removed:
+        if digests.pop(identity, None) is None:
+            raise DeltaMismatch(
+                f"{namespace}: the delta removes {identity.kind} {identity.key}, which is not held"
+            )
+    changed = tuple(decode_record(data) for data in listed)
+    digests.update((record.id, record.digest) for record in changed)
+    if content_digest(digests.values()) != pending.offering.digest:
+        raise DigestMismatch(
+            f"{namespace}: the delta does not lead to the content that head {pending.head.sequence} signed"
+        )
+    return _content_update(namespace, pending, digests, changed, tuple(removed), is_complete=False)
+
+
+def _content_update(
+    namespace: Namespace,
+    pending: _Pending,
+    digests: Mapping[RecordId, Digest],
+    changed: Sequence[Record],
+    removed: Sequence[RecordId],
+    *,
+    is_complete: bool,
+) -> AdmittedUpdate:
+    holding = Holding(
+        pending.head,
+        pending.head_data,
+        pending.head_digest,
+        pending.head.epoch,
+        pending.offering.version,
+        pending.offering.digest,
+        digests,
+    )
+    return AdmittedUpdate(
+        namespace, holding, tuple(changed), tuple(removed), is_complete=is_complete, warning=pending.warning
+    )
+
+
+def _with_holding(trusted: Trusted, update: AdmittedUpdate) -> Trusted:
+    pending = {name: waiting for name, waiting in trusted.pending.items() if name != update.namespace}
+    return replace(
+        trusted,
+        floor=max(trusted.floor, update.holding.head.issued),
+        holdings={**trusted.holdings, update.namespace: update.holding},
+        pending=pending,
+    )
