@@ -55,9 +55,10 @@ def decode(data: bytes, what: str) -> Value:
         raise
     except RecursionError as error:
         raise TooDeep(f"{what}: nested too deep") from error
-    except Exception as error:  # noqa: BLE001 - tags make cbor2 call into half the standard library
+    except Exception as error:
         if any(word in str(error).lower() for word in _DEPTH_WORDS):
             raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels") from error
+        # Tags make cbor2 call into half of the standard library, which raises what it likes.
         raise Malformed(f"{what}: not CBOR: {error}") from error
     if again != data:
         if data.startswith(again):
@@ -104,7 +105,7 @@ class Fields:
     def __init__(self, value: Value, what: str) -> None:
         if not isinstance(value, Mapping):
             raise Malformed(f"{what}: not a map")
-        self._map: Mapping[object, Value] = dict(value)
+        self._map: dict[object, Value] = {**value}
         self._what = what
 
     def __contains__(self, number: int) -> bool:
@@ -199,7 +200,7 @@ def _require_plain(value: object, what: str) -> None:
         for element in value:  # type: ignore[attr-defined]  # narrowed by type() for speed
             _require_plain(element, what)
     elif kind is dict:
-        kinds = set()
+        kinds: set[type] = set()
         for key, element in value.items():  # type: ignore[attr-defined]  # narrowed by type() for speed
             if type(key) is int and 0 <= key <= NUMBER_MAX:
                 kinds.add(int)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .codec import encode
+from .codec import Value, encode
 from .errors import EmptyPayload, HeaderNotAllowed, Malformed, NotDeterministic, TooLarge, TrailingBytes
 from .ids import KeyId
 from .limits import MESSAGE_MAX_BYTES, ROOT_KEYS_MAX, ROOT_MAX_BYTES
@@ -58,7 +58,7 @@ def to_sign(payload: bytes, place: Place, key: KeyId, *, several: bool) -> bytes
 def seal(payload: bytes, place: Place, signatures: Sequence[tuple[KeyId, bytes]], *, several: bool) -> bytes:
     """The message from a payload and signatures over `to_sign`; one signature exactly unless `several`."""
     if several:
-        listed = [[_signer_header(key), {}, signature] for key, signature in sorted(signatures)]
+        listed: list[Value] = [[_signer_header(key), {}, signature] for key, signature in sorted(signatures)]
         return _TAG_SIGN + _rest(encode([_body_header(place.kind), {}, payload, listed]))
     ((key, signature),) = signatures
     return _TAG_SIGN1 + _rest(encode([_sign1_header(place.kind, key), {}, payload, signature]))

@@ -1,0 +1,289 @@
+"""What a device starts from: `agent.toml` and the trust anchor `root.cbor` in one folder.
+
+`provision` writes them, `load` reads them. A value that cannot be used raises InvalidConfiguration with the file, the key,
+what is wrong and what is allowed, in one line.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from flagcast_shared.context import Device
+from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
+from flagcast_shared.ids import (
+    Environment,
+    Namespace,
+    parse_device,
+    parse_environment,
+    parse_namespace,
+    parse_prefix,
+)
+from flagcast_shared.limits import LABELS_MAX, ROOT_MAX_BYTES
+
+CONFIG_NAME: Final = "agent.toml"
+ANCHOR_NAME: Final = "root.cbor"
+STORE_NAME: Final = "agent.sqlite"
+SOCKET_NAME: Final = "agent.sock"
+
+_Parsed = TypeVar("_Parsed")
+
+PROTOCOLS: Final = ("auto", "5", "3.1.1")
+LOG_FORMATS: Final = ("logfmt", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerConfig:
+    """How the broker is reached. `password_file` holds the password alone, so that the configuration can be shown."""
+
+    host: str
+    port: int
+    tls: bool
+    protocol: str = "auto"
+    user: str = ""
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    keepalive_seconds: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Everything an agent is told; all paths are absolute."""
+
+    folder: Path
+    environment: Environment
+    prefix: str
+    device: Device
+    namespaces: tuple[Namespace, ...]
+    broker: BrokerConfig
+    anchor: Path
+    store: Path
+    socket: Path
+    socket_mode: int = 0o660
+    log_format: str = "logfmt"
+
+
+def load(folder: Path) -> AgentConfig:
+    """The configuration of a provisioned folder. Raises InvalidConfiguration."""
+    path = folder / CONFIG_NAME
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except FileNotFoundError:
+        raise InvalidConfiguration(
+            f"{path}: there is no such file; write one with: flagcast-agent provision {folder} --anchor FILE --broker URL"
+        ) from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfiguration(f"{path}: cannot be read: {error}") from error
+    return parse(document, folder.resolve(), str(path))
+
+
+def parse(document: Mapping[str, object], folder: Path, where: str) -> AgentConfig:
+    """The configuration from a parsed TOML document; relative paths stand in `folder`. Raises InvalidConfiguration."""
+    top = _Table(document, where, "")
+    device = top.table("device")
+    broker = top.table("broker")
+    paths = top.table("paths", required=False)
+    log = top.table("log", required=False)
+    config = AgentConfig(
+        folder=folder,
+        environment=top.parsed("environment", parse_environment),
+        prefix=top.parsed("prefix", parse_prefix, "flagcast"),
+        device=Device(
+            device.parsed("id", parse_device),
+            device.texts("labels", LABELS_MAX),
+            device.text("model", ""),
+            device.text("firmware", ""),
+        ),
+        namespaces=top.names("namespaces", parse_namespace, (Namespace("default"),)),
+        broker=_broker(broker, folder),
+        anchor=paths.path("anchor", folder, ANCHOR_NAME),
+        store=paths.path("store", folder, STORE_NAME),
+        socket=paths.path("socket", folder, SOCKET_NAME),
+        socket_mode=paths.mode("socket_mode", 0o660),
+        log_format=log.choice("format", LOG_FORMATS, "logfmt"),
+    )
+    for table in (top, device, broker, paths, log):
+        table.refuse_unknown()
+    return config
+
+
+def parse_broker_url(url: str) -> tuple[str, int, bool]:
+    """Host, port and whether TLS is used, of `mqtt://host[:port]` or `mqtts://host[:port]`. Raises InvalidIdentifier."""
+    try:
+        split = urlsplit(url)
+        port = split.port
+    except ValueError as error:
+        raise InvalidIdentifier(
+            f"{url!r}: {error}; allowed is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
+        ) from error
+    if (
+        split.scheme not in {"mqtt", "mqtts"}
+        or not split.hostname
+        or split.path not in {"", "/"}
+        or split.query
+    ):
+        raise InvalidIdentifier(f"{url!r}: allowed is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
+    if split.username or split.password:
+        raise InvalidIdentifier(
+            f"{url!r}: user and password do not belong in the URL; use user and password_file"
+        )
+    tls = split.scheme == "mqtts"
+    return split.hostname, port or (8883 if tls else 1883), tls
+
+
+def write(folder: Path, text: str, anchor: bytes) -> tuple[Path, Path]:
+    """Write a new `agent.toml` and anchor into a folder; neither is ever overwritten. Raises InvalidConfiguration."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfiguration(f"{folder}: cannot be made: {error.strerror}") from error
+    config_path, anchor_path = folder / CONFIG_NAME, folder / ANCHOR_NAME
+    for path in (config_path, anchor_path):
+        if path.exists():
+            raise InvalidConfiguration(
+                f"{path}: already there and never overwritten; remove it or name another folder"
+            )
+    _write_new(anchor_path, anchor)
+    _write_new(config_path, text.encode())
+    return config_path, anchor_path
+
+
+def read_anchor(path: Path) -> bytes:
+    """The bytes of a trust anchor. Raises InvalidConfiguration."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(ROOT_MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidConfiguration(f"{path}: the trust anchor cannot be read: {error.strerror}") from error
+    if len(data) > ROOT_MAX_BYTES:
+        raise InvalidConfiguration(
+            f"{path}: larger than any root ({ROOT_MAX_BYTES} bytes); this is not a trust anchor"
+        )
+    return data
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InvalidConfiguration(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _broker(table: "_Table", folder: Path) -> BrokerConfig:
+    host, port, tls = table.parsed("url", parse_broker_url)
+    return BrokerConfig(
+        host,
+        port,
+        tls,
+        table.choice("protocol", PROTOCOLS, "auto"),
+        table.text("user", ""),
+        table.optional_path("password_file", folder),
+        table.optional_path("ca_file", folder),
+        table.optional_path("cert_file", folder),
+        table.optional_path("key_file", folder),
+        table.integer("keepalive_seconds", 60, 5, 3600),
+    )
+
+
+class _Table:
+    # One TOML table; remembers which keys were asked for, so that a misspelt one is found.
+
+    def __init__(self, values: Mapping[str, object], where: str, name: str) -> None:
+        self._values = values
+        self._where = where
+        self._name = name
+        self._known: list[str] = []
+
+    def table(self, key: str, *, required: bool = True) -> "_Table":
+        value = self._take(key, None if required else {})
+        if not isinstance(value, Mapping):
+            raise self._wrong(key, "must be a table")
+        return _Table(value, self._where, f"{self._name}{key}.")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._take(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, "must be a text in quotes")
+        return value
+
+    def parsed(self, key: str, parser: Callable[[str], _Parsed], default: str | None = None) -> _Parsed:
+        try:
+            return parser(self.text(key, default))
+        except InvalidIdentifier as error:
+            raise self._wrong(key, f"cannot be used: {error}") from error
+
+    def names(
+        self, key: str, parser: Callable[[str], _Parsed], default: tuple[_Parsed, ...]
+    ) -> tuple[_Parsed, ...]:
+        value = self._take(key, list(default))
+        if not isinstance(value, list) or not value or any(not isinstance(name, str) for name in value):
+            raise self._wrong(key, "must be a list of at least one text")
+        try:
+            return tuple(dict.fromkeys(parser(name) for name in value))
+        except InvalidIdentifier as error:
+            raise self._wrong(key, f"cannot be used: {error}") from error
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        value = self.text(key, default)
+        if value not in allowed:
+            raise self._wrong(key, f"is {value!r}; allowed: {', '.join(allowed)}")
+        return value
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        value = self._take(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(key, f"must be a whole number from {low} to {high}")
+        return value
+
+    def mode(self, key: str, default: int) -> int:
+        text = self.text(key, f"{default:04o}")
+        try:
+            mode = int(text, 8)
+        except ValueError:
+            mode = -1
+        if not 0 <= mode <= 0o777:
+            raise self._wrong(key, f'is {text!r}; allowed are octal permissions such as "0660"')
+        return mode
+
+    def texts(self, key: str, high: int) -> dict[str, str]:
+        value = self._take(key, {})
+        if not isinstance(value, Mapping) or any(not isinstance(entry, str) for entry in value.values()):
+            raise self._wrong(key, "must be a table of texts")
+        if len(value) > high:
+            raise self._wrong(key, f"has {len(value)} entries; at most {high} are allowed")
+        return {str(name): str(entry) for name, entry in value.items()}
+
+    def path(self, key: str, folder: Path, default: str) -> Path:
+        return folder / self.text(key, default)
+
+    def optional_path(self, key: str, folder: Path) -> Path | None:
+        text = self.text(key, "")
+        return folder / text if text else None
+
+    def refuse_unknown(self) -> None:
+        for key in self._values:
+            if key not in self._known:
+                near = difflib.get_close_matches(key, self._known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(self._known)}"
+                raise self._wrong(key, f"is not a known key; {hint}")
+
+    def _take(self, key: str, default: object) -> object:
+        self._known.append(key)
+        value = self._values.get(key, default)
+        if value is None:
+            raise self._wrong(key, "is missing")
+        return value
+
+    def _wrong(self, key: str, what: str) -> InvalidConfiguration:
+        return InvalidConfiguration(f"{self._where}: {self._name}{key} {what}")

@@ -1,0 +1,227 @@
+"""The agent's disk: what was admitted, in SQLite, one transaction per update.
+
+WAL and `synchronous=FULL`: an update is on disk whole or not at all, and what was committed survives a power cut. Start-up reads
+with the standard library alone; sqlite-utils is loaded when there is something to write. The one module of the agent that
+touches the database.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flagcast_shared.errors import FlagcastError
+from flagcast_shared.ids import Digest, Epoch, Namespace, Version
+from flagcast_shared.trust import AdmittedRoot, AdmittedUpdate, Stored
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_MS: Final = 5_000
+"""How long a reader of the database (a backup, an application in process) may make a commit wait."""
+
+_CORRUPT_SUFFIX: Final = ".corrupt"
+
+
+class StoreError(FlagcastError):
+    """The agent's database cannot be used. Says what to do.
+
+    StoreError
+    ├── StoreCorrupt     it does not hold what was written; `--recover` sets it aside
+    ├── StoreTooNew      a later release wrote it
+    └── StoreUnwritable  disk full, read-only, no permission
+    """
+
+
+class StoreCorrupt(StoreError):
+    """The file is not the database that was written."""
+
+
+class StoreTooNew(StoreError):
+    """A later release wrote the file."""
+
+
+class StoreUnwritable(StoreError):
+    """The disk does not take it; what was admitted before is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Everything a device had admitted when it went down."""
+
+    root_data: bytes | None
+    floor: int
+    namespaces: tuple[Stored, ...]
+
+
+class Store:
+    """An open database. `persist_*` return only when the disk has it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises StoreError."""
+        self._path = path
+        self._connection = _open(path)
+        self._database: Database | None = None
+        try:
+            found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+            if found > SCHEMA_VERSION:
+                raise StoreTooNew(
+                    f"{path}: written by a later release (schema {found}, this one knows {SCHEMA_VERSION}); "
+                    "install that release again, or start afresh with --recover, which keeps the old file beside it"
+                )
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            if found < SCHEMA_VERSION:
+                self._migrate(found)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise _explain(path, error) from error
+        except StoreError:
+            self._connection.close()
+            raise
+
+    def load(self) -> Saved:
+        """What was persisted. Raises StoreCorrupt where the file does not give it back."""
+        try:
+            trust = dict(self._connection.execute("SELECT name, value FROM trust").fetchall())
+            namespaces = [
+                Stored(
+                    Namespace(name),
+                    bytes(head),
+                    Epoch(epoch),
+                    Version(version),
+                    Digest(bytes(digest)),
+                    self._records(name),
+                )
+                for name, head, epoch, version, digest in self._connection.execute(
+                    "SELECT namespace, head, epoch, version, digest FROM holding ORDER BY namespace"
+                ).fetchall()
+            ]
+        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+            raise _explain(self._path, error) from error
+        root = trust.get("root")
+        floor = trust.get("floor", 0)
+        return Saved(bytes(root) if root is not None else None, int(floor), tuple(namespaces))
+
+    def persist_update(self, update: AdmittedUpdate, floor: int) -> None:
+        """One admitted update in one transaction: the head, and only the records that change. Raises StoreError."""
+        holding, namespace = update.holding, update.namespace
+        try:
+            database = self._writer()
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                if update.is_complete:
+                    self._connection.execute("DELETE FROM record WHERE namespace = ?", [namespace])
+                self._connection.executemany(
+                    "DELETE FROM record WHERE namespace = ? AND kind = ? AND key = ?",
+                    [(namespace, identity.kind, identity.key) for identity in update.removed],
+                )
+                database.table("record").upsert_all(
+                    (
+                        {
+                            "namespace": namespace,
+                            "kind": record.id.kind,
+                            "key": record.id.key,
+                            "data": record.data,
+                        }
+                        for record in update.changed
+                    ),
+                    pk=("namespace", "kind", "key"),
+                )
+                database.table("holding").upsert(
+                    {
+                        "namespace": namespace,
+                        "head": holding.head_data,
+                        "epoch": holding.epoch,
+                        "version": holding.version,
+                        "digest": holding.digest,
+                    },
+                    pk="namespace",
+                )
+                database.table("trust").upsert({"name": "floor", "value": floor}, pk="name")
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise _explain(self._path, error) from error
+
+    def persist_root(self, admitted: AdmittedRoot, floor: int) -> None:
+        """A root in one transaction, before the next one is asked for. Raises StoreError."""
+        try:
+            database = self._writer()
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                database.table("trust").upsert_all(
+                    [{"name": "root", "value": admitted.data}, {"name": "floor", "value": floor}], pk="name"
+                )
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise _explain(self._path, error) from error
+
+    def close(self) -> None:
+        """Close; the write-ahead log is folded in."""
+        self._connection.close()
+
+    def _records(self, namespace: str) -> Iterable[bytes]:
+        rows = self._connection.execute(
+            "SELECT data FROM record WHERE namespace = ? ORDER BY kind, key", [namespace]
+        ).fetchall()
+        return [bytes(data) for (data,) in rows]
+
+    def _writer(self) -> "Database":
+        if self._database is None:
+            from sqlite_utils import Database
+
+            self._database = Database(self._connection, use_old_upsert=True)
+        return self._database
+
+    def _migrate(self, found: int) -> None:
+        # One step per schema version, each in one transaction with its number.
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            if found < 1:
+                self._connection.execute(
+                    "CREATE TABLE trust (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+                )
+                self._connection.execute(
+                    "CREATE TABLE holding (namespace TEXT PRIMARY KEY, head BLOB NOT NULL, epoch INTEGER NOT NULL, "
+                    "version INTEGER NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
+                )
+                self._connection.execute(
+                    "CREATE TABLE record (namespace TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, "
+                    "data BLOB NOT NULL, PRIMARY KEY (namespace, kind, key)) WITHOUT ROWID"
+                )
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def set_aside(path: Path, stamp: int) -> Path | None:
+    """Move a database that cannot be used out of the way, with its log, and keep it. Returns where it went."""
+    if not path.exists():
+        return None
+    kept = path.with_name(f"{path.name}{_CORRUPT_SUFFIX}-{stamp}")
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(kept.with_name(kept.name + suffix))
+    return kept
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        # Transactions are opened explicitly; the thread that persists is not the one that opened.
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    except sqlite3.Error as error:
+        raise _explain(path, error) from error
+    return connection
+
+
+def _explain(path: Path, error: Exception) -> StoreError:
+    text = str(error)
+    if isinstance(error, sqlite3.OperationalError) and "malformed" not in text:
+        return StoreUnwritable(
+            f"{path}: {text}; check that the folder exists, is writable and has free space. What was admitted is unharmed"
+        )
+    if isinstance(error, OSError):
+        return StoreUnwritable(f"{path}: {error.strerror}. What was admitted is unharmed")
+    return StoreCorrupt(
+        f"{path}: not the database that was written ({text}); start with --recover to set it aside and fetch everything again"
+    )
