@@ -110,8 +110,7 @@ class Store:
         holding, namespace = update.holding, update.namespace
         try:
             database = self._writer()
-            with self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
+            with database.atomic():
                 if update.is_complete:
                     self._connection.execute("DELETE FROM record WHERE namespace = ?", [namespace])
                 self._connection.executemany(
@@ -148,11 +147,12 @@ class Store:
         """A root in one transaction, before the next one is asked for. Raises StoreError."""
         try:
             database = self._writer()
-            with self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
-                database.table("trust").upsert_all(
-                    [{"name": "root", "value": admitted.data}, {"name": "floor", "value": floor}], pk="name"
-                )
+            rows: list[dict[str, object]] = [
+                {"name": "root", "value": admitted.data},
+                {"name": "floor", "value": floor},
+            ]
+            with database.atomic():
+                database.table("trust").upsert_all(rows, pk="name")
         except (sqlite3.DatabaseError, OSError) as error:
             raise _explain(self._path, error) from error
 
@@ -170,13 +170,13 @@ class Store:
         if self._database is None:
             from sqlite_utils import Database
 
-            self._database = Database(self._connection, use_old_upsert=True)
+            self._database = Database(self._connection)
         return self._database
 
     def _migrate(self, found: int) -> None:
         # One step per schema version, each in one transaction with its number.
         with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")  # another process may be creating it at this moment
             if found < 1:
                 self._connection.execute(
                     "CREATE TABLE trust (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"

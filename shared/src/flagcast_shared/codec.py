@@ -105,7 +105,7 @@ class Fields:
     def __init__(self, value: Value, what: str) -> None:
         if not isinstance(value, Mapping):
             raise Malformed(f"{what}: not a map")
-        self._map: dict[object, Value] = {**value}
+        self._map: dict[object, Value] = dict(value.items())
         self._what = what
 
     def __contains__(self, number: int) -> bool:

@@ -37,7 +37,8 @@ FlagcastError
     ├── FlagNotFound
     ├── NamespaceNotFound
     ├── TypeMismatch
-    └── FlagNotUsable
+    ├── FlagNotUsable
+    └── CallTooLarge          a context, an entity id or a batch over a limit
 
 A leaf's `attack` is the word that logs, reports and metrics use for it.
 """
@@ -251,3 +252,7 @@ class TypeMismatch(InvalidCall):
 
 class FlagNotUsable(InvalidCall):
     """The flag, or a segment it refers to, uses a word this release does not know or refers to nothing."""
+
+
+class CallTooLarge(InvalidCall):
+    """A context, an entity id or a batch over a limit of the agent's."""

@@ -6,7 +6,6 @@ differ.
 """
 
 import re
-from math import isinf
 from typing import Final
 
 from .model import Instant
@@ -27,15 +26,17 @@ def parse_float(text: str) -> float | None:
     "inf" and "infinity" with or without a sign and "nan" without, in any case. No spaces. A number beyond the
     range of a float64 is an error in Go; one that is too small is zero.
     """
-    if _PLAIN_NUMBER(text) is not None:
+    try:
         number = float(text)
-        return None if isinf(number) else number
-    if _DECIMAL(text) is not None:
-        number = float(text.replace("_", ""))
-        return None if isinf(number) else number
-    if _HEXADECIMAL(text) is not None:
-        return _hexadecimal(text.replace("_", ""))
-    return _SPECIAL.get(text.lower()) if text.isascii() else None
+    except ValueError:
+        return _hexadecimal(text.replace("_", "")) if _HEXADECIMAL(text) is not None else None
+    # `float` also takes white space around the number and the digits of other scripts. `_` it takes as Go does.
+    if not text.isascii() or text[0] <= " " or text[-1] <= " ":
+        return None
+    if number - number == 0.0:
+        return number
+    # Not finite: a word, or a number out of range.
+    return _WORDS.get(text.lower())
 
 
 def format_float(number: float) -> str:
@@ -83,20 +84,14 @@ _WHITE_SPACE: Final = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 
-# What nearly every context holds; the shapes with underscores, hexadecimal and words come after it.
-_PLAIN_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?").fullmatch
-
-# Underscores stand between digits (Go: underscoreOK). After "0b" or "0o" they would too, but no float has those.
+# Underscores stand between digits, or between the prefix and a digit (Go: underscoreOK).
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
-_DECIMAL: Final = re.compile(
-    rf"[+-]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?"
-).fullmatch
 _HEX_DIGITS = r"[0-9a-fA-F]+(?:_[0-9a-fA-F]+)*"
 _HEXADECIMAL: Final = re.compile(
     rf"[+-]?0[xX](?:_?{_HEX_DIGITS}\.?(?:{_HEX_DIGITS})?|\.{_HEX_DIGITS})[pP][+-]?{_DIGITS}"
 ).fullmatch
 
-_SPECIAL: Final = {
+_WORDS: Final = {
     "inf": float("inf"),
     "+inf": float("inf"),
     "-inf": float("-inf"),

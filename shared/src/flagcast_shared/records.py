@@ -8,6 +8,7 @@ alone. A word that this release does not know makes an Unsupported entry; a wron
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeVar
 
 from .codec import Fields, Value, array, decode, encode, integer, text
@@ -132,7 +133,7 @@ def split_content(data: bytes) -> Sequence[bytes]:
         Malformed: or one of its leaves.
     """
     listed = _byte_strings(decode(data, "snapshot"), "snapshot")
-    if any(first >= second for first, second in zip(listed, listed[1:], strict=False)):
+    if any(first >= second for first, second in pairwise(listed)):
         raise Malformed("snapshot: its records do not ascend")
     return listed
 

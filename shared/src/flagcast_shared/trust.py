@@ -347,18 +347,20 @@ def _settle_without_content(namespace: Namespace, held: Holding, fresh: _Pending
     offered = (fresh.head.epoch, fresh.offering.version)
     if offered < (held.epoch, held.version):
         # A narrowed candidate: the head is news, the content never steps down.
-        return _update(namespace, fresh, held, held.epoch, held.version, held.digest)
+        return _same_content(namespace, fresh, held, held.epoch, held.version)
     if fresh.offering.digest == held.digest:
-        return _update(namespace, fresh, held, offered[0], offered[1], held.digest)
+        return _same_content(namespace, fresh, held, *offered)
     if offered == (held.epoch, held.version):
         raise Equivocation(f"{namespace}: two different contents have the version {held.version}")
     return None
 
 
-def _update(
-    namespace: Namespace, fresh: _Pending, held: Holding, epoch: Epoch, version: Version, digest: Digest
+def _same_content(
+    namespace: Namespace, fresh: _Pending, held: Holding, epoch: Epoch, version: Version
 ) -> AdmittedUpdate:
-    holding = Holding(fresh.head, fresh.head_data, fresh.head_digest, epoch, version, digest, held.records)
+    holding = Holding(
+        fresh.head, fresh.head_data, fresh.head_digest, epoch, version, held.digest, held.records
+    )
     return AdmittedUpdate(namespace, holding, (), (), is_complete=False, warning=fresh.warning)
 
 
@@ -376,7 +378,8 @@ def _admit_part(trusted: Trusted, address: SnapshotAddress, data: bytes) -> tupl
     part = decode_part(payload, place)
     if (part.version, part.part) != (address.version, address.part):
         raise Replayed(
-            f"part {part.part} of version {part.version} was found at the place of part {address.part} of version {address.version}"
+            f"part {part.part} of version {part.version} was found at the place of "
+            f"part {address.part} of version {address.version}"
         )
     if part.epoch != pending.head.epoch or part.parts != pending.offering.parts:
         raise MixedVersions(
@@ -439,7 +442,8 @@ def _admit_delta(trusted: Trusted, address: DeltaAddress, data: bytes) -> tuple[
     delta = decode_delta_message(payload, place)
     if (delta.version, delta.from_version) != (address.version, address.from_version):
         raise Replayed(
-            f"the delta {delta.from_version} to {delta.version} was found at the place of {address.from_version} to {address.version}"
+            f"the delta {delta.from_version} to {delta.version} was found at the place of "
+            f"{address.from_version} to {address.version}"
         )
     if delta.epoch != pending.head.epoch:
         raise MixedVersions(

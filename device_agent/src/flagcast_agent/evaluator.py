@@ -1,0 +1,129 @@
+"""What the agent knows and answers from: one immutable Knowledge per namespace, swapped whole.
+
+Reading takes no lock and waits for nothing: a reader picks up the mapping of the instant, and an activation puts another
+mapping in its place. So every answer, and every batch that asks `knowledge` once, comes from exactly one admitted version.
+Activations come from one thread.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from flagcast_shared.errors import DeltaMismatch, NamespaceNotFound
+from flagcast_shared.evaluation import (
+    BooleanAnswer,
+    CompiledFlags,
+    Explanation,
+    VariantAnswer,
+    compile_flags,
+)
+from flagcast_shared.ids import Digest, EntityId, Epoch, FlagKey, Namespace, Version
+from flagcast_shared.model import Flag
+from flagcast_shared.trust import AdmittedUpdate
+
+from .limits import SHOWN_MAX_CHARACTERS
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """One admitted version of one namespace, ready to be asked.
+
+    `issued` and `expires` are the head's, `admitted_at` is when this device activated it, all in Unix seconds.
+    """
+
+    namespace: Namespace
+    epoch: Epoch
+    version: Version
+    digest: Digest
+    issued: int
+    expires: int
+    admitted_at: int
+    compiled: CompiledFlags
+
+    def is_stale(self, now: int) -> bool:
+        """Whether the head has expired by `now` (Unix seconds); the flags are evaluated all the same."""
+        return now >= self.expires
+
+
+class Evaluator:
+    """Answers every local protocol. `device` has the `device.*` properties of every context."""
+
+    def __init__(self, device: Mapping[str, str]) -> None:
+        self._device = dict(device)
+        self._known: Mapping[Namespace, Knowledge] = MappingProxyType({})
+        self._listeners: tuple[Callable[[Knowledge], None], ...] = ()
+
+    def boolean(
+        self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
+    ) -> BooleanAnswer:
+        """Raises NamespaceNotFound, FlagNotFound, TypeMismatch, FlagNotUsable."""
+        return self.knowledge(namespace).compiled.boolean(flag_key, entity_id, context)
+
+    def variant(
+        self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
+    ) -> VariantAnswer:
+        """Raises NamespaceNotFound, FlagNotFound, TypeMismatch, FlagNotUsable."""
+        return self.knowledge(namespace).compiled.variant(flag_key, entity_id, context)
+
+    def explain(
+        self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
+    ) -> Explanation:
+        """Raises NamespaceNotFound, FlagNotFound, FlagNotUsable."""
+        return self.knowledge(namespace).compiled.explain(flag_key, entity_id, context)
+
+    def flags(self, namespace: Namespace) -> tuple[Flag, ...]:
+        """The namespace's flags, sorted by key. Raises NamespaceNotFound."""
+        return self.knowledge(namespace).compiled.flags
+
+    def knowledge(self, namespace: Namespace) -> Knowledge:
+        """What is known of a namespace at this instant; it does not change under its reader. Raises NamespaceNotFound."""
+        known = self._known.get(namespace)
+        if known is None:
+            raise NamespaceNotFound(
+                f"namespace {namespace[:SHOWN_MAX_CHARACTERS]!r}: this device has no flags of it"
+            )
+        return known
+
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """The namespaces of which something was admitted, sorted."""
+        return tuple(sorted(self._known))
+
+    def activate(self, update: AdmittedUpdate, *, now: int) -> Knowledge:
+        """Answers from `update` from now on; `now` in Unix seconds.
+
+        Records that did not change are not compiled again. Raises DeltaMismatch for a change of something that was
+        never activated; nothing has changed then.
+        """
+        held = self._known.get(update.namespace)
+        if update.is_complete:
+            compiled = compile_flags([record.entry for record in update.changed], self._device)
+        elif held is None:
+            raise DeltaMismatch(f"{update.namespace}: a change was to be activated before any content was")
+        elif update.changes_content:
+            compiled = held.compiled.update([record.entry for record in update.changed], update.removed)
+        else:
+            compiled = held.compiled
+        holding = update.holding
+        knowledge = Knowledge(
+            update.namespace,
+            holding.epoch,
+            holding.version,
+            holding.digest,
+            holding.head.issued,
+            holding.head.expires,
+            now,
+            compiled,
+        )
+        self._known = MappingProxyType({**self._known, update.namespace: knowledge})
+        for listener in self._listeners:
+            listener(knowledge)
+        return knowledge
+
+    def listen(self, listener: Callable[[Knowledge], None]) -> Callable[[], None]:
+        """Calls `listener` after every activation, in the activating thread; returns what ends that."""
+        self._listeners = (*self._listeners, listener)
+
+        def forget() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+        return forget
