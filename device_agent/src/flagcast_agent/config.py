@@ -5,6 +5,7 @@ what is wrong and what is allowed, in one line.
 """
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -153,6 +154,29 @@ def write(folder: Path, text: str, anchor: bytes) -> tuple[Path, Path]:
     _write_new(anchor_path, anchor)
     _write_new(config_path, text.encode())
     return config_path, anchor_path
+
+
+def render(document: Mapping[str, object]) -> str:
+    """A parsed configuration as the TOML that `load` reads back."""
+    lines = ["# What this device starts from. docs/operations.md explains every key.", ""]
+    tables: list[tuple[str, Mapping[str, object]]] = [("", document)]
+    while tables:
+        name, table = tables.pop(0)
+        if name:
+            lines += ["", f"[{name}]"]
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                if value:
+                    tables.append((f"{name}.{key}".lstrip("."), value))
+            elif value != "":
+                # JSON's texts and lists of texts are TOML's, but for the escape of DEL.
+                lines.append(f"{_toml_key(key)} = {json.dumps(value).replace(chr(0x7F), chr(92) + 'u007f')}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    is_bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if is_bare else json.dumps(key)
 
 
 def read_anchor(path: Path) -> bytes:

@@ -4,6 +4,7 @@ The only module of the agent that imports paho. Every callback becomes a `sync` 
 are dropped. paho's own reconnecting is off: when to try again is the core's decision.
 """
 
+import contextlib
 import ssl
 import threading
 from collections.abc import Callable, Sequence
@@ -15,8 +16,8 @@ from flagcast_shared.limits import MESSAGE_MAX_BYTES
 
 from .config import BrokerConfig
 from .sync import (
-    ConnectFailed,
     Connected,
+    ConnectFailed,
     Disconnected,
     Event,
     Fault,
@@ -25,6 +26,8 @@ from .sync import (
 )
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
+FAREWELL_SECONDS: Final = 1.0
+"""How long a clean end waits for the broker to take the last report."""
 FILTERS_PER_SUBSCRIBE: Final = 8
 """AWS IoT refuses a SUBSCRIBE with more."""
 _TOPIC_ROOM_BYTES: Final = 1024
@@ -107,10 +110,9 @@ class _Session:
         if client is not None:
             if farewell is not None and self._was_connected:
                 message = client.publish(*farewell, qos=1, retain=True)
-                try:
-                    message.wait_for_publish(1.0)
-                except (ValueError, RuntimeError):
-                    pass  # the connection is gone; the broker sends the will
+                # Where the connection is gone already, the broker sends the will.
+                with contextlib.suppress(ValueError, RuntimeError):
+                    message.wait_for_publish(FAREWELL_SECONDS)
             client.disconnect()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(CONNECT_TIMEOUT_SECONDS)
@@ -151,7 +153,7 @@ class _Session:
                 )
             )
 
-    def _make_client(self, will_topic: str, will: bytes) -> Any:  # noqa: ANN401  # paho ships no types
+    def _make_client(self, will_topic: str, will: bytes) -> Any:
         from paho.mqtt.client import Client, MQTTv5, MQTTv311
         from paho.mqtt.enums import CallbackAPIVersion
 
@@ -161,7 +163,7 @@ class _Session:
             client_id=self._client_id,
             protocol=MQTTv5 if is_v5 else MQTTv311,
             reconnect_on_failure=False,
-            **({} if is_v5 else {"clean_session": True}),
+            clean_session=None if is_v5 else True,
         )
         client.connect_timeout = CONNECT_TIMEOUT_SECONDS
         client.will_set(will_topic, will, qos=1, retain=True)
@@ -175,20 +177,20 @@ class _Session:
         client.on_subscribe = self._on_subscribe
         return client
 
-    def _connect_properties(self) -> Any:  # noqa: ANN401  # paho ships no types
+    def _connect_properties(self) -> Any:
         if self._protocol != "5":
             return None
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
-        properties = Properties(PacketTypes.CONNECT)
+        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho ships no types
         # The broker itself keeps back what no message of ours can be (MQTT 5, 3.1.2.11.4).
         properties.MaximumPacketSize = MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES
         return properties
 
     def _on_connect(
         self, _client: object, _userdata: object, _flags: object, reason: Any, _properties: object
-    ) -> None:  # noqa: ANN401  # paho ships no types
+    ) -> None:
         if not reason.is_failure:
             self._was_connected = True
             self._say(Connected())
@@ -206,12 +208,12 @@ class _Session:
         if self._was_connected:
             self._say(Disconnected(str(reason)))
 
-    def _on_message(self, _client: object, _userdata: object, message: Any) -> None:  # noqa: ANN401  # paho ships no types
+    def _on_message(self, _client: object, _userdata: object, message: Any) -> None:
         self._say(Received(message.topic, bytes(message.payload)))
 
     def _on_subscribe(
         self, _client: object, _userdata: object, _mid: object, reasons: Any, _properties: object
-    ) -> None:  # noqa: ANN401  # paho ships no types
+    ) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
         if refused:
             self._say(SubscriptionRefused(", ".join(refused)))

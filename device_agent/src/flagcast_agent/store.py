@@ -5,6 +5,8 @@ with the standard library alone; sqlite-utils is loaded when there is something 
 touches the database.
 """
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,10 +31,15 @@ class StoreError(FlagcastError):
     """The agent's database cannot be used. Says what to do.
 
     StoreError
+    ├── StoreInUse       another agent holds it
     ├── StoreCorrupt     it does not hold what was written; `--recover` sets it aside
     ├── StoreTooNew      a later release wrote it
     └── StoreUnwritable  disk full, read-only, no permission
     """
+
+
+class StoreInUse(StoreError):
+    """Another agent works on the file."""
 
 
 class StoreCorrupt(StoreError):
@@ -62,8 +69,13 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open or create. Raises StoreError."""
         self._path = path
-        self._connection = _open(path)
+        self._lock = _lock(path)
         self._database: Database | None = None
+        try:
+            self._connection = _open(path)
+        except StoreError:
+            os.close(self._lock)
+            raise
         try:
             found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
             if found > SCHEMA_VERSION:
@@ -76,10 +88,10 @@ class Store:
             if found < SCHEMA_VERSION:
                 self._migrate(found)
         except sqlite3.DatabaseError as error:
-            self._connection.close()
+            self.close()
             raise _explain(path, error) from error
         except StoreError:
-            self._connection.close()
+            self.close()
             raise
 
     def load(self) -> Saved:
@@ -159,6 +171,7 @@ class Store:
     def close(self) -> None:
         """Close; the write-ahead log is folded in."""
         self._connection.close()
+        os.close(self._lock)
 
     def _records(self, namespace: str) -> Iterable[bytes]:
         rows = self._connection.execute(
@@ -202,6 +215,24 @@ def set_aside(path: Path, stamp: int) -> Path | None:
         if part.exists():
             part.rename(kept.with_name(kept.name + suffix))
     return kept
+
+
+def _lock(path: Path) -> int:
+    # Two agents on one database would each overwrite what the other believes. The lock file stays: removing it would let a
+    # third one lock a new file of the same name.
+    lock_path = path.with_name(f"{path.name}.lock")
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnwritable(
+            f"{path}: {error.strerror}; check that the folder exists and is writable for the agent's user"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StoreInUse(f"{path}: another agent works on this database; stop it first") from None
+    return lock
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -273,6 +273,12 @@ class Sync:
             case Ticked():
                 return self._on_ticked(now, monotonic)
 
+    def farewell(self) -> Publish:
+        """The last report of a clean end, the same as the will."""
+        return Publish(
+            self._report_topic(), encode_report(Report(self.session, self._reports, is_online=False))
+        )
+
     def next_deadline(self) -> float | None:
         """The monotonic time at which Ticked is next worth telling; None when nothing is waited for."""
         deadlines = (
@@ -519,7 +525,14 @@ class Sync:
             namespace = getattr(address, "namespace", "")
             rejection = Rejection(self.refusal.attack, namespace, self.refusal.at)
         report = Report(
-            self.session, self._reports, True, now, self.agent, self.trusted.root.number, applied, rejection
+            session=self.session,
+            number=self._reports,
+            is_online=True,
+            at=now,
+            agent=self.agent,
+            root=self.trusted.root.number,
+            applied=applied,
+            rejection=rejection,
         )
         return Publish(self._report_topic(), encode_report(report))
 

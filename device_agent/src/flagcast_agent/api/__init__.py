@@ -1,0 +1,1 @@
+"""The local interfaces: one module per protocol, all of them asking the same evaluator."""

@@ -1,0 +1,258 @@
+"""Flipt's three calls as plain functions of values: no bytes, no socket, no clock of its own.
+
+Every transport turns its requests into Questions and these replies into its responses, so that gRPC, Connect or
+anything later say the same. The rules are Flipt's v2 server's: a blank namespace or environment is filled from the
+call's metadata, then from the agent's configuration; a blank request id gets a fresh one, and in a batch the entries
+share the batch's; a reply carries the instant its evaluation ended.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flagcast_agent.evaluator import Evaluator
+from flagcast_agent.limits import (
+    BATCH_MAX_REQUESTS,
+    CONTEXT_MAX_BYTES,
+    CONTEXT_MAX_ENTRIES,
+    ENTITY_ID_MAX_BYTES,
+    SHOWN_MAX_CHARACTERS,
+)
+from flagcast_shared.errors import (
+    CallTooLarge,
+    FlagNotFound,
+    InvalidCall,
+    NamespaceNotFound,
+    TypeMismatch,
+)
+from flagcast_shared.evaluation import BooleanAnswer, Explanation, VariantAnswer
+from flagcast_shared.ids import EntityId, Environment, FlagKey, Namespace
+from flagcast_shared.model import Flag
+
+NAMESPACE_HEADER = "x-flipt-namespace"
+ENVIRONMENT_HEADER = "x-flipt-environment"
+DEFAULT_ENVIRONMENT = "default"
+"""What Flipt's clients call the environment of a server when they were told none: here, the agent's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What a call's metadata says for the fields that a request leaves blank."""
+
+    namespace: str = ""
+    environment: str = ""
+
+
+NO_FILLING = Filling()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One evaluation as a caller asks for it; every text may be blank."""
+
+    flag_key: str
+    entity_id: str = ""
+    context: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = ""
+    environment: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which request a reply belongs to, how long it took, and when it was ready (Unix seconds)."""
+
+    request_id: str
+    milliseconds: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class BooleanReply:
+    """A boolean flag's answer to one question."""
+
+    flag_key: str
+    answer: BooleanAnswer
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class VariantReply:
+    """A variant flag's answer to one question."""
+
+    flag_key: str
+    answer: VariantAnswer
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """A batch's entry that has no answer."""
+
+    flag_key: str
+    namespace: str
+    error: InvalidCall
+
+    @property
+    def is_not_found(self) -> bool:
+        """Whether the flag or its namespace is unknown; Flipt tells this apart from every other failure."""
+        return isinstance(self.error, FlagNotFound | NamespaceNotFound)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReply:
+    """Replies in the order of the questions."""
+
+    replies: tuple[BooleanReply | VariantReply | ErrorReply, ...]
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class FlagList:
+    """The flags of one admitted version of a namespace, sorted by key."""
+
+    namespace: Namespace
+    epoch: int
+    version: int
+    flags: tuple[Flag, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedReply:
+    """One evaluation with the steps that led to it, and the version it was made from."""
+
+    namespace: Namespace
+    epoch: int
+    version: int
+    flag_key: str
+    explanation: Explanation
+
+
+class Answers:
+    """Flipt's calls over an evaluator.
+
+    `environment` is the agent's own, `default_namespace` what a question without one means. `now` gives Unix seconds with
+    their fraction, `monotonic` seconds of a clock that never jumps, `fresh_id` a new request id.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        *,
+        environment: Environment,
+        default_namespace: Namespace,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        fresh_id: Callable[[], str],
+    ) -> None:
+        self._evaluator = evaluator
+        self._environment = environment
+        self._default_namespace = default_namespace
+        self._now = now
+        self._monotonic = monotonic
+        self._fresh_id = fresh_id
+
+    def boolean(self, question: Question, filling: Filling = NO_FILLING) -> BooleanReply:
+        """Raises InvalidCall: one of its leaves."""
+        began = self._monotonic()
+        namespace = self._admit(question, filling)
+        answer = self._evaluator.boolean(
+            namespace, FlagKey(question.flag_key), EntityId(question.entity_id), question.context
+        )
+        return BooleanReply(question.flag_key, answer, self._stamp(question.request_id, began))
+
+    def variant(self, question: Question, filling: Filling = NO_FILLING) -> VariantReply:
+        """Raises InvalidCall: one of its leaves."""
+        began = self._monotonic()
+        namespace = self._admit(question, filling)
+        answer = self._evaluator.variant(
+            namespace, FlagKey(question.flag_key), EntityId(question.entity_id), question.context
+        )
+        return VariantReply(question.flag_key, answer, self._stamp(question.request_id, began))
+
+    def batch(
+        self, questions: Sequence[Question], request_id: str = "", filling: Filling = NO_FILLING
+    ) -> BatchReply:
+        """Every question's answer or error; one that fails does not keep the others from theirs.
+
+        Raises:
+            CallTooLarge: more questions than BATCH_MAX_REQUESTS.
+        """
+        began = self._monotonic()
+        if len(questions) > BATCH_MAX_REQUESTS:
+            raise CallTooLarge(f"{len(questions)} requests in one batch; at most {BATCH_MAX_REQUESTS}")
+        answers = [self._answer(question, filling) for question in questions]
+        stamp = self._stamp(request_id, began)
+        replies: list[BooleanReply | VariantReply | ErrorReply] = []
+        for question, answer in zip(questions, answers, strict=True):
+            own = question.request_id
+            entry = Stamp(own, stamp.milliseconds, stamp.at) if own else stamp
+            match answer:
+                case BooleanAnswer():
+                    replies.append(BooleanReply(question.flag_key, answer, entry))
+                case VariantAnswer():
+                    replies.append(VariantReply(question.flag_key, answer, entry))
+                case InvalidCall():
+                    replies.append(
+                        ErrorReply(question.flag_key, self._namespace(question.namespace, filling), answer)
+                    )
+        return BatchReply(tuple(replies), stamp)
+
+    def flags(self, namespace: str = "") -> FlagList:
+        """The flags of a namespace; blank means the default one. Raises NamespaceNotFound."""
+        known = self._evaluator.knowledge(self._namespace(namespace, NO_FILLING))
+        return FlagList(known.namespace, known.epoch, known.version, known.compiled.flags)
+
+    def explain(self, question: Question) -> ExplainedReply:
+        """Raises InvalidCall: one of its leaves."""
+        known = self._evaluator.knowledge(self._admit(question, NO_FILLING))
+        explanation = known.compiled.explain(
+            FlagKey(question.flag_key), EntityId(question.entity_id), question.context
+        )
+        return ExplainedReply(known.namespace, known.epoch, known.version, question.flag_key, explanation)
+
+    def _answer(self, question: Question, filling: Filling) -> BooleanAnswer | VariantAnswer | InvalidCall:
+        key, entity = FlagKey(question.flag_key), EntityId(question.entity_id)
+        try:
+            compiled = self._evaluator.knowledge(self._admit(question, filling)).compiled
+            try:
+                return compiled.boolean(key, entity, question.context)
+            except TypeMismatch:
+                return compiled.variant(key, entity, question.context)
+        except InvalidCall as error:
+            return error
+
+    def _admit(self, question: Question, filling: Filling) -> Namespace:
+        environment = question.environment or filling.environment
+        if environment and environment not in {self._environment, DEFAULT_ENVIRONMENT}:
+            raise NamespaceNotFound(
+                f"environment {environment[:SHOWN_MAX_CHARACTERS]!r}: this device is in {self._environment!r}"
+            )
+        _require_small(question)
+        return self._namespace(question.namespace, filling)
+
+    def _namespace(self, text: str, filling: Filling) -> Namespace:
+        return Namespace(text or filling.namespace or self._default_namespace)
+
+    def _stamp(self, request_id: str, began: float) -> Stamp:
+        milliseconds = (self._monotonic() - began) * 1000
+        return Stamp(request_id or self._fresh_id(), milliseconds, self._now())
+
+
+def _require_small(question: Question) -> None:
+    context = question.context
+    if len(context) > CONTEXT_MAX_ENTRIES:
+        raise CallTooLarge(f"a context of {len(context)} entries; at most {CONTEXT_MAX_ENTRIES}")
+    # Characters bound the bytes from below and, four times, from above: only a large context is encoded to be measured.
+    characters = sum(map(len, context)) + sum(map(len, context.values()))
+    if characters * 4 > CONTEXT_MAX_BYTES:
+        size = sum(_bytes(key) + _bytes(value) for key, value in context.items())
+        if size > CONTEXT_MAX_BYTES:
+            raise CallTooLarge(f"a context of {size} bytes; at most {CONTEXT_MAX_BYTES}")
+    if len(question.entity_id) * 4 > ENTITY_ID_MAX_BYTES and _bytes(question.entity_id) > ENTITY_ID_MAX_BYTES:
+        raise CallTooLarge(
+            f"an entity id of {_bytes(question.entity_id)} bytes; at most {ENTITY_ID_MAX_BYTES}"
+        )
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,256 @@
+"""The command line's side of the socket: ask the agent that runs on this device, wait, return values.
+
+Each call opens a connection, asks and closes it; for a program that asks often, the socket is there in every language.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from grpclib.client import Channel
+from grpclib.const import Status as GrpcStatus
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from flagcast_agent.status import Status
+from flagcast_shared.errors import FlagcastError, FlagNotFound, InvalidCall
+
+from . import messages
+from .answers import Question
+from .protos import flagcast_agent_pb2 as agent
+from .protos import flipt_evaluation_pb2 as flipt
+from .protos.flagcast_agent_grpc import AgentStub
+from .protos.flipt_evaluation_grpc import EvaluationServiceStub
+
+ANSWER_TIMEOUT_SECONDS = 5.0
+"""An agent answers within a millisecond; one that does not within seconds hangs."""
+
+_Result = TypeVar("_Result")
+
+
+class AgentNotReachable(FlagcastError):
+    """No agent answers on the socket; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One flag's answer as the command line shows it. `type` is "boolean" or "variant".
+
+    `value` is "true" or "false" of a boolean flag, the variant's key of a variant flag ("" when there is none).
+    """
+
+    flag_key: str
+    type: str
+    value: str
+    reason: str
+    match: bool
+    segment_keys: tuple[str, ...] = ()
+    attachment: str = ""
+    request_id: str = ""
+    milliseconds: float = 0.0
+
+    def as_json(self) -> dict[str, object]:
+        """A dictionary that `json` can write; a boolean flag's value is a JSON boolean."""
+        return {
+            "flag": self.flag_key,
+            "type": self.type,
+            "value": self.value == "true" if self.type == "boolean" else self.value,
+            "reason": self.reason,
+            "match": self.match,
+            "segments": list(self.segment_keys),
+            "attachment": self.attachment,
+            "request_id": self.request_id,
+            "milliseconds": round(self.milliseconds, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFlag:
+    """One flag of a namespace. `type` is "boolean", "variant" or "unsupported", `problem` says why it is the last."""
+
+    key: str
+    type: str
+    enabled: bool
+    variants: tuple[str, ...]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFlags:
+    """The flags of the version of a namespace that the agent answers from, sorted by key."""
+
+    namespace: str
+    epoch: int
+    version: int
+    flags: tuple[ListedFlag, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One evaluation, the version it was made from, and what was looked at in order."""
+
+    namespace: str
+    epoch: int
+    version: int
+    evaluation: Evaluation
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalClient:
+    """Asks the agent behind the Unix socket at `path`; not to be used inside an event loop.
+
+    Every method raises AgentNotReachable, and InvalidCall where the agent says that the question has no answer.
+    """
+
+    path: Path
+    timeout: float = ANSWER_TIMEOUT_SECONDS
+
+    def evaluate(self, question: Question) -> Evaluation:
+        """The flag's answer, whatever its type."""
+        request = flipt.EvaluationRequest(
+            request_id=question.request_id,
+            namespace_key=question.namespace,
+            flag_key=question.flag_key,
+            entity_id=question.entity_id,
+            context=question.context,
+            environment_key=question.environment,
+        )
+
+        async def ask(channel: Channel) -> Evaluation:
+            service = EvaluationServiceStub(channel)
+            try:
+                return _boolean(await service.Boolean(request))
+            except GRPCError as error:
+                if error.status is not GrpcStatus.INVALID_ARGUMENT:
+                    raise
+            # Not a boolean flag, or a question that the second call refuses with the same words.
+            return _variant(await service.Variant(request))
+
+        return self._run(ask)
+
+    def status(self) -> Status:
+        """What the agent says about itself."""
+
+        async def ask(channel: Channel) -> Status:
+            return messages.status_of(await AgentStub(channel).Status(agent.StatusRequest()))
+
+        return self._run(ask)
+
+    def flags(self, namespace: str = "") -> ListedFlags:
+        """The flags of a namespace; blank means the agent's default one."""
+
+        async def ask(channel: Channel) -> ListedFlags:
+            response = await AgentStub(channel).ListFlags(agent.ListFlagsRequest(namespace=namespace))
+            return ListedFlags(
+                response.namespace,
+                response.epoch,
+                response.version,
+                tuple(
+                    ListedFlag(flag.key, flag.type, flag.enabled, tuple(flag.variants), flag.problem)
+                    for flag in response.flags
+                ),
+            )
+
+        return self._run(ask)
+
+    def explain(self, question: Question) -> Explained:
+        """The flag's answer with the steps that led to it."""
+        request = agent.ExplainRequest(
+            namespace=question.namespace,
+            flag_key=question.flag_key,
+            entity_id=question.entity_id,
+            context=question.context,
+        )
+
+        async def ask(channel: Channel) -> Explained:
+            response = await AgentStub(channel).Explain(request)
+            is_boolean = response.type == "boolean"
+            evaluation = Evaluation(
+                response.flag_key,
+                response.type,
+                _text(response.enabled) if is_boolean else response.variant_key,
+                response.reason,
+                response.match,
+                tuple(response.segment_keys),
+                response.variant_attachment,
+            )
+            return Explained(
+                response.namespace, response.epoch, response.version, evaluation, tuple(response.steps)
+            )
+
+        return self._run(ask)
+
+    def _run(self, ask: Callable[[Channel], Awaitable[_Result]]) -> _Result:
+        async def run() -> _Result:
+            async with Channel(path=str(self.path)) as channel, asyncio.timeout(self.timeout):
+                return await ask(channel)
+
+        try:
+            return asyncio.run(run())
+        except GRPCError as error:
+            raise _error(error) from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise AgentNotReachable(
+                f"no agent is listening at {self.path}; start one with: flagcast-agent run"
+            ) from None
+        except PermissionError:
+            raise AgentNotReachable(
+                f"this user may not connect to {self.path}; its owner and its group may (see: ls -l {self.path})"
+            ) from None
+        except TimeoutError:
+            raise AgentNotReachable(
+                f"the agent at {self.path} did not answer within {self.timeout:g} s"
+            ) from None
+        except (OSError, StreamTerminatedError) as error:
+            raise AgentNotReachable(f"the agent at {self.path} cannot be asked: {error}") from error
+
+
+def _boolean(response: flipt.BooleanEvaluationResponse) -> Evaluation:
+    reason = _reason(response.reason)
+    return Evaluation(
+        response.flag_key,
+        "boolean",
+        _text(response.enabled),
+        reason,
+        reason == "match",
+        tuple(response.segment_keys),
+        request_id=response.request_id,
+        milliseconds=response.request_duration_millis,
+    )
+
+
+def _variant(response: flipt.VariantEvaluationResponse) -> Evaluation:
+    return Evaluation(
+        response.flag_key,
+        "variant",
+        response.variant_key,
+        _reason(response.reason),
+        response.match,
+        tuple(response.segment_keys),
+        response.variant_attachment,
+        response.request_id,
+        response.request_duration_millis,
+    )
+
+
+def _reason(value: flipt.EvaluationReason.ValueType) -> str:
+    return flipt.EvaluationReason.Name(value).removesuffix("_EVALUATION_REASON").lower()
+
+
+def _text(value: bool) -> str:  # noqa: FBT001  # a value to show, not a switch
+    return "true" if value else "false"
+
+
+def _error(error: GRPCError) -> FlagcastError:
+    message = error.message or error.status.name
+    match error.status:
+        case GrpcStatus.NOT_FOUND:
+            return FlagNotFound(message)
+        case GrpcStatus.INVALID_ARGUMENT | GrpcStatus.INTERNAL | GrpcStatus.RESOURCE_EXHAUSTED:
+            return InvalidCall(message)
+        case GrpcStatus.UNIMPLEMENTED:
+            return AgentNotReachable("the agent is of another release than this command: it has no such call")
+        case _:
+            return AgentNotReachable(f"the agent did not answer: {error.status.name}: {message}")

@@ -1,0 +1,353 @@
+"""The command `flagcast-agent`. The one place that reads arguments, prints for people and sets exit codes.
+
+Exit codes: 0 it worked; 1 it did not, or the flag has no answer; 2 wrong usage or configuration; 3 no agent answers.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flagcast_shared.errors import FlagcastError, InvalidInput
+
+if TYPE_CHECKING:
+    from .api.answers import Question
+    from .api.local import LocalClient
+
+DEFAULT_FOLDER: Final = "/var/lib/flagcast"
+FOLDER_VARIABLE: Final = "FLAGCAST_AGENT_DIR"
+SOCKET_VARIABLE: Final = "FLAGCAST_AGENT_SOCKET"
+
+OK: Final = 0
+FAILED: Final = 1
+WRONG_INPUT: Final = 2
+NO_AGENT: Final = 3
+
+_EPILOG: Final = f"""\
+The folder that a device was provisioned with is --dir, else ${FOLDER_VARIABLE}, else {DEFAULT_FOLDER}.
+Commands that ask a running agent find its socket in that folder's configuration; --socket or ${SOCKET_VARIABLE}
+names it directly, for a user who may use the socket but not read the folder.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.perform(options))
+    except InvalidInput as error:
+        return _fail(error, WRONG_INPUT)
+    except FlagcastError as error:
+        return _fail(error, NO_AGENT if type(error).__name__ == "AgentNotReachable" else FAILED)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"flagcast-agent: error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flagcast-agent",
+        description="Feature flags on this device: verified, persisted, answered with or without a network.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the release and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _command(commands, "run", "follow the broker and answer applications, until SIGTERM", _run)
+    _folder_option(run)
+    run.add_argument(
+        "--recover",
+        action="store_true",
+        help="set a corrupt or newer database aside and fetch everything again from the broker",
+    )
+    run.add_argument("--verbose", action="store_true", help="log more")
+
+    status = _command(
+        commands, "status", "what the running agent knows, how old that is, and its link", _status
+    )
+    _folder_option(status)
+    _socket_option(status)
+    _format_option(status)
+
+    evaluate = _command(
+        commands,
+        "eval",
+        "ask the running agent for a flag",
+        _evaluate,
+        "example: flagcast-agent eval new-dashboard --entity charger-17 --context site=oslo",
+    )
+    _question_options(evaluate)
+
+    explain = _command(
+        commands,
+        "explain",
+        "ask the running agent why an entity gets its answer",
+        _explain,
+        "example: flagcast-agent explain new-dashboard --entity charger-17 --context site=oslo",
+    )
+    _question_options(explain)
+
+    flags = _command(commands, "flags", "list the flags of a namespace", _flags)
+    _folder_option(flags)
+    _socket_option(flags)
+    flags.add_argument("--namespace", default="", help="the namespace (the agent's first one)")
+    _format_option(flags)
+
+    provision = _command(
+        commands,
+        "provision",
+        "write what a device starts from: configuration and trust anchor",
+        _provision,
+        "example: flagcast-agent provision /var/lib/flagcast --anchor root.cbor --device charger-17 --broker mqtts://broker",
+    )
+    provision.add_argument(
+        "folder", metavar="DIR", type=Path, help="the folder to write; nothing in it is overwritten"
+    )
+    provision.add_argument(
+        "--anchor", required=True, type=Path, metavar="FILE", help="the publisher's root, a file"
+    )
+    provision.add_argument("--device", required=True, metavar="ID", help="this device's id")
+    provision.add_argument(
+        "--broker", required=True, metavar="URL", help="mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
+    )
+    provision.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a namespace to follow; repeatable (default)",
+    )
+    provision.add_argument("--prefix", default="flagcast", help="the publisher's topic prefix (%(default)s)")
+    provision.add_argument(
+        "--label", action="append", default=[], metavar="NAME=VALUE", help="a label; repeatable"
+    )
+    provision.add_argument("--model", default="", help="the device's model, device.model in every context")
+    provision.add_argument("--firmware", default="", help="its firmware, device.firmware in every context")
+    return parser
+
+
+class _Version(argparse.Action):
+    # Reading the installed release costs an import that no other command needs.
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from .daemon import agent_version
+
+        print(f"flagcast-agent {agent_version()}")
+        parser.exit()
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    perform: object,
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=epilog
+    )
+    command.set_defaults(perform=perform)
+    return command
+
+
+def _folder_option(command: argparse.ArgumentParser) -> None:
+    default = Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER)
+    command.add_argument(
+        "--dir",
+        dest="folder",
+        type=Path,
+        default=default,
+        metavar="DIR",
+        help="the device's folder (%(default)s)",
+    )
+
+
+def _socket_option(command: argparse.ArgumentParser) -> None:
+    default = os.environ.get(SOCKET_VARIABLE)
+    command.add_argument(
+        "--socket",
+        type=Path,
+        default=Path(default) if default else None,
+        metavar="PATH",
+        help="the agent's socket",
+    )
+
+
+def _format_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format", choices=("text", "json"), default="text", help="how to print (%(default)s)"
+    )
+
+
+def _question_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("flag", metavar="FLAG", help="the flag's key")
+    command.add_argument(
+        "--entity", default="", metavar="ID", help="the entity that asks, such as a user or device id"
+    )
+    command.add_argument(
+        "--context",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a property of the context; repeatable",
+    )
+    command.add_argument("--namespace", default="", help="the namespace (the agent's first one)")
+    _folder_option(command)
+    _socket_option(command)
+    _format_option(command)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from . import config, daemon, logs
+
+    settings = config.load(options.folder)
+    logs.set_up(settings.log_format, verbose=options.verbose)
+    return daemon.run(settings, recover=options.recover)
+
+
+def _status(options: argparse.Namespace) -> int:
+    status = _client(options).status()
+    if options.format == "json":
+        _print_json(status.as_json())
+    else:
+        print("\n".join(status.as_text()))
+    return OK
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    evaluation = _client(options).evaluate(_question(options))
+    if options.format == "json":
+        _print_json(evaluation.as_json())
+        return OK
+    print(
+        f"{evaluation.value or '(none)'}\t{evaluation.reason}"
+        + (f"\t{evaluation.attachment}" if evaluation.attachment else "")
+    )
+    return OK
+
+
+def _explain(options: argparse.Namespace) -> int:
+    explained = _client(options).explain(_question(options))
+    if options.format == "json":
+        _print_json(
+            {
+                "namespace": explained.namespace,
+                "epoch": explained.epoch,
+                "version": explained.version,
+                **explained.evaluation.as_json(),
+                "steps": list(explained.steps),
+            }
+        )
+        return OK
+    print("\n".join(explained.steps))
+    return OK
+
+
+def _flags(options: argparse.Namespace) -> int:
+    listed = _client(options).flags(options.namespace)
+    if options.format == "json":
+        _print_json(
+            {
+                "namespace": listed.namespace,
+                "epoch": listed.epoch,
+                "version": listed.version,
+                "flags": [
+                    {
+                        "key": flag.key,
+                        "type": flag.type,
+                        "enabled": flag.enabled,
+                        "variants": list(flag.variants),
+                        "problem": flag.problem or None,
+                    }
+                    for flag in listed.flags
+                ],
+            }
+        )
+        return OK
+    print(f"{listed.namespace}: version {listed.version}, {len(listed.flags)} flags")
+    width = max((len(flag.key) for flag in listed.flags), default=0)
+    for flag in listed.flags:
+        state = "enabled" if flag.enabled else "disabled"
+        print(
+            f"  {flag.key:<{width}}  {flag.type:<11}  {flag.problem or state}  {' '.join(flag.variants)}".rstrip()
+        )
+    return OK
+
+
+def _provision(options: argparse.Namespace) -> int:
+    from flagcast_shared.errors import InvalidConfiguration, Refused
+    from flagcast_shared.trust import anchor, anchor_environment
+
+    from . import config
+
+    data = config.read_anchor(options.anchor)
+    try:
+        environment = anchor_environment(data)
+        root = anchor(data, environment)
+    except Refused as error:
+        raise InvalidConfiguration(f"{options.anchor}: not a trust anchor: {error}") from error
+    labels = dict(_pair(text, "--label") for text in options.label)
+    document: dict[str, object] = {
+        "environment": environment,
+        "prefix": options.prefix,
+        "namespaces": options.namespace or ["default"],
+        "device": {
+            "id": options.device,
+            "model": options.model,
+            "firmware": options.firmware,
+            "labels": labels,
+        },
+        "broker": {"url": options.broker},
+    }
+    # What is written must be what `run` will accept.
+    config.parse(document, options.folder, "provision")
+    written = config.write(options.folder, config.render(document), data)
+    print(f"environment {environment}, root {root.number}, epoch {root.epoch}")
+    for path in written:
+        print(f"wrote {path}")
+    print(f"next: flagcast-agent run --dir {options.folder}")
+    return OK
+
+
+def _client(options: argparse.Namespace) -> "LocalClient":
+    from .api.local import LocalClient
+
+    if options.socket is not None:
+        return LocalClient(options.socket)
+    from . import config
+
+    return LocalClient(config.load(options.folder).socket)
+
+
+def _question(options: argparse.Namespace) -> "Question":
+    from .api.answers import Question
+
+    context = dict(_pair(text, "--context") for text in options.context)
+    return Question(options.flag, options.entity, context, options.namespace)
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise InvalidInput(f"{option} {text!r}: allowed is NAME=VALUE")
+    return name, value
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
