@@ -14,14 +14,12 @@ from flagcast_shared.evaluation import (
     BooleanAnswer,
     CompiledFlags,
     Explanation,
+    FlagState,
     VariantAnswer,
     compile_flags,
 )
 from flagcast_shared.ids import Digest, EntityId, Epoch, FlagKey, Namespace, Version
-from flagcast_shared.model import Flag
 from flagcast_shared.trust import AdmittedUpdate
-
-from .limits import SHOWN_MAX_CHARACTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +69,15 @@ class Evaluator:
         """Raises NamespaceNotFound, FlagNotFound, FlagNotUsable."""
         return self.knowledge(namespace).compiled.explain(flag_key, entity_id, context)
 
-    def flags(self, namespace: Namespace) -> tuple[Flag, ...]:
-        """The namespace's flags, sorted by key. Raises NamespaceNotFound."""
+    def flags(self, namespace: Namespace) -> Mapping[FlagKey, FlagState]:
+        """Every flag of the namespace with its type and whether it is usable. Raises NamespaceNotFound."""
         return self.knowledge(namespace).compiled.flags
 
     def knowledge(self, namespace: Namespace) -> Knowledge:
         """What is known of a namespace at this instant; it does not change under its reader. Raises NamespaceNotFound."""
         known = self._known.get(namespace)
         if known is None:
-            raise NamespaceNotFound(
-                f"namespace {namespace[:SHOWN_MAX_CHARACTERS]!r}: this device has no flags of it"
-            )
+            raise NamespaceNotFound(f"no namespace {namespace!r} on this device")
         return known
 
     def namespaces(self) -> tuple[Namespace, ...]:

@@ -21,8 +21,8 @@ BATCH_MAX_REQUESTS = 1_000
 CONNECTIONS_MAX = 256
 """Connections open at once. Each may hold 100 calls; the process's file descriptors also serve the broker and the disk."""
 
-SHOWN_MAX_CHARACTERS = 120
-"""How much of a caller's text an error repeats: gRPC clients read at most 8 KiB of trailers."""
+ERROR_MAX_CHARACTERS = 300
+"""An error's text, which may repeat the caller's: gRPC clients read 8 KiB of trailers, and a character may take 12 bytes."""
 
 REQUEST_TIMEOUT_SECONDS = 10
 """How long a caller may take to send one request's message once it has begun the call."""

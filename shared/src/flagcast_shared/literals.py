@@ -78,6 +78,22 @@ def parse_instant(text: str) -> Instant | None:
     return Instant(seconds, int(found[7][:9].ljust(9, "0")) if found[7] else 0)
 
 
+def format_instant(instant: Instant) -> str:
+    """RFC 3339 in UTC, with as many digits of the fraction as it has; `parse_instant` reads back years 0 to 9999."""
+    days, second = divmod(instant.seconds, 86_400)
+    # The inverse of `_days_since_1970`, over eras of 400 years of 146,097 days that begin in March.
+    era, day_of_era = divmod(days + 719_468, 146_097)
+    year = (day_of_era - day_of_era // 1_460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
+    day_of_year = day_of_era - (365 * year + year // 4 - year // 100)
+    month = (5 * day_of_year + 2) // 153
+    day = day_of_year - (153 * month + 2) // 5 + 1
+    month = month + 3 if month < 10 else month - 9
+    year += era * 400 + (month <= 2)
+    fraction = f".{instant.nanos:09d}".rstrip("0") if instant.nanos else ""
+    clock = f"{second // 3_600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
+    return f"{year:04d}-{month:02d}-{day:02d}T{clock}{fraction}Z"
+
+
 # unicode.IsSpace: the White_Space property.
 _WHITE_SPACE: Final = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"

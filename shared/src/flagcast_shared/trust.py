@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .bucketing import candidate_bucket
-from .codec import inflate
+from .codec import Fields, decode, inflate
 from .context import Device
 from .envelope import open_envelope
 from .errors import (
@@ -42,7 +42,7 @@ from .errors import (
 from .ids import Digest, Environment, Epoch, Namespace, RecordId, Version
 from .ids import Sequence as HeadSequence
 from .keyring import verify
-from .limits import CONTENT_MAX_BYTES, ROOTS_MAX
+from .limits import CONTENT_MAX_BYTES, KEY_MAX_BYTES, ROOTS_MAX
 from .messages import (
     Head,
     Offering,
@@ -178,6 +178,12 @@ def anchor(data: bytes, environment: Environment) -> Root:
         envelope, root, Role.ROOT, also_known=frozenset(signature.key for signature in envelope.signatures)
     )
     return root
+
+
+def anchor_environment(data: bytes) -> Environment:
+    """The environment that an anchor is made for; believed no more than the file it came from. Raises Refused."""
+    payload = open_envelope(data, root_place(Environment(""))).payload
+    return Environment(Fields(decode(payload, "root"), "root").text(3, KEY_MAX_BYTES))
 
 
 def begin(environment: Environment, device: Device, anchor_data: bytes, *, floor: int = 0) -> Trusted:

@@ -15,7 +15,6 @@ from flagcast_agent.limits import (
     CONTEXT_MAX_BYTES,
     CONTEXT_MAX_ENTRIES,
     ENTITY_ID_MAX_BYTES,
-    SHOWN_MAX_CHARACTERS,
 )
 from flagcast_shared.errors import (
     CallTooLarge,
@@ -24,9 +23,8 @@ from flagcast_shared.errors import (
     NamespaceNotFound,
     TypeMismatch,
 )
-from flagcast_shared.evaluation import BooleanAnswer, Explanation, VariantAnswer
+from flagcast_shared.evaluation import BooleanAnswer, CompiledFlags, Explanation, FlagState, VariantAnswer
 from flagcast_shared.ids import EntityId, Environment, FlagKey, Namespace
-from flagcast_shared.model import Flag
 
 NAMESPACE_HEADER = "x-flipt-namespace"
 ENVIRONMENT_HEADER = "x-flipt-environment"
@@ -70,7 +68,6 @@ class Stamp:
 class BooleanReply:
     """A boolean flag's answer to one question."""
 
-    flag_key: str
     answer: BooleanAnswer
     stamp: Stamp
 
@@ -79,7 +76,6 @@ class BooleanReply:
 class VariantReply:
     """A variant flag's answer to one question."""
 
-    flag_key: str
     answer: VariantAnswer
     stamp: Stamp
 
@@ -113,7 +109,7 @@ class FlagList:
     namespace: Namespace
     epoch: int
     version: int
-    flags: tuple[Flag, ...]
+    flags: tuple[tuple[FlagKey, FlagState], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +119,6 @@ class ExplainedReply:
     namespace: Namespace
     epoch: int
     version: int
-    flag_key: str
     explanation: Explanation
 
 
@@ -158,7 +153,7 @@ class Answers:
         answer = self._evaluator.boolean(
             namespace, FlagKey(question.flag_key), EntityId(question.entity_id), question.context
         )
-        return BooleanReply(question.flag_key, answer, self._stamp(question.request_id, began))
+        return BooleanReply(answer, self._stamp(question.request_id, began))
 
     def variant(self, question: Question, filling: Filling = NO_FILLING) -> VariantReply:
         """Raises InvalidCall: one of its leaves."""
@@ -167,12 +162,14 @@ class Answers:
         answer = self._evaluator.variant(
             namespace, FlagKey(question.flag_key), EntityId(question.entity_id), question.context
         )
-        return VariantReply(question.flag_key, answer, self._stamp(question.request_id, began))
+        return VariantReply(answer, self._stamp(question.request_id, began))
 
     def batch(
         self, questions: Sequence[Question], request_id: str = "", filling: Filling = NO_FILLING
     ) -> BatchReply:
         """Every question's answer or error; one that fails does not keep the others from theirs.
+
+        All answers of one namespace come from the same version, whatever is activated meanwhile.
 
         Raises:
             CallTooLarge: more questions than BATCH_MAX_REQUESTS.
@@ -180,7 +177,8 @@ class Answers:
         began = self._monotonic()
         if len(questions) > BATCH_MAX_REQUESTS:
             raise CallTooLarge(f"{len(questions)} requests in one batch; at most {BATCH_MAX_REQUESTS}")
-        answers = [self._answer(question, filling) for question in questions]
+        held: dict[Namespace, CompiledFlags] = {}
+        answers = [self._answer(question, filling, held) for question in questions]
         stamp = self._stamp(request_id, began)
         replies: list[BooleanReply | VariantReply | ErrorReply] = []
         for question, answer in zip(questions, answers, strict=True):
@@ -188,9 +186,9 @@ class Answers:
             entry = Stamp(own, stamp.milliseconds, stamp.at) if own else stamp
             match answer:
                 case BooleanAnswer():
-                    replies.append(BooleanReply(question.flag_key, answer, entry))
+                    replies.append(BooleanReply(answer, entry))
                 case VariantAnswer():
-                    replies.append(VariantReply(question.flag_key, answer, entry))
+                    replies.append(VariantReply(answer, entry))
                 case InvalidCall():
                     replies.append(
                         ErrorReply(question.flag_key, self._namespace(question.namespace, filling), answer)
@@ -200,7 +198,12 @@ class Answers:
     def flags(self, namespace: str = "") -> FlagList:
         """The flags of a namespace; blank means the default one. Raises NamespaceNotFound."""
         known = self._evaluator.knowledge(self._namespace(namespace, NO_FILLING))
-        return FlagList(known.namespace, known.epoch, known.version, known.compiled.flags)
+        return FlagList(
+            known.namespace,
+            known.epoch,
+            known.version,
+            tuple(sorted(known.compiled.flags.items())),
+        )
 
     def explain(self, question: Question) -> ExplainedReply:
         """Raises InvalidCall: one of its leaves."""
@@ -208,12 +211,17 @@ class Answers:
         explanation = known.compiled.explain(
             FlagKey(question.flag_key), EntityId(question.entity_id), question.context
         )
-        return ExplainedReply(known.namespace, known.epoch, known.version, question.flag_key, explanation)
+        return ExplainedReply(known.namespace, known.epoch, known.version, explanation)
 
-    def _answer(self, question: Question, filling: Filling) -> BooleanAnswer | VariantAnswer | InvalidCall:
+    def _answer(
+        self, question: Question, filling: Filling, held: dict[Namespace, CompiledFlags]
+    ) -> BooleanAnswer | VariantAnswer | InvalidCall:
         key, entity = FlagKey(question.flag_key), EntityId(question.entity_id)
         try:
-            compiled = self._evaluator.knowledge(self._admit(question, filling)).compiled
+            namespace = self._admit(question, filling)
+            compiled = held.get(namespace)
+            if compiled is None:
+                compiled = held[namespace] = self._evaluator.knowledge(namespace).compiled
             try:
                 return compiled.boolean(key, entity, question.context)
             except TypeMismatch:
@@ -225,7 +233,7 @@ class Answers:
         environment = question.environment or filling.environment
         if environment and environment not in {self._environment, DEFAULT_ENVIRONMENT}:
             raise NamespaceNotFound(
-                f"environment {environment[:SHOWN_MAX_CHARACTERS]!r}: this device is in {self._environment!r}"
+                f"no environment {environment!r}: this device is in {self._environment!r}"
             )
         _require_small(question)
         return self._namespace(question.namespace, filling)

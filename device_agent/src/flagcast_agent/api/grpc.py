@@ -32,6 +32,7 @@ from h2.events import UnknownFrameReceived
 from flagcast_agent.evaluator import Evaluator, Knowledge
 from flagcast_agent.limits import (
     CONNECTIONS_MAX,
+    ERROR_MAX_CHARACTERS,
     REQUEST_MAX_BYTES,
     REQUEST_TIMEOUT_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
@@ -333,7 +334,7 @@ async def _answer(
     try:
         response = answer(request)
     except InvalidCall as error:
-        raise GRPCError(_status_of(error), str(error)) from None
+        raise GRPCError(_status_of(error), _shown(error)) from None
     except Exception:
         log.exception("a call failed inside the agent")
         raise GRPCError(GrpcStatus.INTERNAL, "the agent failed; its log says how") from None
@@ -373,7 +374,7 @@ async def _receive(stream: ServerStream[_Request, _Response], kind: type[_Reques
         return kind.FromString(body)
     except DecodeError as error:
         raise GRPCError(
-            GrpcStatus.INVALID_ARGUMENT, f"the request is not a {kind.DESCRIPTOR.full_name}: {error}"
+            GrpcStatus.INVALID_ARGUMENT, f"the request is not a {kind.DESCRIPTOR.full_name}: {_shown(error)}"
         ) from None
 
 
@@ -385,6 +386,11 @@ def _status_of(error: InvalidCall) -> GrpcStatus:
             return GrpcStatus.INTERNAL
         case _:
             return GrpcStatus.INVALID_ARGUMENT
+
+
+def _shown(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= ERROR_MAX_CHARACTERS else f"{text[:ERROR_MAX_CHARACTERS]}…"
 
 
 def _filling(stream: ServerStream[_Request, _Response]) -> Filling:

@@ -67,12 +67,11 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class ListedFlag:
-    """One flag of a namespace. `type` is "boolean", "variant" or "unsupported", `problem` says why it is the last."""
+    """One flag of a namespace. `type` is "boolean", "variant" or "unknown"; `problem` says why it cannot be used."""
 
     key: str
     type: str
     enabled: bool
-    variants: tuple[str, ...]
     problem: str
 
 
@@ -88,13 +87,13 @@ class ListedFlags:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One evaluation, the version it was made from, and what was looked at in order."""
+    """One evaluation with its steps, and the version it was made from: lines for people, JSON text for programs."""
 
     namespace: str
     epoch: int
     version: int
-    evaluation: Evaluation
-    steps: tuple[str, ...]
+    lines: tuple[str, ...]
+    json: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +146,7 @@ class LocalClient:
                 response.namespace,
                 response.epoch,
                 response.version,
-                tuple(
-                    ListedFlag(flag.key, flag.type, flag.enabled, tuple(flag.variants), flag.problem)
-                    for flag in response.flags
-                ),
+                tuple(ListedFlag(flag.key, flag.type, flag.enabled, flag.problem) for flag in response.flags),
             )
 
         return self._run(ask)
@@ -166,18 +162,8 @@ class LocalClient:
 
         async def ask(channel: Channel) -> Explained:
             response = await AgentStub(channel).Explain(request)
-            is_boolean = response.type == "boolean"
-            evaluation = Evaluation(
-                response.flag_key,
-                response.type,
-                _text(response.enabled) if is_boolean else response.variant_key,
-                response.reason,
-                response.match,
-                tuple(response.segment_keys),
-                response.variant_attachment,
-            )
             return Explained(
-                response.namespace, response.epoch, response.version, evaluation, tuple(response.steps)
+                response.namespace, response.epoch, response.version, tuple(response.lines), response.json
             )
 
         return self._run(ask)

@@ -3,11 +3,11 @@
 No transport: what a gRPC server sends and a Connect server would send are the same messages.
 """
 
+import json
 from typing import Final, cast
 
 from flagcast_agent.status import Freshness, LinkState, LinkStatus, NamespaceStatus, Rejection, Status
-from flagcast_shared.evaluation import BooleanAnswer, Reason
-from flagcast_shared.model import BooleanFlag, Flag, UnsupportedFlag, VariantFlag
+from flagcast_shared.evaluation import Reason
 
 from .answers import (
     BatchReply,
@@ -54,7 +54,7 @@ def boolean_response(reply: BooleanReply) -> flipt.BooleanEvaluationResponse:
         reason=_REASONS[reply.answer.reason],
         request_id=reply.stamp.request_id,
         request_duration_millis=reply.stamp.milliseconds,
-        flag_key=reply.flag_key,
+        flag_key=reply.answer.flag_key,
         segment_keys=reply.answer.segment_keys,
     )
     _set_timestamp(response, reply.stamp)
@@ -71,7 +71,7 @@ def variant_response(reply: VariantReply) -> flipt.VariantEvaluationResponse:
         variant_attachment=reply.answer.attachment,
         request_id=reply.stamp.request_id,
         request_duration_millis=reply.stamp.milliseconds,
-        flag_key=reply.flag_key,
+        flag_key=reply.answer.flag_key,
     )
     _set_timestamp(response, reply.stamp)
     return response
@@ -92,31 +92,22 @@ def flags_response(listed: FlagList) -> agent.ListFlagsResponse:
         namespace=listed.namespace,
         epoch=listed.epoch,
         version=listed.version,
-        flags=[_flag(flag) for flag in listed.flags],
+        flags=[
+            agent.Flag(key=key, type=state.type, enabled=state.enabled, problem=state.problem)
+            for key, state in listed.flags
+        ],
     )
 
 
 def explain_response(reply: ExplainedReply) -> agent.ExplainResponse:
     """Our message of an explained evaluation."""
-    answer = reply.explanation.answer
-    response = agent.ExplainResponse(
+    return agent.ExplainResponse(
         namespace=reply.namespace,
         epoch=reply.epoch,
         version=reply.version,
-        flag_key=reply.flag_key,
-        reason=answer.reason,
-        segment_keys=answer.segment_keys,
-        steps=reply.explanation.steps,
+        lines=reply.explanation.lines(),
+        json=json.dumps(reply.explanation.as_dict(), ensure_ascii=False),
     )
-    if isinstance(answer, BooleanAnswer):
-        response.type = "boolean"
-        response.enabled = answer.enabled
-    else:
-        response.type = "variant"
-        response.match = answer.match
-        response.variant_key = answer.variant_key
-        response.variant_attachment = answer.attachment
-    return response
 
 
 def status_response(status: Status) -> agent.StatusResponse:
@@ -185,17 +176,6 @@ def _set_timestamp(
     seconds, microseconds = divmod(round(stamp.at * 1_000_000), 1_000_000)
     response.timestamp.seconds = seconds
     response.timestamp.nanos = microseconds * 1000
-
-
-def _flag(flag: Flag) -> agent.Flag:
-    match flag:
-        case BooleanFlag():
-            return agent.Flag(key=flag.key, type="boolean", enabled=flag.enabled)
-        case VariantFlag():
-            variants = [variant.key for variant in flag.variants]
-            return agent.Flag(key=flag.key, type="variant", enabled=flag.enabled, variants=variants)
-        case UnsupportedFlag():
-            return agent.Flag(key=flag.key, type="unsupported", problem=flag.why)
 
 
 def _namespace_message(status: NamespaceStatus) -> agent.NamespaceStatus:

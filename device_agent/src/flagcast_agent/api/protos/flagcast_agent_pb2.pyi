@@ -239,30 +239,24 @@ class Flag(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     ENABLED_FIELD_NUMBER: _builtins.int
-    VARIANTS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     type: _builtins.str
-    """"boolean", "variant" or "unsupported"."""
+    """"boolean", "variant" or, for a flag of a newer publisher, "unknown"."""
     enabled: _builtins.bool
     problem: _builtins.str
     """Why the flag answers only errors; blank for a usable flag."""
-    @_builtins.property
-    def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The keys of a variant flag's variants."""
-
     def __init__(
         self,
         *,
         key: _builtins.str = ...,
         type: _builtins.str = ...,
         enabled: _builtins.bool = ...,
-        variants: _abc.Iterable[_builtins.str] | None = ...,
         problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "key", b"key", "problem", b"problem", "type", b"type", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "key", b"key", "problem", b"problem", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,33 +318,16 @@ class ExplainResponse(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    FLAG_KEY_FIELD_NUMBER: _builtins.int
-    TYPE_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    ENABLED_FIELD_NUMBER: _builtins.int
-    MATCH_FIELD_NUMBER: _builtins.int
-    VARIANT_KEY_FIELD_NUMBER: _builtins.int
-    VARIANT_ATTACHMENT_FIELD_NUMBER: _builtins.int
-    SEGMENT_KEYS_FIELD_NUMBER: _builtins.int
-    STEPS_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     epoch: _builtins.int
     version: _builtins.int
-    flag_key: _builtins.str
-    type: _builtins.str
-    """"boolean" or "variant"."""
-    reason: _builtins.str
-    enabled: _builtins.bool
-    """A boolean flag's answer."""
-    match: _builtins.bool
-    """A variant flag's answer."""
-    variant_key: _builtins.str
-    variant_attachment: _builtins.str
+    json: _builtins.str
+    """For programs: the flag, its type, the answer and every step, as one JSON object."""
     @_builtins.property
-    def segment_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
-    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was looked at, in order, for people."""
+    def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For people, a line each."""
 
     def __init__(
         self,
@@ -358,19 +335,12 @@ class ExplainResponse(_message.Message):
         namespace: _builtins.str = ...,
         epoch: _builtins.int = ...,
         version: _builtins.int = ...,
-        flag_key: _builtins.str = ...,
-        type: _builtins.str = ...,
-        reason: _builtins.str = ...,
-        enabled: _builtins.bool = ...,
-        match: _builtins.bool = ...,
-        variant_key: _builtins.str = ...,
-        variant_attachment: _builtins.str = ...,
-        segment_keys: _abc.Iterable[_builtins.str] | None = ...,
-        steps: _abc.Iterable[_builtins.str] | None = ...,
+        lines: _abc.Iterable[_builtins.str] | None = ...,
+        json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "epoch", b"epoch", "flag_key", b"flag_key", "match", b"match", "namespace", b"namespace", "reason", b"reason", "segment_keys", b"segment_keys", "steps", b"steps", "type", b"type", "variant_attachment", b"variant_attachment", "variant_key", b"variant_key", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "json", b"json", "lines", b"lines", "namespace", b"namespace", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,461 @@
+"""Documents -> the model that travels: references resolved, numbers, instants and lists parsed, bounds computed.
+
+All errors are collected. If there is one, nothing is compiled: a namespace without the flag that failed would
+silently take that flag away from a fleet.
+"""
+
+import difflib
+import json
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+from flagcast_shared import model
+from flagcast_shared.bucketing import compile_bounds, compile_percentage
+from flagcast_shared.constraints import TAKES, Takes
+from flagcast_shared.errors import Refused
+from flagcast_shared.ids import FlagKey, Namespace, SegmentKey, VariantKey
+from flagcast_shared.limits import CONTENT_MAX_BYTES, KEY_MAX_BYTES, RECORDS_MAX, TEXT_MAX_BYTES
+from flagcast_shared.literals import format_float, parse_float, parse_instant
+from flagcast_shared.records import encode_record
+
+from .document import Constraint, Document, Flag, Rule, Segment, SegmentRollout, Text, Variant
+from .findings import Finding, Position, finding, in_order
+from .nodes import ListNode, MapNode, Node, Scalar
+
+CONSTRAINT_TYPES: Final[Mapping[str, model.ConstraintType]] = MappingProxyType(
+    {
+        "STRING_COMPARISON_TYPE": model.ConstraintType.STRING,
+        "NUMBER_COMPARISON_TYPE": model.ConstraintType.NUMBER,
+        "BOOLEAN_COMPARISON_TYPE": model.ConstraintType.BOOLEAN,
+        "DATETIME_COMPARISON_TYPE": model.ConstraintType.DATETIME,
+        "ENTITY_ID_COMPARISON_TYPE": model.ConstraintType.ENTITY,
+    }
+)
+"""The file's words for the constraint types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What a flags file or folder compiles to. With an error among the findings, `namespaces` is empty."""
+
+    namespaces: Mapping[Namespace, tuple[model.Entry, ...]]
+    findings: tuple[Finding, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether nothing may be published."""
+        return any(each.severity == "error" for each in self.findings)
+
+
+def compile_documents(documents: Sequence[Document], findings: Iterable[Finding] = ()) -> Compilation:
+    """The entries of every namespace, by kind, then key; `findings` are what parsing the documents found."""
+    found = list(findings)
+    namespaces: dict[Namespace, tuple[model.Entry, ...]] = {}
+    first: dict[str, Document] = {}
+    for document in documents:
+        key, at = document.namespace
+        if key in first:
+            before = first[key]
+            said = f"a second document for namespace {key!r}; the first is in {before.file}, line {before.at.line}"
+            hint = "Merge the two, or give one of them a namespace of its own."
+            found.append(finding("FC121", document.file, at, said, hint))
+            continue
+        first[key] = document
+        compiler = _Compiler(document)
+        namespaces[Namespace(key)] = compiler.entries()
+        found.extend(compiler.findings)
+    listed = in_order(found)
+    if any(each.severity == "error" for each in listed):
+        namespaces = {}
+    return Compilation(MappingProxyType(namespaces), listed)
+
+
+def compile_constraint(constraint: Constraint, file: str) -> model.Constraint | Finding:
+    """A constraint with its value parsed, or what is wrong with it."""
+    try:
+        return _compile_constraint(constraint)
+    except _FaultError as fault:
+        return finding(fault.code, file, fault.at, fault.message, fault.hint)
+
+
+def json_text(text: str) -> str:
+    """A string as Go marshals it: also <, >, &, U+2028 and U+2029 are escaped."""
+    return _HTML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def positive(rollout: float) -> bool:
+    """Whether a distribution takes part: Flipt drops those that are not above 0 as a float32."""
+    rounded: float = struct.unpack("<f", struct.pack("<f", rollout))[0]
+    return rounded > 0
+
+
+def share_bounds(rollouts: Sequence[float]) -> tuple[int, ...]:
+    """The bucket bounds of distributions that take part, in order; none for none."""
+    return compile_bounds(rollouts) if rollouts else ()
+
+
+_Keyed = TypeVar("_Keyed", Flag, Segment, Variant)
+
+
+class _FaultError(Exception):
+    """One thing that cannot be compiled."""
+
+    def __init__(self, code: str, at: Position, message: str, hint: str = "") -> None:
+        super().__init__(code, at, message, hint)
+        self.code, self.at, self.message, self.hint = code, at, message, hint
+
+
+class _Compiler:
+    """Compiles one document."""
+
+    def __init__(self, document: Document) -> None:
+        self.findings: list[Finding] = []
+        self._document = document
+        self._segments = {segment.key.value for segment in document.segments}
+
+    def entries(self) -> tuple[model.Entry, ...]:
+        document = self._document
+        flags = self._unique("flag", document.flags)
+        segments = self._unique("segment", document.segments)
+        compiled: list[tuple[Position, model.Flag | model.Segment]] = [
+            (flag.at, self._flag(flag)) for flag in sorted(flags, key=lambda each: each.key.value)
+        ]
+        compiled += [
+            (segment.at, self._segment(segment))
+            for segment in sorted(segments, key=lambda each: each.key.value)
+        ]
+        if len(compiled) > RECORDS_MAX:
+            said = f"{len(compiled)} flags and segments in one namespace, at most {RECORDS_MAX}"
+            self._say("FC135", document.at, said, "Split the namespace.")
+            return ()
+        self._check_sizes(compiled)
+        return tuple(entry for _, entry in compiled)
+
+    def _check_sizes(self, compiled: Sequence[tuple[Position, model.Flag | model.Segment]]) -> None:
+        if self.findings:
+            return
+        total = 0
+        for at, entry in compiled:
+            try:
+                total += len(encode_record(entry).data)
+            except Refused as error:
+                self._say("FC135", at, str(error), "Shorten attachments or lists, or split the flag.")
+        if total > CONTENT_MAX_BYTES:
+            said = f"the namespace compiles to {total} bytes, at most {CONTENT_MAX_BYTES}"
+            self._say("FC135", self._document.at, said, "Split the namespace.")
+
+    def _flag(self, flag: Flag) -> model.Flag:
+        what = f"flag {flag.key.value!r}"
+        key = FlagKey(flag.key.value)
+        variants = tuple(
+            self._variant(variant, what) for variant in self._unique(f"{what}: variant", flag.variants)
+        )
+        # Rules of a boolean flag are never evaluated; Flipt refuses a bad reference in them all the same.
+        known = {str(variant.key) for variant in variants}
+        rules = tuple(self._rule(rule, known, what) for rule in flag.rules)
+        if flag.is_boolean:
+            rollouts: list[model.Rollout] = []
+            for rollout in flag.rollouts:
+                if isinstance(rollout, SegmentRollout):
+                    keys = self._references(rollout.segments, f"{what}, rollout")
+                    rollouts.append(model.SegmentRollout(keys, rollout.join, rollout.value))
+                else:
+                    rollouts.append(
+                        model.ThresholdRollout(compile_percentage(rollout.percentage.value), rollout.value)
+                    )
+            return model.BooleanFlag(key, flag.enabled, tuple(rollouts))
+        # As in Flipt, the last variant that calls itself the default is it.
+        defaults = [VariantKey(variant.key.value) for variant in flag.variants if variant.is_default]
+        return model.VariantFlag(key, flag.enabled, variants, defaults[-1] if defaults else None, rules)
+
+    def _variant(self, variant: Variant, what: str) -> model.Variant:
+        what = f"{what}, variant {variant.key.value[:40]!r}"
+        if len(variant.key.value.encode()) > KEY_MAX_BYTES:
+            said = f"{what}: its key is {len(variant.key.value.encode())} bytes, at most {KEY_MAX_BYTES}"
+            self._say(
+                "FC116", variant.key.at, said, "Shorten the key; a longer text belongs in the attachment."
+            )
+        writer = _AttachmentWriter(is_json=self._document.is_json)
+        try:
+            if variant.attachment is not None:
+                writer.write(variant.attachment)
+        except _FaultError as fault:
+            self._say(fault.code, fault.at, f"{what}: {fault.message}", fault.hint)
+        return model.Variant(VariantKey(variant.key.value), "".join(writer.parts))
+
+    def _rule(self, rule: Rule, variants: set[str], what: str) -> model.Rule:
+        what = f"{what}, rule"
+        segments = self._references(rule.segments, what)
+        for distribution in rule.distributions:
+            name, at = distribution.variant
+            if name not in variants:
+                self._say(
+                    "FC124", at, f"{what}: unknown variant {name[:60]!r}", _did_you_mean(name, variants)
+                )
+        taking_part = [each for each in rule.distributions if positive(each.rollout.value)]
+        bounds = share_bounds([each.rollout.value for each in taking_part])
+        return model.Rule(
+            segments,
+            rule.join,
+            tuple(
+                model.Distribution(VariantKey(each.variant.value), bound)
+                for each, bound in zip(taking_part, bounds, strict=True)
+            ),
+        )
+
+    def _references(self, segments: Sequence[Text], what: str) -> tuple[SegmentKey, ...]:
+        for name, at in segments:
+            if name not in self._segments:
+                self._say(
+                    "FC123", at, f"{what}: unknown segment {name!r}", _did_you_mean(name, self._segments)
+                )
+        return tuple(SegmentKey(name) for name in dict.fromkeys(name for name, _ in segments))
+
+    def _segment(self, segment: Segment) -> model.Segment:
+        constraints = []
+        for constraint in segment.constraints:
+            compiled = compile_constraint(constraint, self._document.file)
+            if isinstance(compiled, Finding):
+                self.findings.append(compiled)
+            else:
+                constraints.append(compiled)
+        return model.Segment(SegmentKey(segment.key.value), segment.match, tuple(constraints))
+
+    def _unique(self, what: str, items: Sequence[_Keyed]) -> list[_Keyed]:
+        """Those whose key is theirs alone; Flipt would silently take the last."""
+        first: dict[str, Position] = {}
+        unique: list[_Keyed] = []
+        for item in items:
+            key, at = item.key
+            if key in first:
+                said = f"{what} {key[:60]!r} stands twice, first in line {first[key].line}"
+                self._say("FC122", at, said, "Rename one, or remove it.")
+            else:
+                first[key] = at
+                unique.append(item)
+        return unique
+
+    def _say(self, code: str, at: Position, message: str, hint: str = "") -> None:
+        self.findings.append(finding(code, self._document.file, at, message, hint))
+
+
+def _compile_constraint(constraint: Constraint) -> model.Constraint:
+    kind = CONSTRAINT_TYPES.get(constraint.type.value)
+    if kind is None:
+        said = f"unknown constraint type {constraint.type.value[:60]!r}"
+        raise _FaultError(
+            "FC131", constraint.type.at, said, _did_you_mean(constraint.type.value, CONSTRAINT_TYPES)
+        )
+    operators = [str(operator) for type_, operator in TAKES if type_ is kind]
+    word = constraint.operator.value
+    if word not in operators:
+        said = f"{constraint.type.value} has no operator {word[:60]!r}"
+        near = _OPERATOR_HINTS.get(word.lower())
+        hint = f"Did you mean {near!r}?" if near in operators else f"It has {', '.join(operators)}."
+        raise _FaultError("FC131", constraint.operator.at, said, hint)
+    operator = model.Operator(word)
+    if len(constraint.property.value.encode()) > TEXT_MAX_BYTES:
+        raise _FaultError("FC135", constraint.property.at, f"a property of more than {TEXT_MAX_BYTES} bytes")
+    value = _compile_value(constraint, TAKES[kind, operator])
+    for text in value if isinstance(value, tuple) and not isinstance(value, model.Instant) else (value,):
+        if isinstance(text, str) and len(text.encode()) > TEXT_MAX_BYTES:
+            raise _FaultError("FC135", constraint.at, f"a value of more than {TEXT_MAX_BYTES} bytes")
+    # On the entity id the property is ignored; it is left out so that nobody reads a meaning into it.
+    name = "" if kind is model.ConstraintType.ENTITY else constraint.property.value
+    return model.Constraint(kind, name, operator, value)
+
+
+def _compile_value(constraint: Constraint, takes: Takes) -> model.ConstraintValue:
+    node = constraint.value
+    at = constraint.at if node is None else node.at
+    word = constraint.operator.value
+    if isinstance(node, ListNode):
+        if takes in (Takes.TEXTS, Takes.NUMBERS):
+            return tuple(_element(item, takes) for item in node.items)
+        code = "FC113" if takes is Takes.NONE else "FC132"
+        hint = "Remove the value." if takes is Takes.NONE else "Use isoneof or isnotoneof for a list."
+        raise _FaultError(code, at, f"operator {word} does not take a list", hint)
+    if isinstance(node, MapNode) or (node is not None and not isinstance(node.value, str)):
+        hint = "Write it as text, in quotes."
+        found = "a mapping"
+        if isinstance(node, Scalar):
+            found = node.text[:40] or "nothing"
+            hint = f'Quote it: "{node.text}".' if node.value is not None else 'Write "", or remove the field.'
+        if takes is Takes.NONE:
+            hint = "Remove the value; the operator uses none."
+        raise _FaultError("FC113", at, f"constraint value: expected text, found {found}", hint)
+    # Without a value Flipt's operators compare with "".
+    text = "" if node is None else node.text
+    match takes:
+        case Takes.NONE:
+            return None
+        case Takes.TEXT:
+            return text
+        case Takes.NUMBER:
+            number = parse_float(text)
+            if number is None:
+                hint = "Write a decimal such as 5, -1.5 or 1e3, without spaces."
+                raise _FaultError("FC132", at, f"{text[:60]!r} is not a number", hint)
+            return format_float(number)
+        case Takes.INSTANT:
+            instant = parse_instant(text)
+            if instant is None:
+                hint = 'Write RFC 3339 with a zone, such as "2026-01-31T09:30:00Z", or a date alone.'
+                raise _FaultError("FC132", at, f"{text[:60]!r} is not an instant", hint)
+            return instant
+        case Takes.TEXTS | Takes.NUMBERS:
+            return _json_list(text, at, takes)
+
+
+def _element(node: Node, takes: Takes) -> str:
+    """One element of a YAML list."""
+    if takes is Takes.TEXTS:
+        if isinstance(node, Scalar) and isinstance(node.value, str):
+            return node.value
+        hint = f'Quote it: "{node.text}".' if isinstance(node, Scalar) else "Write text."
+        raise _FaultError("FC133", node.at, "an element of the list is not text", hint)
+    if isinstance(node, Scalar) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        number = parse_float(str(node.value))
+        if number is not None and number - number == 0:
+            return format_float(number)
+    raise _FaultError("FC133", node.at, "an element of the list is not a number", "Write it without quotes.")
+
+
+def _json_list(text: str, at: Position, takes: Takes) -> tuple[str, ...]:
+    """A list as JSON text, as `encoding/json` reads it into a list of strings or of float64."""
+    example = '["a", "b"]' if takes is Takes.TEXTS else "[1, 2.5]"
+    hint = f"Write JSON in single quotes: '{example}'; from format 1.6 a YAML list."
+    try:
+        listed = json.loads(text, parse_int=_JsonNumber, parse_float=_JsonNumber, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        said = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep, or not JSON"
+        raise _FaultError("FC133", at, f"the list is not valid JSON: {said}", hint) from error
+    if not isinstance(listed, list):
+        raise _FaultError("FC133", at, "the value is JSON, but not a list", hint)
+    elements: list[str] = []
+    for element in listed:
+        if takes is Takes.TEXTS:
+            if not isinstance(element, str) or isinstance(element, _JsonNumber):
+                raise _FaultError("FC133", at, f"element {element!r:.40} of the list is not text", hint)
+            # Go puts U+FFFD for half of a surrogate pair.
+            elements.append(_SURROGATE.sub("\ufffd", element))
+            continue
+        number = parse_float(element) if isinstance(element, _JsonNumber) else None
+        if number is None:
+            raise _FaultError("FC133", at, f"element {element!r:.40} of the list is not a number", hint)
+        elements.append(format_float(number))
+    return tuple(elements)
+
+
+class _JsonNumber(str):
+    """A number of JSON text, as written."""
+
+    __slots__ = ()
+
+
+def _refuse(name: str) -> str:
+    raise ValueError(name)
+
+
+class _AttachmentWriter:
+    """Writes a tree as compact JSON, as Go's `encoding/json` does.
+
+    It gives up at the size limit: aliases can stand for far more than the file holds.
+    """
+
+    def __init__(self, *, is_json: bool) -> None:
+        self.parts: list[str] = []
+        self._left = TEXT_MAX_BYTES
+        self._is_json = is_json
+
+    def write(self, node: Node) -> None:
+        match node:
+            case Scalar():
+                self._put(self._scalar(node), node.at)
+            case ListNode():
+                for place, item in enumerate(node.items):
+                    self._put("," if place else "[", node.at)
+                    self.write(item)
+                self._put("]" if node.items else "[]", node.at)
+            case MapNode():
+                for key, _ in node.entries:
+                    if not isinstance(key.value, str):
+                        said = f"the attachment's key {key.text[:40]!r} is not text"
+                        raise _FaultError("FC134", key.at, said, f'Quote it: "{key.text}".')
+                # Go sorts by the bytes of UTF-8, which is the order of code points.
+                ordered = sorted(node.entries, key=lambda entry: entry[0].text)
+                for place, (key, value) in enumerate(ordered):
+                    self._put(("," if place else "{") + json_text(key.text) + ":", key.at)
+                    self.write(value)
+                self._put("}" if ordered else "{}", node.at)
+
+    def _put(self, text: str, at: Position) -> None:
+        self._left -= len(text.encode())
+        if self._left < 0:
+            said = f"the attachment is larger than {TEXT_MAX_BYTES} bytes of JSON"
+            raise _FaultError("FC135", at, said, "Shorten it, or ship it with the software and name it here.")
+        self.parts.append(text)
+
+    def _scalar(self, node: Scalar) -> str:
+        value = node.value
+        if isinstance(value, str):
+            if node.is_plain and self._is_json:
+                raise _FaultError(
+                    "FC134", node.at, f"{node.text[:40]} is beyond a float64", "Write it as text."
+                )
+            return json_text(value)
+        if value is None or isinstance(value, bool):
+            return {None: "null", True: "true", False: "false"}[value]
+        if isinstance(value, int) and not self._is_json:
+            return str(value)
+        # Go reads every number of a JSON file as a float64.
+        number = float(node.text) if self._is_json else float(value)
+        if number - number != 0:
+            raise _FaultError("FC134", node.at, f"JSON has no {node.text}", 'Write it as text: ".inf".')
+        return _go_number(number)
+
+
+def _go_number(number: float) -> str:
+    """A float64 as Go marshals it: ES6's form, so 1e21 but 100000000000000000000."""
+    if number != 0 and not 1e-6 <= abs(number) < 1e21:
+        return repr(number).replace("e-0", "e-")
+    return format(Decimal(repr(number)), "f").removesuffix(".0")
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    listed = sorted(known)
+    near = difflib.get_close_matches(word, listed, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    if not listed:
+        return "There are none."
+    return f"There are {', '.join(listed[:8])}{' and more' if len(listed) > 8 else ''}."
+
+
+_HTML: Final = re.compile("[<>&\u2028\u2029]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+_OPERATOR_HINTS: Final = {
+    "equals": "eq",
+    "=": "eq",
+    "==": "eq",
+    "ne": "neq",
+    "!=": "neq",
+    "le": "lte",
+    "<": "lt",
+    "<=": "lte",
+    "ge": "gte",
+    ">": "gt",
+    ">=": "gte",
+    "in": "isoneof",
+    "notin": "isnotoneof",
+    "startswith": "prefix",
+    "endswith": "suffix",
+    "exists": "present",
+    **{str(operator): str(operator) for operator in model.Operator},
+}

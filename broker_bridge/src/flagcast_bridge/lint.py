@@ -1,0 +1,574 @@
+"""Documents without errors -> warnings: where Flipt's engines disagree, and where a flag does not do what it seems to.
+
+Only what can be proved from the file is said; a rule is called unreachable only if no entity can reach it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf, isnan
+from typing import Final
+
+from flagcast_shared.bucketing import compile_percentage
+from flagcast_shared.constraints import TAKES, Takes
+from flagcast_shared.context import DEVICE_PREFIX
+from flagcast_shared.literals import trim_space
+from flagcast_shared.model import Constraint as CompiledConstraint
+from flagcast_shared.model import ConstraintType, Instant, Join, Match, Operator
+
+from .compiler import compile_constraint, json_text, positive, share_bounds
+from .document import (
+    Constraint,
+    Document,
+    Flag,
+    Rule,
+    Segment,
+    SegmentRollout,
+    Text,
+    ThresholdRollout,
+    disputed,
+)
+from .findings import Finding, Position, finding
+from .nodes import ListNode, MapNode, Node, Scalar
+
+
+def lint(documents: Sequence[Document]) -> Iterator[Finding]:
+    """Every warning about documents that compile."""
+    for document in documents:
+        linter = _Linter(document)
+        linter.look()
+        yield from linter.findings
+
+
+@dataclass(frozen=True, slots=True)
+class _SegmentFacts:
+    """What can be said of a segment without knowing any entity."""
+
+    matches_everyone: bool
+    matches_nobody: bool
+
+
+class _Linter:
+    """Looks at one document."""
+
+    def __init__(self, document: Document) -> None:
+        self.findings: list[Finding] = []
+        self._document = document
+        self._facts: dict[str, _SegmentFacts] = {}
+
+    def look(self) -> None:
+        document = self._document
+        if document.folder is not None and document.folder != document.namespace.value:
+            said = f"the folder is {document.folder!r}, the document's namespace {document.namespace.value!r}"
+            hint = f"Write namespace: {document.folder}; the document counts, never the folder."
+            self._say("FC214", document.namespace.at, said, hint)
+        if not document.flags:
+            said = f"namespace {document.namespace.value!r} has no flags"
+            self._say("FC215", document.at, said, "Published like this, it takes all of its flags away.")
+        for segment in document.segments:
+            self._facts[segment.key.value] = self._segment(segment)
+        for flag in document.flags:
+            if flag.is_boolean:
+                self._boolean_flag(flag)
+            else:
+                self._variant_flag(flag)
+            for variant in flag.variants:
+                if variant.attachment is not None:
+                    self._scalars(variant.attachment, f"flag {flag.key.value!r}, attachment")
+        self._unused_segments()
+
+    def _say(self, code: str, at: Position, message: str, hint: str = "") -> None:
+        self.findings.append(finding(code, self._document.file, at, message, hint))
+
+    # Segments
+
+    def _segment(self, segment: Segment) -> _SegmentFacts:
+        what = f"segment {segment.key.value!r}"
+        pairs: list[tuple[Constraint, CompiledConstraint]] = []
+        never = 0
+        for constraint in segment.constraints:
+            compiled = compile_constraint(constraint, self._document.file)
+            # Only documents that compile are linted.
+            assert isinstance(compiled, CompiledConstraint)
+            pairs.append((constraint, compiled))
+            never += self._constraint(constraint, compiled, what)
+        if segment.match is Match.ANY:
+            return _SegmentFacts(not pairs, bool(pairs) and never == len(pairs))
+        contradiction = _contradiction([compiled for _, compiled in pairs])
+        if contradiction is not None and not never:
+            first, second = contradiction
+            said = f"{what}: no value fits both {_said(pairs[first][1])} and {_said(pairs[second][1])}"
+            hint = "Use ANY_MATCH_TYPE if either shall do, or remove one."
+            self._say("FC235", pairs[max(contradiction)][0].at, said, hint)
+        return _SegmentFacts(not pairs, bool(never) or contradiction is not None)
+
+    def _constraint(self, constraint: Constraint, compiled: CompiledConstraint, what: str) -> bool:
+        """Warns about one constraint; whether it can never match."""
+        at = constraint.at if constraint.value is None else constraint.value.at
+        if constraint.value is not None:
+            self._scalars(constraint.value, f"{what}, constraint value")
+        takes = TAKES[compiled.type, compiled.operator]
+        if takes is Takes.NONE and isinstance(constraint.value, Scalar) and constraint.value.text:
+            said = f"{what}: operator {compiled.operator} uses no value"
+            self._say("FC217", at, said, "Remove the value, or use another operator.")
+        self._disagreements(constraint, compiled, at, what)
+        name = constraint.property.value
+        is_unknown = compiled.type is not ConstraintType.ENTITY and _is_unknown_attribute(name)
+        if is_unknown:
+            said = f"{what}: devices have no attribute {name!r}, and an application cannot set one"
+            hint = "There are device.id, device.model, device.firmware and device.label.<name>."
+            self._say("FC236", constraint.property.at, said, hint)
+            return compiled.operator not in (Operator.EMPTY, Operator.NOTPRESENT)
+        reason = _why_never(compiled)
+        if reason:
+            self._say("FC234", at, f"{what}: {_said(compiled)} never matches: {reason}", _NEVER_HINT)
+        return bool(reason)
+
+    def _disagreements(
+        self, constraint: Constraint, compiled: CompiledConstraint, at: Position, what: str
+    ) -> None:
+        """What Flipt's engines read differently in one constraint."""
+        node = constraint.value
+        written = node.text if isinstance(node, Scalar) else ""
+        match TAKES[compiled.type, compiled.operator]:
+            case Takes.NUMBER:
+                if not _WHOLE.fullmatch(written) or not _is_small(written):
+                    said = f"{what}: {written!r} is not a plain whole number of 32 bits"
+                    self._say("FC201", at, said, _NUMBER_HINT)
+            case Takes.NUMBERS:
+                odd = [text for text in _texts(compiled) if not _is_small(text)]
+                if odd:
+                    said = f"{what}: {odd[0]} in the list is not a whole number of 32 bits"
+                    self._say("FC201", at, said, _NUMBER_HINT)
+            case Takes.INSTANT:
+                if not _WHOLE_SECONDS.fullmatch(written):
+                    said = f"{what}: {written!r} is not RFC 3339 in whole seconds"
+                    hint = 'Write it like "2026-01-31T09:30:00Z"; Flipt\'s SDKs do not read other forms.'
+                    self._say("FC202", at, said, hint)
+            case Takes.TEXT:
+                if trim_space(written) != written:
+                    self._say("FC203", at, f"{what}: {written!r} has surrounding spaces", _SPACES_HINT)
+            case Takes.TEXTS:
+                spaced = [text for text in _texts(compiled) if trim_space(text) != text]
+                if spaced:
+                    said = f"{what}: {spaced[0]!r} in the list has surrounding spaces"
+                    self._say("FC203", at, said, _SPACES_HINT)
+                if "\\" in written or any("\\" in json_text(text) for text in _texts(compiled)):
+                    said = f"{what}: the list needs JSON escapes, which Flipt's engines read differently"
+                    hint = 'Avoid ", \\, <, >, & and control characters in a list.'
+                    self._say("FC204", at, said, hint)
+            case _:
+                pass
+
+    def _scalars(self, node: Node, what: str) -> None:
+        """Plain scalars that another reader of YAML would not read as this text."""
+        waiting = [node]
+        seen: set[int] = set()
+        while waiting:
+            each = waiting.pop()
+            # An alias is the same node again; what was said of it once is enough.
+            if id(each) in seen:
+                continue
+            seen.add(id(each))
+            match each:
+                case Scalar():
+                    if each.is_disputed:
+                        self.findings.append(disputed(self._document.file, each, what))
+                case ListNode():
+                    waiting.extend(each.items)
+                case MapNode():
+                    for key, value in each.entries:
+                        waiting += [key, value]
+
+    def _unused_segments(self) -> None:
+        used = {
+            name
+            for flag in self._document.flags
+            for place in (flag.rollouts if flag.is_boolean else flag.rules)
+            if not isinstance(place, ThresholdRollout)
+            for name, _ in place.segments
+        }
+        for segment in self._document.segments:
+            if segment.key.value not in used:
+                said = f"segment {segment.key.value!r} is not used by any flag"
+                self._say("FC230", segment.key.at, said, "Remove it, or name it in a rule or rollout.")
+
+    # Flags
+
+    def _variant_flag(self, flag: Flag) -> None:
+        what = f"flag {flag.key.value!r}"
+        defaults = [variant for variant in flag.variants if variant.is_default]
+        for variant in defaults[1:]:
+            said = f"{what}: a second default variant, {variant.key.value!r}; the last one counts"
+            self._say("FC232", variant.at, said, "Leave one default.")
+        if not flag.rules and not defaults:
+            said = f"{what}: without a rule and a default variant it never answers a variant"
+            self._say("FC222", flag.at, said, "Mark one variant with default: true, or add a rule.")
+        given = {defaults[-1].key.value} if defaults else set()
+        decided = _Decided()
+        for rule in flag.rules:
+            rule_what = f"{what}, rule"
+            if self._place(rule.segments, rule.join, rule.at, rule_what, decided):
+                given |= self._distributions(rule, rule_what, has_default=bool(defaults))
+        for variant in flag.variants:
+            if variant.key.value not in given:
+                said = f"{what}: nobody gets variant {variant.key.value!r}"
+                hint = "Give it a share in a rule that can be reached, make it the default, or remove it."
+                self._say("FC231", variant.key.at, said, hint)
+        ranks = [rule.rank for rule in flag.rules if rule.rank is not None]
+        for before, rank in pairwise(ranks):
+            if rank.value <= before.value:
+                said = f"{what}: rank {rank.value:g} stands after rank {before.value:g}; ranks are not read"
+                self._say("FC216", rank.at, said, "The order in the file counts; order the rules, drop rank.")
+
+    def _distributions(self, rule: Rule, what: str, *, has_default: bool) -> set[str]:
+        """Warns about a rule's distributions; the variants that somebody gets."""
+        taking_part = [each for each in rule.distributions if positive(each.rollout.value)]
+        if not taking_part:
+            if not has_default:
+                said = (
+                    f"{what}: a match gives no variant: no distribution above 0, and the flag has no default"
+                )
+                self._say("FC222", rule.at, said, "Add a distribution, or a variant with default: true.")
+            return set()
+        shares = [each.rollout.value for each in taking_part]
+        total = sum(shares)
+        if abs(total - 100) > 0.005:
+            said = f"{what}: the distributions add up to {total:g}, not 100; they are scaled to 100"
+            hint = "Flipt v1 leaves the rest without a variant. Make them add up to 100."
+            self._say("FC221", taking_part[0].rollout.at, said, hint)
+        covered = 0.0
+        for each in taking_part[:-1]:
+            covered += each.rollout.value
+            # A bucket is a tenth of a percent; Go truncates what lies between two, Rust rounds it.
+            bound = covered / total * 1000
+            if abs(bound - round(bound)) > 1e-6:
+                said = (
+                    f"{what}: the bound at {covered / total * 100:g} % lies between two tenths of a percent"
+                )
+                hint = "Flipt's server rounds it down, its SDKs to the nearest. Use steps of 0.1."
+                self._say("FC205", each.rollout.at, said, hint)
+                break
+        bounds = share_bounds(shares)
+        return {
+            each.variant.value
+            for each, below, bound in zip(taking_part, (0, *bounds), bounds, strict=False)
+            if bound > below
+        }
+
+    def _boolean_flag(self, flag: Flag) -> None:
+        what = f"flag {flag.key.value!r}"
+        for name, ignored in (("rules", flag.rules), ("variants", flag.variants)):
+            if ignored:
+                said = f"{what}: {name} are ignored on a boolean flag"
+                hint = "Use rollouts, or type: VARIANT_FLAG_TYPE."
+                self._say("FC218", ignored[0].at, said, hint)
+        decided = _Decided()
+        effective: list[bool] = []
+        for rollout in flag.rollouts:
+            rollout_what = f"{what}, rollout"
+            if isinstance(rollout, SegmentRollout):
+                is_reached = self._place(rollout.segments, rollout.join, rollout.at, rollout_what, decided)
+            else:
+                is_reached = self._threshold(rollout, rollout_what, decided)
+            if is_reached:
+                effective.append(rollout.value)
+        if effective and all(value is flag.enabled for value in effective):
+            word, other = str(flag.enabled).lower(), str(not flag.enabled).lower()
+            said = f"{what}: every rollout gives {word}, which is also the answer when none matches"
+            hint = (
+                f"If the rollouts shall decide, enabled must be {other}; a rollout without value gives false."
+            )
+            self._say("FC226", flag.at, said, hint)
+        elif any(effective) and not flag.enabled and flag.enabled_at is not None:
+            said = f"{what}: enabled: false does not turn it off, its rollouts still turn it on for some"
+            hint = "To turn it off for all, remove the rollouts. If they are meant, leave enabled out."
+            self._say("FC225", flag.enabled_at, said, hint)
+
+    def _threshold(self, rollout: ThresholdRollout, what: str, decided: "_Decided") -> bool:
+        """Warns about a threshold; whether it decides about anybody."""
+        value, at = rollout.percentage
+        percentage = compile_percentage(value)
+        if not 0 <= value <= 100:
+            said = f"{what}: {value:g} % is outside 0 to 100"
+            self._say("FC229", at, said, f"It works as {min(max(value, 0), 100):g}.")
+        elif value in (0, 100):
+            whom = "nobody" if value == 0 else "everybody"
+            hint = (
+                "Remove the rollout." if value == 0 else "What follows is never reached; set enabled instead."
+            )
+            self._say("FC227", at, f"{what}: {value:g} % is {whom}", hint)
+        elif value != int(value):
+            said = f"{what}: {value:g} % lies between whole percents and works as {percentage} %"
+            self._say("FC228", at, said, "There are 100 buckets; write a whole percentage.")
+        if percentage == 0:
+            return False
+        if decided.everyone or percentage <= decided.percentage:
+            said = f"{what}: never reached: what stands above it already decides about these entities"
+            self._say(
+                "FC223", rollout.at, said, "Thresholds of one flag share their buckets; order or remove."
+            )
+            return False
+        decided.percentage = percentage
+        decided.everyone = percentage == 100
+        return True
+
+    def _place(
+        self, segments: Sequence[Text], join: Join, at: Position, what: str, decided: "_Decided"
+    ) -> bool:
+        """Warns about the segments of a rule or rollout; whether it decides about anybody."""
+        names = [name for name, _ in segments]
+        for place, (name, here) in enumerate(segments):
+            if name in names[:place]:
+                said = f"{what}: segment {name!r} is named twice"
+                self._say("FC233", here, said, "Name it once.")
+        matches = _Matches.of(set(names), join, self._facts)
+        if matches is None:
+            said = f"{what}: no segment is named, so that it never matches"
+            if names:
+                said = (
+                    f"{what}: it never matches, since {_those_without_anyone(names, self._facts)} never does"
+                )
+            self._say("FC224", at, said, "Correct the segment, or remove what refers to it.")
+            return False
+        if decided.covers(matches):
+            said = f"{what}: never reached: what stands above it already decides about these entities"
+            self._say(
+                "FC223", at, said, "Move it up, or remove it. The first match in the file's order decides."
+            )
+            return False
+        decided.add(matches)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Matches:
+    """The entities of a rule that somebody can match: in any, or in all, of these segments."""
+
+    segments: frozenset[str]
+    join: Join
+
+    @classmethod
+    def of(cls, names: set[str], join: Join, facts: Mapping[str, _SegmentFacts]) -> "_Matches | None":
+        """None when nobody can match. Everyone is AND over no segments."""
+        if join is Join.OR:
+            if any(facts[name].matches_everyone for name in names):
+                return cls(frozenset(), Join.AND)
+            left = frozenset(name for name in names if not facts[name].matches_nobody)
+            # One segment is the same under both.
+            return cls(left, Join.AND if len(left) == 1 else Join.OR) if left else None
+        if any(facts[name].matches_nobody for name in names):
+            return None
+        return cls(frozenset(name for name in names if not facts[name].matches_everyone), Join.AND)
+
+
+@dataclass(slots=True)
+class _Decided:
+    """Whom the rules or rollouts so far have decided about."""
+
+    everyone: bool = False
+    percentage: int = 0
+    alone: set[str] = field(default_factory=set)
+    together: list[frozenset[str]] = field(default_factory=list)
+
+    def covers(self, matches: _Matches) -> bool:
+        if self.everyone:
+            return True
+        if matches.join is Join.OR:
+            return matches.segments <= self.alone
+        return bool(matches.segments & self.alone) or any(each <= matches.segments for each in self.together)
+
+    def add(self, matches: _Matches) -> None:
+        if matches.join is Join.OR or len(matches.segments) == 1:
+            self.alone |= matches.segments
+        elif matches.segments:
+            self.together.append(matches.segments)
+        else:
+            self.everyone = True
+
+
+def _those_without_anyone(names: Sequence[str], facts: Mapping[str, _SegmentFacts]) -> str:
+    return " or ".join(dict.fromkeys(repr(name) for name in names if facts[name].matches_nobody))
+
+
+def _is_unknown_attribute(name: str) -> bool:
+    if not name.startswith(DEVICE_PREFIX):
+        return False
+    rest = name.removeprefix(DEVICE_PREFIX)
+    return rest not in ("id", "model", "firmware") and not (rest.startswith("label.") and rest != "label.")
+
+
+def _said(constraint: CompiledConstraint) -> str:
+    """A constraint in short, for a message."""
+    name = constraint.property or "the entity id"
+    match constraint.value:
+        case None:
+            shown = ""
+        case Instant():
+            shown = " its instant"
+        case tuple() as listed:
+            shown = f" [{', '.join(str(each) for each in listed)}]"
+        case text:
+            shown = f" {text!r}" if constraint.type is not ConstraintType.NUMBER else f" {text}"
+    return f"{name} {constraint.operator}{shown:.60}"
+
+
+def _why_never(constraint: CompiledConstraint) -> str:
+    """Why no value of the context matches; "" when one may."""
+    value, operator = constraint.value, constraint.operator
+    if operator is Operator.ISONEOF and not any(_texts(constraint)):
+        return "the list holds nothing that a value can be"
+    if constraint.type is ConstraintType.NUMBER and isinstance(value, str):
+        number = float(value)
+        if isnan(number) and operator is not Operator.NEQ:
+            return "nothing compares with nan"
+        if (operator, number) in ((Operator.LT, -inf), (Operator.GT, inf)):
+            return "no number lies beyond infinity"
+    if constraint.type in (ConstraintType.STRING, ConstraintType.ENTITY) and isinstance(value, str):
+        if operator is Operator.EQ and not value:
+            return "a missing or empty value equals nothing; the operator is empty"
+        if operator is Operator.PREFIX and trim_space(value + ".") != value + ".":
+            return "the value's leading spaces are trimmed before it is compared"
+        if operator is Operator.SUFFIX and trim_space("." + value) != "." + value:
+            return "the value's trailing spaces are trimmed before it is compared"
+    return ""
+
+
+_Comparable = str | float | Instant
+
+_LOWER: Final = (Operator.GT, Operator.GTE)
+_UPPER: Final = (Operator.LT, Operator.LTE)
+
+
+def _contradiction(constraints: Sequence[CompiledConstraint]) -> tuple[int, int] | None:
+    """Two constraints that no value fits at once, by their places."""
+    for second, later in enumerate(constraints):
+        for first, earlier in enumerate(constraints[:second]):
+            is_same = (earlier.type, earlier.property) == (later.type, later.property)
+            if is_same and (_excludes(earlier, later) or _excludes(later, earlier)):
+                return first, second
+    return None
+
+
+def _excludes(one: CompiledConstraint, other: CompiledConstraint) -> bool:
+    """Whether no value fits both, judged from the side of `one`."""
+    pair = (one.operator, other.operator)
+    if pair in _OPPOSITES:
+        return True
+    if one.operator is Operator.NOTPRESENT:
+        return other.operator is not Operator.NOTPRESENT
+    wanted = _wanted(one)
+    if wanted is None:
+        return one.operator in _LOWER and other.operator in _UPPER and not _is_between(one, other)
+    return not any(_fits(value, other) for value in wanted)
+
+
+def _wanted(constraint: CompiledConstraint) -> tuple[_Comparable, ...] | None:
+    """The only values that can fit, None when they cannot be listed."""
+    match constraint.operator, constraint.value:
+        case Operator.EQ, Instant() as instant:
+            return (instant,)
+        case Operator.EQ, str() as text:
+            return (_comparable(constraint, text),)
+        case Operator.ISONEOF, tuple():
+            return tuple(_comparable(constraint, text) for text in _texts(constraint))
+    return None
+
+
+def _texts(constraint: CompiledConstraint) -> tuple[str, ...]:
+    """The elements of a list; none for any other value."""
+    value = constraint.value
+    return value if isinstance(value, tuple) and not isinstance(value, Instant) else ()
+
+
+def _comparable(constraint: CompiledConstraint, text: str) -> _Comparable:
+    return float(text) if constraint.type is ConstraintType.NUMBER else text
+
+
+def _fits(value: _Comparable, other: CompiledConstraint) -> bool:
+    """Whether a value may fit another constraint of the same type; True when in doubt."""
+    compared: _Comparable | None = None
+    listed: tuple[_Comparable, ...] = ()
+    if isinstance(other.value, Instant):
+        compared = other.value
+    elif isinstance(other.value, str):
+        compared = _comparable(other, other.value)
+    else:
+        listed = tuple(_comparable(other, text) for text in _texts(other))
+    operator = other.operator
+    if isinstance(value, str) and isinstance(compared, str):
+        match operator:
+            case Operator.PREFIX:
+                return trim_space(value).startswith(compared)
+            case Operator.SUFFIX:
+                return trim_space(value).endswith(compared)
+            case Operator.CONTAINS:
+                return compared in value
+            case Operator.NOTCONTAINS:
+                return compared not in value
+            case _:
+                pass
+    match operator:
+        case Operator.EQ:
+            return value == compared
+        case Operator.NEQ:
+            return value != compared
+        case Operator.ISONEOF:
+            return value in listed
+        case Operator.ISNOTONEOF:
+            return value not in listed
+        case Operator.EMPTY:
+            return isinstance(value, str) and not trim_space(value)
+        case Operator.LT | Operator.LTE | Operator.GT | Operator.GTE:
+            return _is_ordered(value, operator, compared)
+        case _:
+            return True
+
+
+def _is_ordered(value: _Comparable, operator: Operator, bound: _Comparable | None) -> bool:
+    if value == bound:
+        return operator in (Operator.LTE, Operator.GTE)
+    is_less: bool
+    if isinstance(value, Instant) and isinstance(bound, Instant):  # noqa: SIM114 - two types, one at a time
+        is_less = value < bound
+    elif isinstance(value, float) and isinstance(bound, float):
+        is_less = value < bound
+    else:
+        return True
+    return is_less is (operator in _UPPER)
+
+
+def _is_between(lower: CompiledConstraint, upper: CompiledConstraint) -> bool:
+    """Whether a value lies above the one and below the other."""
+    low: _Comparable
+    if isinstance(lower.value, Instant):
+        low = lower.value
+    elif isinstance(lower.value, str):
+        low = float(lower.value)
+    else:
+        return True
+    high = upper.value if isinstance(upper.value, Instant) else float(str(upper.value))
+    if low == high:
+        return lower.operator is Operator.GTE and upper.operator is Operator.LTE
+    return _is_ordered(low, Operator.LT, high)
+
+
+_OPPOSITES: Final = {
+    (Operator.TRUE, Operator.FALSE),
+    (Operator.PRESENT, Operator.NOTPRESENT),
+    (Operator.EMPTY, Operator.NOTEMPTY),
+}
+
+_WHOLE: Final = re.compile(r"[-+]?[0-9]+")
+_WHOLE_SECONDS: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:Z|[-+][0-9]{2}:[0-9]{2})"
+)
+_NUMBER_HINT: Final = "Flipt's SDKs and its server compare it differently; scale it to a whole number."
+_SPACES_HINT: Final = "Flipt's engines do not trim alike. Remove the spaces."
+_NEVER_HINT: Final = "Correct the value, or remove the constraint."
+
+
+def _is_small(text: str) -> bool:
+    number = float(text)
+    return number == number // 1 and -(2**31) <= number < 2**31

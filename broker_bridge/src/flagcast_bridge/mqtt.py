@@ -1,0 +1,429 @@
+"""The publisher's MQTT: one connection that publishes retained messages and reads them back.
+
+The only module of the publisher that imports paho, and no type of it leaves. MQTT 5 comes first and 3.1.1 where the broker does
+not speak it. Every wait ends: by what was waited for, by the loss of the connection, or by a timeout below.
+"""
+
+import queue
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from flagcast_shared.errors import FlagcastError, InvalidConfiguration
+from flagcast_shared.limits import MESSAGE_MAX_BYTES
+
+CONNECT_TIMEOUT_SECONDS: Final = 10.0
+ANSWER_TIMEOUT_SECONDS: Final = 20.0
+"""For a SUBACK, and between two PUBACKs: a message of 256 KB on a slow uplink."""
+READ_BACK_TIMEOUT_SECONDS: Final = 10.0
+"""For a retained message that was just acknowledged to come back."""
+QUIET_SECONDS: Final = 0.7
+"""No further retained message for so long after the SUBACK: the broker has sent them all. MQTT has no word for the end."""
+KEEPALIVE_SECONDS: Final = 30
+FILTERS_PER_SUBSCRIBE: Final = 8
+"""AWS IoT refuses a SUBSCRIBE with more."""
+TOPICS_PER_READ: Final = 64
+"""Retained messages asked for at once; mosquitto drops those beyond its queue of 1,000 without a word."""
+TOPICS_MAX: Final = 100_000
+"""Topics read from one broker; more are not ours."""
+
+_PACKET_ROOM_BYTES: Final = 32
+# Fixed header, packet identifier and property length around topic and payload.
+
+# Reason codes of MQTT 5 (2.4); paho gives those of 3.1.1 the same numbers.
+_UNSUPPORTED_VERSION: Final = {0x81, 0x82, 0x84}
+_AUTHENTICATION: Final = {0x85, 0x86, 0x87, 0x8A, 0x8C}
+_NOT_AUTHORIZED: Final = 0x87
+_TOO_LARGE: Final = 0x95
+_NO_RETAIN: Final = 0x9A
+
+
+class BrokerError(FlagcastError):
+    """The broker is not there, does not let us, or does not do what was asked. Flags on devices are unharmed.
+
+    BrokerError
+    ├── Unreachable             no connection: wrong address, no network, no broker
+    ├── TlsFailed               no agreement on TLS, or a certificate that is not trusted
+    ├── AuthenticationRefused   unknown user, wrong password, unknown client certificate
+    ├── ProtocolRefused         the configured MQTT version is not spoken, or something of it
+    ├── NotAllowed              connected, but not permitted to publish or read
+    ├── MessageRefused          larger than the broker takes
+    ├── ConnectionLost          it ended in the middle
+    ├── NoAnswer                the broker is silent
+    └── NotRetained             acknowledged, but not there when read back
+    """
+
+
+class Unreachable(BrokerError):
+    """No connection."""
+
+
+class TlsFailed(BrokerError):
+    """No agreement on TLS."""
+
+
+class AuthenticationRefused(BrokerError):
+    """The broker does not know us."""
+
+
+class ProtocolRefused(BrokerError):
+    """The broker does not speak what is needed."""
+
+
+class NotAllowed(BrokerError):
+    """The broker forbids it."""
+
+
+class MessageRefused(BrokerError):
+    """Larger than the broker takes."""
+
+
+class ConnectionLost(BrokerError):
+    """The connection ended in the middle."""
+
+
+class NoAnswer(BrokerError):
+    """The broker is silent."""
+
+
+class NotRetained(BrokerError):
+    """The broker acknowledged a retained message and does not return it."""
+
+
+class _OtherVersion(Exception):
+    """The broker did not take this MQTT version; another may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who we are to the broker, and whom it must be. Without `uses_tls` the files have no use."""
+
+    user: str = ""
+    password: str = ""
+    uses_tls: bool = False
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
+def connect(host: str, port: int, login: Login, *, protocol: str = "auto") -> "Connection":
+    """Connect with MQTT "5", "3.1.1", or the first of the two that the broker takes ("auto").
+
+    Raises:
+        BrokerError: one of its leaves, which says what the broker refuses.
+        InvalidConfiguration: a file for TLS cannot be used.
+    """
+    where = f"{host}:{port}"
+    versions = {"auto": ("5", "3.1.1")}.get(protocol, (protocol,))
+    reason = ""
+    for version in versions:
+        try:
+            return Connection(host, port, login, version)
+        except _OtherVersion as error:
+            reason = str(error)
+    spoken = "MQTT 5 nor 3.1.1" if len(versions) > 1 else f"MQTT {protocol}"
+    raise ProtocolRefused(
+        f"{where}: the broker does not speak {spoken} ({reason}); check that it is an MQTT broker, and broker.protocol"
+    )
+
+
+@dataclass(slots=True)
+class _State:
+    # What the callbacks have seen; guarded by the connection's condition.
+    connack: tuple[int, str] | None = None
+    packet_limit: int | None = None
+    has_retain: bool = True
+    max_qos: int = 1
+    subacks: dict[int, list[int]] = field(default_factory=dict)
+    unsubacks: set[int] = field(default_factory=set)
+    pubacks: dict[int, tuple[int, str]] = field(default_factory=dict)
+    received: dict[str, bytes] = field(default_factory=dict)
+    lost: str | None = None
+    lost_code: int = 0
+
+
+class Connection:
+    """An open connection; made by `connect`. Not for several threads."""
+
+    def __init__(self, host: str, port: int, login: Login, version: str) -> None:
+        self.where = f"{host}:{port}"
+        self.protocol = version
+        self._state = _State()
+        self._changed = threading.Condition()
+        self._client = self._make_client(login)
+        self._open(host, port)
+
+    def __enter__(self) -> Self:
+        """The connection itself; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        """Publish retained, at QoS 1, in order; returns when all are acknowledged. An empty message clears its topic.
+
+        Raises:
+            MessageRefused, NotAllowed, ConnectionLost, NoAnswer, BrokerError
+        """
+        limit = self._state.packet_limit
+        for topic, payload in messages:
+            size = len(topic.encode()) + len(payload) + _PACKET_ROOM_BYTES
+            if limit is not None and size > limit:
+                raise MessageRefused(
+                    f"{self.where}: {topic} is {len(payload)} bytes and the broker takes packets of {limit}; "
+                    "lower publish.message_limit_bytes, or raise the broker's limit"
+                )
+        waiting: dict[int, str] = {}
+        largest = max((len(payload) for _, payload in messages), default=0)
+        for topic, payload in messages:
+            sent = self._client.publish(topic, payload, qos=1, retain=True)
+            if sent.rc not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN}:
+                raise BrokerError(f"{self.where}: {topic} cannot be sent: {sent.rc.name}")
+            waiting[sent.mid] = topic
+        pubacks = self._state.pubacks
+        while waiting:
+            self._wait(lambda: any(mid in pubacks for mid in waiting), ANSWER_TIMEOUT_SECONDS, largest)
+            with self._changed:
+                for mid in [mid for mid in waiting if mid in pubacks]:
+                    topic = waiting.pop(mid)
+                    code, name = pubacks.pop(mid)
+                    if code == _NOT_AUTHORIZED:
+                        raise NotAllowed(f"{self.where}: the broker does not let this user publish {topic}")
+                    if code >= 0x80:
+                        raise BrokerError(f"{self.where}: the broker refused {topic}: {name}")
+
+    def read_all(self, filters: Sequence[str]) -> dict[str, bytes]:
+        """Every retained message under the filters, at most one byte more of each than any message of ours may have.
+
+        Raises:
+            NotAllowed, ConnectionLost, NoAnswer, BrokerError
+        """
+        with self._subscribed(filters):
+            received = self._state.received
+            seen = -1
+            while seen != len(received):
+                seen = len(received)
+                if seen > TOPICS_MAX:
+                    raise BrokerError(
+                        f"{self.where}: more than {TOPICS_MAX} topics under {', '.join(filters)}; somebody else writes there"
+                    )
+                # Only a new topic counts, so live traffic on a known one does not keep this waiting.
+                self._wait_quietly(lambda: len(received) != seen, QUIET_SECONDS)  # noqa: B023  # called in this turn
+            with self._changed:
+                return dict(received)
+
+    def read_back(self, expected: Mapping[str, bytes]) -> dict[str, bytes | None]:
+        """What the broker returns for the topics, where it is not what is expected; empty when all is well.
+
+        Raises:
+            NotAllowed, ConnectionLost, NoAnswer, BrokerError
+        """
+        wrong: dict[str, bytes | None] = {}
+        topics = list(expected)
+        for first in range(0, len(topics), TOPICS_PER_READ):
+            chunk = topics[first : first + TOPICS_PER_READ]
+            with self._subscribed(chunk):
+                received = self._state.received
+                self._wait_quietly(
+                    lambda: all(received.get(topic) == expected[topic] for topic in chunk),  # noqa: B023  # as above
+                    READ_BACK_TIMEOUT_SECONDS,
+                )
+                with self._changed:
+                    wrong.update(
+                        (topic, received.get(topic))
+                        for topic in chunk
+                        if received.get(topic) != expected[topic]
+                    )
+        return wrong
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _subscribed(self, filters: Sequence[str]) -> "_Subscription":
+        return _Subscription(self, filters)
+
+    def _make_client(self, login: Login) -> Client:
+        version = MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311
+        client = Client(CallbackAPIVersion.VERSION2, protocol=version, reconnect_on_failure=False)
+        client.connect_timeout = CONNECT_TIMEOUT_SECONDS
+        if login.user:
+            client.username_pw_set(login.user, login.password or None)
+        if login.uses_tls:
+            client.tls_set_context(_tls_context(login))
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
+        return client
+
+    def _open(self, host: str, port: int) -> None:
+        try:
+            self._client.connect(host, port, KEEPALIVE_SECONDS)
+        except ssl.SSLCertVerificationError as error:
+            raise TlsFailed(
+                f"{self.where}: TLS: the broker's certificate is not trusted: {error.verify_message}; check broker.ca_file "
+                "and the host name in broker.url"
+            ) from error
+        except ssl.SSLError as error:
+            raise TlsFailed(
+                f"{self.where}: TLS failed: {error.reason or error}; check that the broker speaks TLS on this port, and "
+                "broker.cert_file"
+            ) from error
+        except TimeoutError as error:
+            raise Unreachable(
+                f"{self.where}: no answer within {CONNECT_TIMEOUT_SECONDS:.0f} s; check broker.url and the network"
+            ) from error
+        except (OSError, ValueError) as error:
+            said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise Unreachable(f"{self.where}: {said}; check broker.url and that the broker runs") from error
+        self._client.loop_start()
+        try:
+            self._await_connack()
+        except BaseException:
+            self._client.loop_stop()
+            raise
+
+    def _await_connack(self) -> None:
+        state = self._state
+        if not self._await(lambda: state.connack is not None or state.lost is not None, CONNECT_TIMEOUT_SECONDS):
+            raise NoAnswer(
+                f"{self.where}: connected, but no MQTT answer within {CONNECT_TIMEOUT_SECONDS:.0f} s; "
+                "check that it is an MQTT broker and whether it wants TLS"
+            )
+        if state.connack is None:
+            raise _OtherVersion("it closed the connection without an answer")
+        code, name = state.connack
+        if code in _UNSUPPORTED_VERSION:
+            raise _OtherVersion(name)
+        if code in _AUTHENTICATION:
+            raise AuthenticationRefused(
+                f"{self.where}: the broker refused us: {name}; check broker.user, broker.password_file and broker.cert_file"
+            )
+        if code >= 0x80:
+            raise BrokerError(f"{self.where}: the broker refused the connection: {name}")
+        if not state.has_retain:
+            raise ProtocolRefused(f"{self.where}: the broker keeps no retained messages; Flagcast needs them")
+        if state.max_qos < 1:
+            raise ProtocolRefused(f"{self.where}: the broker does not speak QoS 1; Flagcast needs it")
+
+    def _await(self, is_done: Callable[[], bool], timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(is_done, timeout)
+
+    def _wait_quietly(self, is_done: Callable[[], bool], timeout: float) -> None:
+        # For what may well never come; only the loss of the connection is an error.
+        self._await(lambda: is_done() or self._state.lost is not None, timeout)
+        self._require_connection(0)
+
+    def _wait(self, is_done: Callable[[], bool], timeout: float, size: int = 0) -> None:
+        if not self._await(lambda: is_done() or self._state.lost is not None, timeout):
+            raise NoAnswer(f"{self.where}: the broker did not answer within {timeout:.0f} s")
+        with self._changed:
+            done = is_done()
+        if not done:
+            self._require_connection(size)
+
+    def _require_connection(self, size: int) -> None:
+        lost, code = self._state.lost, self._state.lost_code
+        if lost is None:
+            return
+        if code == _TOO_LARGE:
+            raise MessageRefused(
+                f"{self.where}: the broker does not take a message of {size} bytes; lower publish.message_limit_bytes, or "
+                "raise the broker's limit"
+            )
+        if code == _NO_RETAIN:
+            raise ProtocolRefused(f"{self.where}: the broker keeps no retained messages; Flagcast needs them")
+        hint = ""
+        if size > 0 and code not in _AUTHENTICATION:
+            # MQTT 3.1.1 has no word for it: a broker that finds a message too large hangs up.
+            hint = f" while messages of up to {size} bytes were sent; if that repeats, lower publish.message_limit_bytes"
+        raise ConnectionLost(f"{self.where}: the broker ended the connection ({lost}){hint}")
+
+    def _note(self, change: Callable[[_State], object]) -> None:
+        with self._changed:
+            change(self._state)
+            self._changed.notify_all()
+
+    def _on_connect(
+        self, client: Client, userdata: object, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        del client, userdata, flags
+
+        def note(state: _State) -> None:
+            state.packet_limit = getattr(properties, "MaximumPacketSize", None)
+            state.has_retain = getattr(properties, "RetainAvailable", 1) != 0
+            state.max_qos = getattr(properties, "MaximumQoS", 1)
+            state.connack = (reason.value, str(reason))
+
+        self._note(note)
+
+    def _on_disconnect(
+        self,
+        client: Client,
+        userdata: object,
+        flags: DisconnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        del client, userdata, properties
+        said = str(reason) if flags.is_disconnect_packet_from_server else "without saying why"
+
+        def note(state: _State) -> None:
+            state.lost = said
+            state.lost_code = reason.value if flags.is_disconnect_packet_from_server else 0
+
+        self._note(note)
+
+    def _on_message(self, client: Client, userdata: object, message: MQTTMessage) -> None:
+        del client, userdata
+        topic, payload = message.topic, bytes(message.payload[: MESSAGE_MAX_BYTES + 1])
+        self._note(lambda state: state.received.__setitem__(topic, payload))
+
+    def _on_publish(
+        self, client: Client, userdata: object, mid: int, reason: ReasonCode, properties: Properties
+    ) -> None:
+        del client, userdata, properties
+        self._note(lambda state: state.pubacks.__setitem__(mid, (reason.value, str(reason))))
+
+    def _on_subscribe(
+        self, client: Client, userdata: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
+    ) -> None:
+        del client, userdata, properties
+        codes = [reason.value for reason in reasons]
+        self._note(lambda state: state.subacks.__setitem__(mid, codes))
+
+    def _on_unsubscribe(
+        self, client: Client, userdata: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
+    ) -> None:
+        del client, userdata, reasons, properties
+        self._note(lambda state: state.unsubacks.add(mid))
+
+
+class _Subscription:
+    # Subscribed for the length of a block; what is received in it is the block's alone.
+
+    def __init__(self, connection: Connection, filters: Sequence[str]) -> None:
+        self._connection = connection
+        self._filters = filters
+
+    def __enter__(self) -> None:
+        connection = self._connection
+        connection._note(lambda state: state.received.clear())

@@ -1,0 +1,74 @@
+"""What `flagcast validate` and `flagcast publish` read: a path in, compiled namespaces and findings out."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, TextIO
+
+from flagcast_shared.errors import InvalidDocument
+
+from .compiler import Compilation, compile_documents
+from .document import Document, parse
+from .findings import DOCUMENTATION, Finding, Position, as_json, as_text, finding, in_order
+from .lint import lint
+from .sources import SourceFile, read_path
+
+
+def load(path: Path) -> Compilation:
+    """Everything that a flags file or folder compiles to, and everything to say about it.
+
+    Raises:
+        InvalidDocument: the path cannot be read at all.
+    """
+    return check(read_path(path))
+
+
+def check(sources: Iterable[SourceFile]) -> Compilation:
+    """Parses, compiles and, where nothing is wrong, lints. Any bytes give a Compilation."""
+    documents: list[Document] = []
+    found: list[Finding] = []
+    for source in sources:
+        parsed, findings = parse(source)
+        documents.extend(parsed)
+        found.extend(findings)
+    compilation = compile_documents(documents, found)
+    if compilation.has_errors:
+        # Advice about flags of which a part could not be read would be wrong as often as right.
+        return compilation
+    return Compilation(compilation.namespaces, in_order((*compilation.findings, *lint(documents))))
+
+
+def run(
+    path: Path, output_format: Literal["text", "json"], out: TextIO, *, strict: bool = False
+) -> Literal[0, 1]:
+    """Writes what there is to say about a path; 1 if there is an error or, when strict, a warning, else 0."""
+    try:
+        compilation = load(path)
+    except InvalidDocument as error:
+        said = str(error).removeprefix(f"{path}: ")
+        hint = "Name a flags file (.yml, .yaml, .json) or a folder of them."
+        compilation = Compilation({}, (finding("FC101", str(path), Position(1, 1), said, hint),))
+    if output_format == "json":
+        print(as_json(str(path), compilation.findings), file=out)
+    else:
+        _write_text(path, compilation, out)
+    return 1 if compilation.has_errors or (strict and compilation.findings) else 0
+
+
+def _write_text(path: Path, compilation: Compilation, out: TextIO) -> None:
+    for each in compilation.findings:
+        print(as_text(each), file=out)
+    errors = sum(each.severity == "error" for each in compilation.findings)
+    warnings = len(compilation.findings) - errors
+    counts = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    if compilation.has_errors:
+        print(f"{path}: {counts}; nothing can be published", file=out)
+    else:
+        entries = sum(len(each) for each in compilation.namespaces.values())
+        held = f"{_count(entries, 'flag or segment', 'flags and segments')} in"
+        print(f"{path}: {held} {_count(len(compilation.namespaces), 'namespace')}; {counts}", file=out)
+    if compilation.findings:
+        print(f"Each code is explained in {DOCUMENTATION}", file=out)
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
