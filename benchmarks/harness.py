@@ -10,7 +10,6 @@ import gc
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -170,13 +169,19 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
 
 
+def nanoseconds_per_call(call: Callable[[], object], options: Options) -> float:
+    """The median, over several rounds of some ten milliseconds, of what one call takes, its loop included."""
+    calls = 1
+    while (spent := per_call(call, calls) * calls) < 1_000_000:
+        calls *= 4
+    round_ns = 10_000_000 if options.quick else 40_000_000
+    calls = max(1, int(calls * round_ns / spent))
+    return median_of_rounds(lambda: per_call(call, calls), 5 if options.quick else 11)
+
+
 def per_call(call: Callable[[], object], calls: int) -> float:
-    """Nanoseconds of one `call`, the loop around it included, over `calls` calls."""
+    """Nanoseconds of one call, the loop around it included, over so many calls."""
     start = time.perf_counter_ns()
     for _ in range(calls):
         call()
     return (time.perf_counter_ns() - start) / calls
-
-
-if __name__ == "__main__":
-    sys.exit("this is what the benchmarks share; run one of the others")

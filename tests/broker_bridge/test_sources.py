@@ -68,7 +68,14 @@ def test_v2_reads_one_folder_deep(tmp_path: Path) -> None:
 
 
 def test_v1_default_globs_apply_where_v2_finds_nothing(tmp_path: Path) -> None:
-    write(tmp_path, "features.yml", "team.features.yaml", "deep/er/prod.features.yml", "other.yml", "features.json")
+    write(
+        tmp_path,
+        "features.yml",
+        "team.features.yaml",
+        "deep/er/prod.features.yml",
+        "other.yml",
+        "features.json",
+    )
     assert names(tmp_path) == ["features.yml", "team.features.yaml", "deep/er/prod.features.yml"]
     assert {each.folder for each in read_path(tmp_path)} == {None}
 

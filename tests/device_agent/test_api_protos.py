@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pool
+from google.protobuf.message import Message
 
+from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
+from flagcast_agent.api.protos.pool import POOL
 
 ROOT = Path(__file__).parents[2]
 PROTOS = ROOT / "device_agent" / "src" / "flagcast_agent" / "api" / "protos"
 
-FLIPT_FIELDS = {
+FLIPT_FIELDS: dict[type[Message], dict[str, int]] = {
     flipt.EvaluationRequest: {
         "request_id": 1,
         "namespace_key": 2,
@@ -86,10 +89,10 @@ def test_enums_have_flipts_numbers() -> None:
 
 
 def test_nothing_of_ours_is_in_the_default_pool() -> None:
-    pool = descriptor_pool.Default()
-    for name in ("flipt.evaluation.EvaluationRequest", "flagcast.agent.v1.StatusRequest"):
-        with pytest.raises(KeyError):
-            pool.FindMessageTypeByName(name)
+    assert agent.DESCRIPTOR.pool is POOL
+    assert flipt.DESCRIPTOR.pool is POOL
+    with pytest.raises(KeyError):
+        descriptor_pool.Default().FindMessageTypeByName("flagcast.agent.v1.StatusRequest")
 
 
 ONE_PROCESS = """

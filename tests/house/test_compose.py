@@ -1,10 +1,20 @@
+import contextlib
+import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from repository import AGENT, BRIDGE, ROOT, SHARED, Distribution
+from repository import AGENT, BIN, BRIDGE, ROOT, SHARED, Distribution
 
 DEPLOY = ROOT / "deploy"
 BUILT_FROM = {"agent.Dockerfile": AGENT, "bridge.Dockerfile": BRIDGE}
@@ -104,3 +114,122 @@ def test_an_image_does_not_run_as_root(dockerfile: str) -> None:
     last = max(index for index, (instruction, _) in enumerate(after_last_stage) if instruction == "FROM")
     users = [arguments for instruction, arguments in after_last_stage[last:] if instruction == "USER"]
     assert users == ["flagcast"]
+
+
+class Machine:
+    """What the compose file describes, as processes of this machine: the same commands, with its volumes as folders."""
+
+    def __init__(self, compose: dict[str, Any], folder: Path) -> None:
+        self.compose = compose
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+
+    def here(self, service: str, text: str) -> str:
+        """A text of the compose file or of the broker's configuration, with paths and addresses of this machine."""
+        for mount in self.compose["services"][service]["volumes"]:
+            source, target = mount.split(":")[:2]
+            place = (ROOT / source).resolve() if source.startswith(".") else self.folder / source
+            if not source.startswith("."):
+                place.mkdir(exist_ok=True)
+            text = text.replace(target, str(place))
+        return text.replace("broker:1883", f"127.0.0.1:{self.port}").replace("$$", "$")
+
+    @contextlib.contextmanager
+    def running(self, service: str) -> Iterator[subprocess.Popen[bytes]]:
+        described = self.compose["services"][service]
+        environment = {
+            name: self.here(service, value) for name, value in described.get("environment", {}).items()
+        }
+        if service == "broker":
+            text = (DEPLOY / "compose" / "mosquitto.conf").read_text(encoding="utf-8")
+            configuration = self.folder / "mosquitto.conf"
+            text = self.here("broker", text).replace("listener 1883", f"listener {self.port} 127.0.0.1")
+            configuration.write_text(text + f"user {Path.home().owner()}\n", encoding="utf-8")
+            command = ["mosquitto", "-c", str(configuration)]
+        else:
+            command = [*described["entrypoint"], *(self.here(service, line) for line in described["command"])]
+        log = (self.folder / f"{service}.log").open("ab")
+        with (
+            log,
+            subprocess.Popen(
+                command,
+                env={"PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin:/usr/local/sbin", **environment},
+                stdout=log,
+                stderr=log,
+            ) as process,
+        ):
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                process.wait(20)
+
+    def ask(self, service: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """What `docker compose exec SERVICE flagcast-agent …` does."""
+        environment = {
+            name: self.here(service, value)
+            for name, value in self.compose["services"][service]["environment"].items()
+        }
+        return subprocess.run(
+            [BIN / "flagcast-agent", *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(encoding='utf-8', errors='replace')}"
+            for path in sorted(self.folder.glob("*.log"))
+        )
+
+
+@pytest.fixture
+def machine(compose: dict[str, Any]) -> Iterator[Machine]:
+    # Not pytest's own folder: the path of a Unix socket has room for about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="fc-") as folder:
+        yield Machine(compose, Path(folder))
+
+
+def wait_for(condition: Callable[[], bool], what: str, machine: Machine, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen\n{machine.logs()}"
+        time.sleep(0.1)
+
+
+def is_listening(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@pytest.mark.mosquitto
+def test_the_commands_of_the_compose_file_make_a_working_system(machine: Machine) -> None:
+    question = ("eval", "contactless-payment", "--entity", "charger-17", "--format", "json")
+    agents = ("agent-1", "agent-2")
+
+    def answers(agent: str) -> bool:
+        return machine.ask(agent, *question).returncode == 0
+
+    with machine.running("broker"):
+        wait_for(partial(is_listening, machine.port), "the broker", machine)
+        for _ in range(2):  # compose runs the bridge again with every `up`
+            with machine.running("bridge") as bridge:
+                assert bridge.wait(60) == 0, machine.logs()
+        with contextlib.ExitStack() as both:
+            for agent in agents:
+                both.enter_context(machine.running(agent))
+            for agent in agents:
+                wait_for(partial(answers, agent), f"an answer of {agent}", machine)
+                status = json.loads(machine.ask(agent, "status", "--format", "json").stdout)
+                assert {one["namespace"] for one in status["namespaces"]} == {"default", "charging"}
+            online = [machine.ask(agent, *question).stdout for agent in agents]
+    # The broker is gone, and both devices start again from what they have.
+    with machine.running("agent-1"):
+        wait_for(partial(answers, "agent-1"), "an answer without a broker", machine)
+        assert json.loads(machine.ask("agent-1", *question).stdout)["value"] == json.loads(online[0])["value"]

@@ -8,6 +8,8 @@ from flagcast_shared.model import AnySegment, Flag
 from flagcast_shared.records import Record, content_digest, encode_record
 from flagcast_shared.trust import AdmittedUpdate, Holding
 
+Content = Iterable[Flag | AnySegment | Record]
+
 
 class History:
     """One namespace's admitted versions, one after the other."""
@@ -20,15 +22,13 @@ class History:
         self._version = 0
         self._sequence = 0
 
-    def begin(self, entries: Iterable[Flag | AnySegment]) -> AdmittedUpdate:
+    def begin(self, entries: Content) -> AdmittedUpdate:
         """The first content: complete."""
-        return self._update([encode_record(entry) for entry in entries], (), is_complete=True)
+        return self._update(_records(entries), (), is_complete=True)
 
-    def change(
-        self, entries: Iterable[Flag | AnySegment], removed: Iterable[RecordId] = ()
-    ) -> AdmittedUpdate:
+    def change(self, entries: Content, removed: Iterable[RecordId] = ()) -> AdmittedUpdate:
         """The next version, as a delta gives it."""
-        return self._update([encode_record(entry) for entry in entries], tuple(removed), is_complete=False)
+        return self._update(_records(entries), tuple(removed), is_complete=False)
 
     def sign_again(self, *, issued: int, expires: int) -> AdmittedUpdate:
         """A new head over the same content."""
@@ -61,3 +61,7 @@ class History:
             Offering(Version(self._version), digest, 1, 1),
         )
         return Holding(head, b"", Digest(bytes(32)), Epoch(1), Version(self._version), digest, digests)
+
+
+def _records(entries: Content) -> list[Record]:
+    return [entry if isinstance(entry, Record) else encode_record(entry) for entry in entries]

@@ -153,7 +153,10 @@ def _key(rng: random.Random) -> str:
 
 
 def _entity(rng: random.Random) -> str:
-    return rng.choice(_ENTITIES) if rng.random() < 0.3 else f"{_key(rng)}{rng.randint(0, 10**6)}"
+    if rng.random() < 0.3:
+        return rng.choice(_ENTITIES)
+    # No space around it: the engine in the clients does not trim before it compares a prefix.
+    return f"{_key(rng).strip()}{rng.randint(0, 10**6)}"
 
 
 def _context(rng: random.Random) -> dict[str, str]:
@@ -163,8 +166,10 @@ def _context(rng: random.Random) -> dict[str, str]:
             dice = rng.random()
             if dice < 0.75:
                 context[name] = rng.choice(_VALUES[type_])
-            elif dice < 0.85:
+            elif dice < 0.8:
                 context[name] = ""
+            elif dice < 0.85:
+                context[name] = rng.choice(("nonsense", "--1", "yes"))
     return context
 
 

@@ -6,17 +6,18 @@ import contextlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from admitted import History
+from admitted import Content, History
 
 from flagcast_agent.api.answers import Answers
 from flagcast_agent.api.grpc import LocalServer
 from flagcast_agent.api.socket import SocketOptions, UnixSocket, bind_loopback
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.status import LinkStatus, NamespaceStatus, Rejection, Status
+from flagcast_shared.codec import encode
 from flagcast_shared.ids import Environment, FlagKey, Namespace, SegmentKey, VariantKey
 from flagcast_shared.model import (
     AnySegment,
@@ -32,10 +33,10 @@ from flagcast_shared.model import (
     Segment,
     SegmentRollout,
     ThresholdRollout,
-    UnsupportedFlag,
     Variant,
     VariantFlag,
 )
+from flagcast_shared.records import Record, decode_record
 
 NOW = 1_700_000_000.25
 """What the server's clock says, in every reply."""
@@ -162,9 +163,7 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running(
-    entries: Iterable[Flag | AnySegment] | None = ENTRIES, *, namespace: str = "default"
-) -> Iterator[RunningServer]:
+def running(entries: Content | None = ENTRIES, *, namespace: str = "default") -> Iterator[RunningServer]:
     """A server that knows `entries`; None for one that was never told anything."""
     with tempfile.TemporaryDirectory(prefix="fc-") as name:
         server = RunningServer(Path(name))
@@ -176,8 +175,9 @@ def running(
             server.end()
 
 
-def unsupported(key: str) -> UnsupportedFlag:
-    return UnsupportedFlag(FlagKey(key), "type 'matrix' is not known")
+def flag_from_the_future(key: str) -> Record:
+    """A record as a newer publisher may write it: of a type that this release does not know."""
+    return decode_record(encode(["flag", key, {1: "matrix", 2: True}]))
 
 
 def _ids() -> Iterator[str]:

@@ -336,7 +336,7 @@ class _Reader:
             "key",
             f"{what}, variant",
             node.at,
-            lambda each: self._word_of_text(each, f"{what}, variant key"),
+            lambda each: self._reference(each, f"{what}, variant key"),
         )
         if key is not None:
             what = f"{what}, variant {key.value!r}"
@@ -396,7 +396,7 @@ class _Reader:
         if fields is None:
             return None
         variant = self._required(
-            fields, "variant", what, node.at, lambda each: self._word_of_text(each, f"{what}, variant")
+            fields, "variant", what, node.at, lambda each: self._reference(each, f"{what}, variant")
         )
         rollout = self._required(
             fields, "rollout", what, node.at, lambda each: self._number(each, f"{what}, rollout")
@@ -477,7 +477,7 @@ class _Reader:
             return None
         self._description(fields, what)
         kind, name, operator = (
-            self._required(fields, field, what, node.at, partial(self._word_of_text, what=f"{what}, {field}"))
+            self._required(fields, field, what, node.at, partial(self._reference, what=f"{what}, {field}"))
             for field in ("type", "property", "operator")
         )
         value = fields.get("value")
@@ -551,12 +551,12 @@ class _Reader:
         return read(fields[name])
 
     def _required_name(self, fields: Mapping[str, Node], what: str, at: Position) -> None:
-        self._required(fields, "name", what, at, lambda each: self._word_of_text(each, f"{what}, name"))
+        self._required(fields, "name", what, at, lambda each: self._name(each, f"{what}, name"))
         self._description(fields, what)
 
     def _optional_name(self, fields: Mapping[str, Node], what: str) -> None:
         if "name" in fields:
-            self._word_of_text(fields["name"], f"{what}, name")
+            self._name(fields["name"], f"{what}, name")
         self._description(fields, what)
 
     def _description(self, fields: Mapping[str, Node], what: str) -> None:
@@ -566,8 +566,6 @@ class _Reader:
 
     def _text(self, node: Node, what: str) -> Text | None:
         if isinstance(node, Scalar) and isinstance(node.value, str):
-            if node.is_disputed:
-                self.findings.append(disputed(self._source.path, node, what))
             return Text(node.value, node.at)
         hint = ""
         if isinstance(node, Scalar) and node.value is not None:
@@ -575,7 +573,16 @@ class _Reader:
         self._wrong(node, what, "text", hint)
         return None
 
-    def _word_of_text(self, node: Node, what: str) -> Text | None:
+    def _reference(self, node: Node, what: str) -> Text | None:
+        """A name that is compared with others."""
+        self._dispute(node, what)
+        return self._name(node, what)
+
+    def _dispute(self, node: Node, what: str) -> None:
+        if isinstance(node, Scalar) and node.is_disputed:
+            self.findings.append(disputed(self._source.path, node, what))
+
+    def _name(self, node: Node, what: str) -> Text | None:
         """Text of at least one character on one line: Flipt's schema matches it against `^.+$`."""
         text = self._text(node, what)
         if text is None:
@@ -587,6 +594,7 @@ class _Reader:
         return text
 
     def _key(self, node: Node, what: str) -> Text | None:
+        self._dispute(node, what)
         key = self._text(node, what)
         if key is None:
             return None

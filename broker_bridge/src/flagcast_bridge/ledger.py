@@ -69,14 +69,14 @@ class Entry:
     epoch: Epoch
     version: Version
     action: str
-    digest: Digest | None
+    digest: Digest
     reserved: int
     published: int | None
     provenance: Mapping[str, str]
 
     @property
     def state(self) -> str:
-        """"reserved" or "published"."""
+        """The word `reserved` or `published`."""
         return "reserved" if self.published is None else "published"
 
 

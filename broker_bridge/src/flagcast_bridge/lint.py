@@ -11,7 +11,7 @@ from math import inf, isnan
 from typing import Final
 
 from flagcast_shared.bucketing import compile_percentage
-from flagcast_shared.constraints import TAKES, Takes
+from flagcast_shared.constraints import TAKES, Takes, value_test
 from flagcast_shared.context import DEVICE_PREFIX
 from flagcast_shared.literals import trim_space
 from flagcast_shared.model import Constraint as CompiledConstraint
@@ -85,7 +85,7 @@ class _Linter:
 
     def _segment(self, segment: Segment) -> _SegmentFacts:
         what = f"segment {segment.key.value!r}"
-        pairs: list[tuple[Constraint, CompiledConstraint]] = []
+        pairs: list[_Pair] = []
         never = 0
         for constraint in segment.constraints:
             compiled = compile_constraint(constraint, self._document.file)
@@ -95,7 +95,7 @@ class _Linter:
             never += self._constraint(constraint, compiled, what)
         if segment.match is Match.ANY:
             return _SegmentFacts(not pairs, bool(pairs) and never == len(pairs))
-        contradiction = _contradiction([compiled for _, compiled in pairs])
+        contradiction = _contradiction(pairs)
         if contradiction is not None and not never:
             first, second = contradiction
             said = f"{what}: no value fits both {_said(pairs[first][1])} and {_said(pairs[second][1])}"
@@ -435,44 +435,41 @@ def _why_never(constraint: CompiledConstraint) -> str:
     return ""
 
 
-_Comparable = str | float | Instant
-
 _LOWER: Final = (Operator.GT, Operator.GTE)
 _UPPER: Final = (Operator.LT, Operator.LTE)
 
+_Pair = tuple[Constraint, CompiledConstraint]
 
-def _contradiction(constraints: Sequence[CompiledConstraint]) -> tuple[int, int] | None:
+
+def _contradiction(pairs: Sequence[_Pair]) -> tuple[int, int] | None:
     """Two constraints that no value fits at once, by their places."""
-    for second, later in enumerate(constraints):
-        for first, earlier in enumerate(constraints[:second]):
-            is_same = (earlier.type, earlier.property) == (later.type, later.property)
+    for second, later in enumerate(pairs):
+        for first, earlier in enumerate(pairs[:second]):
+            is_same = (earlier[1].type, earlier[1].property) == (later[1].type, later[1].property)
             if is_same and (_excludes(earlier, later) or _excludes(later, earlier)):
                 return first, second
     return None
 
 
-def _excludes(one: CompiledConstraint, other: CompiledConstraint) -> bool:
-    """Whether no value fits both, judged from the side of `one`."""
-    pair = (one.operator, other.operator)
-    if pair in _OPPOSITES:
+def _excludes(one: _Pair, other: _Pair) -> bool:
+    """Whether no value fits both, judged from the side of `one`; False when in doubt."""
+    operator, against = one[1].operator, other[1].operator
+    if (operator, against) in _OPPOSITES:
         return True
-    if one.operator is Operator.NOTPRESENT:
-        return other.operator is not Operator.NOTPRESENT
-    wanted = _wanted(one)
-    if wanted is None:
-        return one.operator in _LOWER and other.operator in _UPPER and not _is_between(one, other)
-    return not any(_fits(value, other) for value in wanted)
+    if operator is Operator.NOTPRESENT:
+        return against is not Operator.NOTPRESENT
+    if operator in _LOWER and against in _UPPER:
+        return not _is_between(one[1], other[1])
+    wanted = _wanted(*one)
+    return wanted is not None and not any(map(value_test(other[1]), wanted))
 
 
-def _wanted(constraint: CompiledConstraint) -> tuple[_Comparable, ...] | None:
-    """The only values that can fit, None when they cannot be listed."""
-    match constraint.operator, constraint.value:
-        case Operator.EQ, Instant() as instant:
-            return (instant,)
-        case Operator.EQ, str() as text:
-            return (_comparable(constraint, text),)
-        case Operator.ISONEOF, tuple():
-            return tuple(_comparable(constraint, text) for text in _texts(constraint))
+def _wanted(constraint: Constraint, compiled: CompiledConstraint) -> tuple[str, ...] | None:
+    """The only values that can fit, in one spelling each; None when they cannot be listed."""
+    if compiled.operator is Operator.ISONEOF:
+        return _texts(compiled)
+    if compiled.operator is Operator.EQ:
+        return (constraint.value.text if isinstance(constraint.value, Scalar) else "",)
     return None
 
 
@@ -482,76 +479,17 @@ def _texts(constraint: CompiledConstraint) -> tuple[str, ...]:
     return value if isinstance(value, tuple) and not isinstance(value, Instant) else ()
 
 
-def _comparable(constraint: CompiledConstraint, text: str) -> _Comparable:
-    return float(text) if constraint.type is ConstraintType.NUMBER else text
-
-
-def _fits(value: _Comparable, other: CompiledConstraint) -> bool:
-    """Whether a value may fit another constraint of the same type; True when in doubt."""
-    compared: _Comparable | None = None
-    listed: tuple[_Comparable, ...] = ()
-    if isinstance(other.value, Instant):
-        compared = other.value
-    elif isinstance(other.value, str):
-        compared = _comparable(other, other.value)
-    else:
-        listed = tuple(_comparable(other, text) for text in _texts(other))
-    operator = other.operator
-    if isinstance(value, str) and isinstance(compared, str):
-        match operator:
-            case Operator.PREFIX:
-                return trim_space(value).startswith(compared)
-            case Operator.SUFFIX:
-                return trim_space(value).endswith(compared)
-            case Operator.CONTAINS:
-                return compared in value
-            case Operator.NOTCONTAINS:
-                return compared not in value
-            case _:
-                pass
-    match operator:
-        case Operator.EQ:
-            return value == compared
-        case Operator.NEQ:
-            return value != compared
-        case Operator.ISONEOF:
-            return value in listed
-        case Operator.ISNOTONEOF:
-            return value not in listed
-        case Operator.EMPTY:
-            return isinstance(value, str) and not trim_space(value)
-        case Operator.LT | Operator.LTE | Operator.GT | Operator.GTE:
-            return _is_ordered(value, operator, compared)
-        case _:
-            return True
-
-
-def _is_ordered(value: _Comparable, operator: Operator, bound: _Comparable | None) -> bool:
-    if value == bound:
-        return operator in (Operator.LTE, Operator.GTE)
-    is_less: bool
-    if isinstance(value, Instant) and isinstance(bound, Instant):  # noqa: SIM114 - two types, one at a time
-        is_less = value < bound
-    elif isinstance(value, float) and isinstance(bound, float):
-        is_less = value < bound
-    else:
-        return True
-    return is_less is (operator in _UPPER)
-
-
 def _is_between(lower: CompiledConstraint, upper: CompiledConstraint) -> bool:
-    """Whether a value lies above the one and below the other."""
-    low: _Comparable
-    if isinstance(lower.value, Instant):
-        low = lower.value
-    elif isinstance(lower.value, str):
-        low = float(lower.value)
-    else:
-        return True
-    high = upper.value if isinstance(upper.value, Instant) else float(str(upper.value))
+    """Whether a value can lie above the one and below the other."""
+    low, high = _bound(lower), _bound(upper)
     if low == high:
         return lower.operator is Operator.GTE and upper.operator is Operator.LTE
-    return _is_ordered(low, Operator.LT, high)
+    return low < high
+
+
+def _bound(constraint: CompiledConstraint) -> tuple[float, int]:
+    value = constraint.value
+    return (float(value.seconds), value.nanos) if isinstance(value, Instant) else (float(str(value)), 0)
 
 
 _OPPOSITES: Final = {

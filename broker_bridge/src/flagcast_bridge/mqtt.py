@@ -4,10 +4,10 @@ The only module of the publisher that imports paho, and no type of it leaves. MQ
 not speak it. Every wait ends: by what was waited for, by the loss of the connection, or by a timeout below.
 """
 
-import queue
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -254,8 +254,25 @@ class Connection:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _subscribed(self, filters: Sequence[str]) -> "_Subscription":
-        return _Subscription(self, filters)
+    @contextmanager
+    def _subscribed(self, filters: Sequence[str]) -> Iterator[None]:
+        # Subscribed for the length of the block; what is received in it is the block's alone.
+        state = self._state
+        self._note(lambda state: state.received.clear())
+        mids = []
+        for first in range(0, len(filters), FILTERS_PER_SUBSCRIBE):
+            chunk = filters[first : first + FILTERS_PER_SUBSCRIBE]
+            _, mid = self._client.subscribe([(name, 1) for name in chunk])
+            mids.append(mid)
+        self._wait(lambda: all(mid in state.subacks for mid in mids), ANSWER_TIMEOUT_SECONDS)
+        with self._changed:
+            codes = [code for mid in mids for code in state.subacks.pop(mid or 0)]
+        for name, code in zip(filters, codes, strict=False):
+            if code >= 0x80:
+                raise NotAllowed(f"{self.where}: the broker does not let this user read {name}")
+        yield
+        _, mid = self._client.unsubscribe(list(filters))
+        self._wait(lambda: mid in state.unsubacks, ANSWER_TIMEOUT_SECONDS)
 
     def _make_client(self, login: Login) -> Client:
         version = MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311
@@ -302,7 +319,9 @@ class Connection:
 
     def _await_connack(self) -> None:
         state = self._state
-        if not self._await(lambda: state.connack is not None or state.lost is not None, CONNECT_TIMEOUT_SECONDS):
+        if not self._await(
+            lambda: state.connack is not None or state.lost is not None, CONNECT_TIMEOUT_SECONDS
+        ):
             raise NoAnswer(
                 f"{self.where}: connected, but no MQTT answer within {CONNECT_TIMEOUT_SECONDS:.0f} s; "
                 "check that it is an MQTT broker and whether it wants TLS"
@@ -363,7 +382,12 @@ class Connection:
             self._changed.notify_all()
 
     def _on_connect(
-        self, client: Client, userdata: object, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
+        self,
+        client: Client,
+        userdata: object,
+        flags: ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
     ) -> None:
         del client, userdata, flags
 
@@ -404,26 +428,42 @@ class Connection:
         self._note(lambda state: state.pubacks.__setitem__(mid, (reason.value, str(reason))))
 
     def _on_subscribe(
-        self, client: Client, userdata: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
+        self,
+        client: Client,
+        userdata: object,
+        mid: int,
+        reasons: list[ReasonCode],
+        properties: Properties | None,
     ) -> None:
         del client, userdata, properties
         codes = [reason.value for reason in reasons]
         self._note(lambda state: state.subacks.__setitem__(mid, codes))
 
     def _on_unsubscribe(
-        self, client: Client, userdata: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
+        self,
+        client: Client,
+        userdata: object,
+        mid: int,
+        reasons: list[ReasonCode],
+        properties: Properties | None,
     ) -> None:
         del client, userdata, reasons, properties
         self._note(lambda state: state.unsubacks.add(mid))
 
 
-class _Subscription:
-    # Subscribed for the length of a block; what is received in it is the block's alone.
-
-    def __init__(self, connection: Connection, filters: Sequence[str]) -> None:
-        self._connection = connection
-        self._filters = filters
-
-    def __enter__(self) -> None:
-        connection = self._connection
-        connection._note(lambda state: state.received.clear())
+def _tls_context(login: Login) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=login.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidConfiguration(
+            f"{login.ca_file}: broker.ca_file cannot be used: {error.strerror or error}; allowed are certificates as PEM"
+        ) from error
+    if login.cert_file is not None:
+        try:
+            context.load_cert_chain(login.cert_file, login.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidConfiguration(
+                f"{login.cert_file}: broker.cert_file and broker.key_file cannot be used: {error.strerror or error}; "
+                "allowed are a certificate and its key as PEM"
+            ) from error
+    return context

@@ -118,7 +118,7 @@ _NOT_FINITE: Final = {
 }
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt ].*)?")
 _DISPUTED: Final = re.compile(
-    r"(?i:y|n|yes|no|on|off)"
+    r"(?i:yes|no|on|off)"
     r"|[-+]?(?:0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|0[0-9]+"
     r"|[0-9][0-9_]*_[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?)"
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt ].*)?"
@@ -219,7 +219,8 @@ class _Composer:
                 "FC102", at, "half of a surrogate pair", "Write the character itself instead of its escape."
             )
         plain, quoted = event.implicit
-        if plain:
+        # libyaml calls a scalar with the tag "!" plain; YAML 1.2 (6.9.1) makes it text.
+        if plain and event.tag is None:
             return Scalar(at, _resolve(text), text, is_plain=True)
         if quoted or event.tag in ("!", _TAG + "str"):
             return Scalar(at, text, text, is_plain=False)

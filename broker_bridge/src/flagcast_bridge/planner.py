@@ -50,6 +50,10 @@ from flagcast_shared.records import (
 from flagcast_shared.root import KEY_ID_BYTES
 from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, SnapshotAddress
 
+_NO_VERSION: Final = Version(0)
+_NO_SEQUENCE: Final = HeadSequence(0)
+# Numbers that are issued begin at 1.
+
 _REFRESH_SHARE: Final = 2
 # A head is renewed in the second half of its lifetime, so that one missed run of the publisher is no alarm.
 
@@ -87,8 +91,8 @@ class Live:
 class Issued:
     """What the ledger knows of a namespace: the highest numbers ever reserved, and what was published last."""
 
-    version: Version = Version(0)
-    sequence: HeadSequence = HeadSequence(0)
+    version: Version = _NO_VERSION
+    sequence: HeadSequence = _NO_SEQUENCE
     published: Content | None = None
 
 
@@ -171,7 +175,9 @@ def plan(
     highest = _highest(live, issued)
     sequence = HeadSequence(max(issued.sequence, live.head.sequence if live is not None else 0) + 1)
     if max(highest, sequence) >= NUMBER_MAX:
-        raise InvalidDocument(f"{namespace}: its numbers are used up; a new root with new publisher keys is needed")
+        raise InvalidDocument(
+            f"{namespace}: its numbers are used up; a new root with new publisher keys is needed"
+        )
     keeps_version = (
         told is not None
         and told.digest == digest
@@ -179,24 +185,48 @@ def plan(
         and told.version == highest
         and (live is None or live.head.candidate is None)
     )
-    if keeps_version and live is not None and live.head.stable.version == highest and live.records is not None:
-        why = _why_refresh(live.head, terms)
+    if (
+        keeps_version
+        and live is not None
+        and live.head.stable.version == highest
+        and live.records is not None
+    ):
+        why = _why_refresh(live.head, issued, terms)
         if not why:
             return Plan(
                 namespace, Action.UNCHANGED, "nothing differs from what is live", diff, previous, live.head
             )
         head = _renew(live.head, sequence, terms)
-        return Plan(
-            namespace, Action.REFRESH, why, diff, previous, head, head_draft=_head_draft(head)
-        )
+        return Plan(namespace, Action.REFRESH, why, diff, previous, head, head_draft=_head_draft(head))
     content = issued.published
     if keeps_version and content is not None and content.version == highest and content.digest == digest:
         why = "the broker has lost its head" if live is None else "the broker has lost part of it"
-        return _issue(namespace, Action.RESTORE, why, content, None, sequence, diff, previous, terms)
+        return _issue(
+            namespace,
+            Action.RESTORE,
+            why,
+            content,
+            base=None,
+            sequence=sequence,
+            diff=diff,
+            previous=previous,
+            terms=terms,
+        )
     content = _new_content(namespace, Version(highest + 1), digest, records, terms)
-    why = "it is new" if told is None else "it differs from what was published" if diff else "its old version cannot be continued"
-    base = told if told is not None and told.records is not None else None
-    return _issue(namespace, Action.CHANGE, why, content, base, sequence, diff, previous, terms)
+    why = "it differs from what was published" if diff else "its old version cannot be continued"
+    if told is None:
+        why = "it is new"
+    return _issue(
+        namespace,
+        Action.CHANGE,
+        why,
+        content,
+        base=told,
+        sequence=sequence,
+        diff=diff,
+        previous=previous,
+        terms=terms,
+    )
 
 
 def obsolete(heads: Iterable[Head], retained: Iterable[Address]) -> list[Address]:
@@ -258,9 +288,11 @@ def _offerings(head: Head) -> tuple[Offering, ...]:
     return (head.stable,) if head.candidate is None else (head.stable, head.candidate.offering)
 
 
-def _why_refresh(head: Head, terms: Terms) -> str:
+def _why_refresh(head: Head, issued: Issued, terms: Terms) -> str:
     if terms.forces_refresh:
         return "a new head was asked for"
+    if head.sequence < issued.sequence:
+        return f"head {issued.sequence} was issued, and the broker shows {head.sequence}"
     remaining = head.expires - terms.now
     if remaining <= 0:
         return "its head has expired"
@@ -360,7 +392,8 @@ def _room(namespace: Namespace, terms: Terms) -> int:
 
 def _sealed_size(payload: bytes, place: Place, terms: Terms) -> int:
     signatures = [
-        (KeyId(number.to_bytes(KEY_ID_BYTES, "big")), bytes(SIGNATURE_BYTES)) for number in range(terms.signatures)
+        (KeyId(number.to_bytes(KEY_ID_BYTES, "big")), bytes(SIGNATURE_BYTES))
+        for number in range(terms.signatures)
     ]
     return len(seal(payload, place, signatures, several=terms.signatures > 1))
 
@@ -370,6 +403,7 @@ def _issue(
     action: Action,
     why: str,
     content: Content,
+    *,
     base: _Told | None,
     sequence: HeadSequence,
     diff: Diff,

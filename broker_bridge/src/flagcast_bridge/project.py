@@ -12,6 +12,7 @@ A value that cannot be used raises InvalidConfiguration with the file, the key, 
 import difflib
 import json
 import os
+import re
 import shutil
 import tempfile
 import tomllib
@@ -53,6 +54,8 @@ _CONFIG_MAX_BYTES: Final = 1_048_576
 
 _SECONDS_PER_HOUR: Final = 3_600
 _SECONDS_PER_DAY: Final = 86_400
+
+_HOST: Final = re.compile(r"[-_.:A-Za-z0-9]{1,253}")
 
 _Parsed = TypeVar("_Parsed")
 
@@ -177,7 +180,9 @@ def parse(text: str, folder: Path, where: str) -> Project:
         folder,
         Topics(top.parsed("prefix", parse_prefix, "flagcast"), top.parsed("environment", parse_environment)),
         _broker(broker, folder),
-        publish.integer("message_limit_bytes", MESSAGE_LIMIT_BYTES, MESSAGE_LIMIT_MIN_BYTES, MESSAGE_MAX_BYTES),
+        publish.integer(
+            "message_limit_bytes", MESSAGE_LIMIT_BYTES, MESSAGE_LIMIT_MIN_BYTES, MESSAGE_MAX_BYTES
+        ),
         publish.integer("head_lifetime_hours", HEAD_LIFETIME_HOURS, 1, HEAD_LIFETIME_MAX_HOURS)
         * _SECONDS_PER_HOUR,
         root.integer("lifetime_days", ROOT_LIFETIME_DAYS, 1, ROOT_LIFETIME_MAX_DAYS) * _SECONDS_PER_DAY,
@@ -200,14 +205,15 @@ def parse_broker_url(url: str) -> tuple[str, int, bool]:
         raise InvalidIdentifier("no user or password belongs in it; use broker.user and broker.password_file")
     if (
         split.scheme not in {"mqtt", "mqtts"}
-        or not split.hostname
+        or not _HOST.fullmatch(split.hostname or "")
+        or not (url.isascii() and url.isprintable())  # urlsplit drops line ends without a word
         or split.path not in {"", "/"}
         or split.query
         or split.fragment
     ):
         raise InvalidIdentifier(f"{url!r}: allowed is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
     uses_tls = split.scheme == "mqtts"
-    return split.hostname, port or (8883 if uses_tls else 1883), uses_tls
+    return split.hostname or "", port or (8883 if uses_tls else 1883), uses_tls
 
 
 def template(environment: str, broker_url: str, prefix: str) -> str:
@@ -298,7 +304,9 @@ def read_password(settings: BrokerSettings) -> str:
     try:
         return content.decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise InvalidConfiguration(f"{settings.password_file}: the broker's password is not UTF-8 text") from None
+        raise InvalidConfiguration(
+            f"{settings.password_file}: the broker's password is not UTF-8 text"
+        ) from None
 
 
 def _broker(table: "_Table", folder: Path) -> BrokerSettings:
@@ -321,7 +329,9 @@ def _broker(table: "_Table", folder: Path) -> BrokerSettings:
         missing = "cert_file" if settings.cert_file is None else "key_file"
         raise table.wrong(missing, "is missing; cert_file and key_file come together")
     if not uses_tls and (settings.ca_file or settings.cert_file):
-        raise table.wrong("url", "is without TLS, so ca_file and cert_file have no use; allowed with them is mqtts://")
+        raise table.wrong(
+            "url", "is without TLS, so ca_file and cert_file have no use; allowed with them is mqtts://"
+        )
     return settings
 
 

@@ -66,7 +66,9 @@ class Signer:
                 file.flush()
                 os.fsync(file.fileno())
         except FileExistsError:
-            raise InvalidConfiguration(f"{path}: a key is already there, and keys are never overwritten") from None
+            raise InvalidConfiguration(
+                f"{path}: a key is already there, and keys are never overwritten"
+            ) from None
         except OSError as error:
             raise InvalidConfiguration(f"{path}: the key cannot be written: {error.strerror}") from error
 
@@ -97,7 +99,9 @@ def load(path: Path, name: str) -> Signer:
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError:
-        raise InvalidConfiguration(f"{path}: protected by a password; allowed is PKCS#8 PEM without one") from None
+        raise InvalidConfiguration(
+            f"{path}: protected by a password; allowed is PKCS#8 PEM without one"
+        ) from None
     except (ValueError, UnsupportedAlgorithm):
         raise InvalidConfiguration(
             f"{path}: not a signing key; allowed is an Ed25519 key as PKCS#8 PEM"
@@ -115,9 +119,7 @@ def sign_message(payload: bytes, place: Place, signers: Sequence[Signer], thresh
     """
     distinct = {signer.public.id: signer for signer in signers}
     if len(distinct) < threshold:
-        raise InvalidConfiguration(
-            f"{place.kind}: {threshold} keys must sign and {len(distinct)} are here"
-        )
+        raise InvalidConfiguration(f"{place.kind}: {threshold} keys must sign and {len(distinct)} are here")
     # A root carries everybody's signature, because two roots' keys must sign it; other messages as few as suffice.
     chosen = list(distinct.values()) if place.kind is Kind.ROOT else list(distinct.values())[:threshold]
     several = place.kind is Kind.ROOT or threshold > 1

@@ -21,6 +21,8 @@ DEFAULT_FOLDER: Final = "/var/lib/flagcast"
 FOLDER_VARIABLE: Final = "FLAGCAST_AGENT_DIR"
 SOCKET_VARIABLE: Final = "FLAGCAST_AGENT_SOCKET"
 
+PROTOCOLS: Final = ("auto", "5", "3.1.1")
+
 OK: Final = 0
 FAILED: Final = 1
 WRONG_INPUT: Final = 2
@@ -130,9 +132,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a namespace to follow; repeatable (default)",
     )
+    provision.add_argument(
+        "--protocol", choices=PROTOCOLS, default="auto", help="the broker's version of MQTT (%(default)s)"
+    )
     provision.add_argument("--prefix", default="flagcast", help="the publisher's topic prefix (%(default)s)")
     provision.add_argument(
         "--label", action="append", default=[], metavar="NAME=VALUE", help="a label; repeatable"
+    )
+    provision.add_argument(
+        "--socket", default="", metavar="PATH", help="the socket for applications (agent.sock in DIR)"
     )
     provision.add_argument("--model", default="", help="the device's model, device.model in every context")
     provision.add_argument("--firmware", default="", help="its firmware, device.firmware in every context")
@@ -309,8 +317,10 @@ def _provision(options: argparse.Namespace) -> int:
             "firmware": options.firmware,
             "labels": labels,
         },
-        "broker": {"url": options.broker},
+        "broker": {"url": options.broker, "protocol": options.protocol},
     }
+    if options.socket:
+        document["paths"] = {"socket": options.socket}
     # What is written must be what `run` will accept.
     config.parse(document, options.folder, "provision")
     written = config.write(options.folder, config.render(document), data)

@@ -69,6 +69,7 @@ class Link:
     def close(self, farewell: tuple[str, bytes] | None = None) -> None:
         """End the connection; `farewell` is published first, because a clean end does not send the will."""
         if self._session is not None:
+            # Its thread may still be waiting for a name or a handshake; it ends by itself and says nothing any more.
             self._session.close(farewell)
             self._session = None
 
@@ -114,8 +115,6 @@ class _Session:
                 with contextlib.suppress(ValueError, RuntimeError):
                     message.wait_for_publish(FAREWELL_SECONDS)
             client.disconnect()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(CONNECT_TIMEOUT_SECONDS)
 
     def _say(self, event: Event) -> None:
         if not self._is_over:

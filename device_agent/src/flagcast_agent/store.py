@@ -69,12 +69,13 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open or create. Raises StoreError."""
         self._path = path
-        self._lock = _lock(path)
+        lock = _lock(path)
+        self._lock: int | None = lock
         self._database: Database | None = None
         try:
             self._connection = _open(path)
         except StoreError:
-            os.close(self._lock)
+            os.close(lock)
             raise
         try:
             found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
@@ -102,8 +103,8 @@ class Store:
                 Stored(
                     Namespace(name),
                     bytes(head),
-                    Epoch(epoch),
-                    Version(version),
+                    Epoch(int(epoch)),
+                    Version(int(version)),
                     Digest(bytes(digest)),
                     self._records(name),
                 )
@@ -169,9 +170,11 @@ class Store:
             raise _explain(self._path, error) from error
 
     def close(self) -> None:
-        """Close; the write-ahead log is folded in."""
+        """Close; the write-ahead log is folded in. Closing again does nothing."""
         self._connection.close()
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _records(self, namespace: str) -> Iterable[bytes]:
         rows = self._connection.execute(
@@ -247,7 +250,9 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _explain(path: Path, error: Exception) -> StoreError:
     text = str(error)
-    if isinstance(error, sqlite3.OperationalError) and "malformed" not in text:
+    # "no such table": the schema is not the one that the file claims.
+    is_damaged = "malformed" in text or text.startswith("no such ")
+    if isinstance(error, sqlite3.OperationalError) and not is_damaged:
         return StoreUnwritable(
             f"{path}: {text}; check that the folder exists, is writable and has free space. What was admitted is unharmed"
         )

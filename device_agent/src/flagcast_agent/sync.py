@@ -11,6 +11,7 @@ The link:
 | DISCONNECTED | Started                   | CONNECTING   | Connect                                            |
 | CONNECTING   | Connected                 | CONNECTED    | Subscribe next root, then heads; Publish the birth |
 | CONNECTING   | ConnectFailed             | BACKING_OFF  |                                                    |
+| CONNECTING   | Ticked, no answer in time | BACKING_OFF  |                                                    |
 | CONNECTED    | Disconnected              | BACKING_OFF  |                                                    |
 | BACKING_OFF  | Ticked, the wait is over  | CONNECTING   | Connect                                            |
 
@@ -18,17 +19,32 @@ What it does not do: it never waits for a message to be sure that there is none;
 SUBACK or never, and every order of arrival leads to the same state.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
-from flagcast_shared.errors import Refused
+from flagcast_shared.errors import Misplaced, Refused, Unauthentic
 from flagcast_shared.ids import Namespace, Version
 from flagcast_shared.reports import Applied, Rejection, Report, encode_report
-from flagcast_shared.topics import DeltaAddress, DeviceAddress, HeadAddress, RootAddress, Topics
-from flagcast_shared.trust import AdmittedRoot, AdmittedUpdate, Nothing, Trusted, Wanted, admit
+from flagcast_shared.topics import (
+    Address,
+    DeltaAddress,
+    DeviceAddress,
+    HeadAddress,
+    RootAddress,
+    SnapshotAddress,
+    Topics,
+)
+from flagcast_shared.trust import (
+    AdmittedRoot,
+    AdmittedUpdate,
+    Nothing,
+    Trusted,
+    Wanted,
+    admit,
+    without_parts,
+)
 
 BACKOFF_FIRST_SECONDS: Final = 1.0
 BACKOFF_CAP_SECONDS: Final = 300.0
@@ -37,6 +53,10 @@ BACKOFF_REFUSED_FIRST_SECONDS: Final = 30.0
 BACKOFF_REFUSED_CAP_SECONDS: Final = 1800.0
 RECONNECT_MIN_SECONDS: Final = 1.0
 """Never more than one attempt a second: AWS IoT throttles clients that do."""
+ANSWER_PATIENCE_SECONDS: Final = 20.0
+"""How long connecting may take, over the slowest link."""
+TRIAL_PATIENCE_SECONDS: Final = 5.0
+"""The same for MQTT 5 where 3.1.1 may be tried instead: some brokers of 3.1.1 read its CONNECT as a longer one and never answer."""
 STABLE_AFTER_SECONDS: Final = 60.0
 """A connection that held this long starts the backoff afresh."""
 FETCH_PATIENCE_SECONDS: Final = 15.0
@@ -189,11 +209,19 @@ class Activate:
     update: AdmittedUpdate
 
 
+class Level(IntEnum):
+    """How much a Log matters; the numbers of Python's `logging`."""
+
+    INFO = 20
+    WARNING = 30
+    ERROR = 40
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
     """Say something; `fields` are pairs of name and value."""
 
-    level: int
+    level: Level
     message: str
     fields: tuple[tuple[str, object], ...] = ()
 
@@ -213,12 +241,14 @@ class Refusal:
 
 @dataclass(slots=True)
 class _Fetch:
-    # Content that was asked for: by which subscription, until when to wait, and how long the next wait is.
+    # Content that was asked for: by which subscription, until when to wait, and how long the next wait is. Spoiled: its
+    # parts do not fit together.
     version: Version
     topic_filter: str
     deadline: float
     patience: float
     is_delta: bool
+    is_spoiled: bool = False
 
 
 @dataclass(slots=True)
@@ -245,6 +275,7 @@ class Sync:
     _proposed: tuple[Trusted, AdmittedUpdate | AdmittedRoot] | None = None
     _persist_again_at: float | None = None
     _reports: int = 0
+    _told: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.protocol != "auto":
@@ -254,7 +285,7 @@ class Sync:
         """The effects of one event. `now` is Unix seconds, `jitter` a random number from 0 to 1."""
         match event:
             case Started():
-                return self._connect(now)
+                return self._connect(now, monotonic)
             case Connected():
                 return self._on_connected(now, monotonic)
             case ConnectFailed(fault, why):
@@ -269,9 +300,9 @@ class Sync:
                 return self._on_persist_failed(why, monotonic)
             case SubscriptionRefused(why):
                 self.last_error = why
-                return [Log(logging.ERROR, "the broker refused a subscription", (("why", why),))]
+                return [Log(Level.ERROR, "the broker refused a subscription", (("why", why),))]
             case Ticked():
-                return self._on_ticked(now, monotonic)
+                return self._on_ticked(now, monotonic, jitter)
 
     def farewell(self) -> Publish:
         """The last report of a clean end, the same as the will."""
@@ -284,7 +315,7 @@ class Sync:
         deadlines = (
             [fetch.deadline for fetch in self._fetches.values()] if self.link is LinkState.CONNECTED else []
         )
-        if self.link is LinkState.BACKING_OFF:
+        if self.link in {LinkState.BACKING_OFF, LinkState.CONNECTING}:
             deadlines.append(self._retry_at)
         if self._persist_again_at is not None:
             deadlines.append(self._persist_again_at)
@@ -292,8 +323,10 @@ class Sync:
 
     # The link
 
-    def _connect(self, now: int) -> Sequence[Effect]:
+    def _connect(self, now: int, monotonic: float) -> Sequence[Effect]:
         self._enter(LinkState.CONNECTING, now)
+        is_trial = self.protocol == "auto" and self._speaks == "5"
+        self._retry_at = monotonic + (TRIAL_PATIENCE_SECONDS if is_trial else ANSWER_PATIENCE_SECONDS)
         will = encode_report(Report(self.session, 0, is_online=False))
         return [Connect(self._speaks, self._report_topic(), will)]
 
@@ -303,7 +336,7 @@ class Sync:
         self.last_error = ""
         self._fetches.clear()
         return [
-            Log(logging.INFO, "connected", (("mqtt", self._speaks),)),
+            Log(Level.INFO, "connected", (("mqtt", self._speaks),)),
             Subscribe(self._standing_filters()),
             self._report(now),
         ]
@@ -323,7 +356,7 @@ class Sync:
         wait = self._back_off(now, monotonic, jitter)
         return [
             Log(
-                logging.WARNING,
+                Level.WARNING,
                 "no connection",
                 (("fault", fault), ("why", why), ("again_in_seconds", round(wait, 1))),
             )
@@ -336,7 +369,7 @@ class Sync:
         self._refusals = 0
         self._fetches.clear()
         wait = self._back_off(now, monotonic, jitter)
-        return [Log(logging.WARNING, "connection lost", (("why", why), ("again_in_seconds", round(wait, 1))))]
+        return [Log(Level.WARNING, "connection lost", (("why", why), ("again_in_seconds", round(wait, 1))))]
 
     def _back_off(self, now: int, monotonic: float, jitter: float) -> float:
         if self._refusals:
@@ -347,7 +380,8 @@ class Sync:
             wait = span * (0.5 + jitter / 2)
         else:
             span = min(BACKOFF_CAP_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(self._attempts, 16))
-            wait = max(RECONNECT_MIN_SECONDS, span * jitter)
+            # Added, not the larger of both: else half a fleet would come back in the same second.
+            wait = min(BACKOFF_CAP_SECONDS, RECONNECT_MIN_SECONDS + span * jitter)
         self._attempts += 1
         self._retry_at = monotonic + wait
         self._enter(LinkState.BACKING_OFF, now)
@@ -361,8 +395,8 @@ class Sync:
 
     def _on_received(self, topic: str, payload: bytes, now: int, monotonic: float) -> Sequence[Effect]:
         address = self.topics.address(topic)
-        if address is None:
-            return [Log(logging.WARNING, "a message on a topic that is not ours", (("topic", topic),))]
+        if address is None or not self._follows(address):
+            return [Log(Level.WARNING, "a message on a topic that is not ours", (("topic", topic),))]
         try:
             trusted, outcome = admit(self.trusted, address, payload, now=now)
         except Refused as error:
@@ -373,7 +407,7 @@ class Sync:
                 return []
             case Wanted():
                 self.trusted = trusted
-                return self._fetch(outcome, monotonic)
+                return self._fetch(outcome, topic, now, monotonic)
             case AdmittedUpdate():
                 self._proposed = (trusted, outcome)
                 return [PersistUpdate(outcome, trusted.floor)]
@@ -381,27 +415,46 @@ class Sync:
                 self._proposed = (trusted, outcome)
                 return [PersistRoot(outcome, trusted.floor)]
 
+    def _follows(self, address: Address) -> bool:
+        # A broker may send what was not asked for; namespaces that are not followed take no memory.
+        match address:
+            case HeadAddress(namespace) | SnapshotAddress(namespace) | DeltaAddress(namespace):
+                return namespace in self.namespaces
+            case RootAddress():
+                return True
+            case DeviceAddress():
+                return False
+
     def _refuse(
-        self, error: Refused, topic: str, address: object, now: int, monotonic: float
+        self, error: Refused, topic: str, address: Address, now: int, monotonic: float
     ) -> Sequence[Effect]:
-        known = self.refusal
+        effects = self._note(error, topic, now)
+        match address:
+            case DeltaAddress(namespace):
+                effects += self._fetch_snapshot(namespace, monotonic)
+            case SnapshotAddress(namespace) if not isinstance(error, Unauthentic | Misplaced):
+                fetch = self._fetches.get(namespace)
+                if fetch is not None:
+                    fetch.is_spoiled = True
+            case _:
+                pass
+        return effects
+
+    def _note(self, error: Refused, topic: str, now: int) -> list[Effect]:
         self.refusal = Refusal(error.attack, str(error), topic, now)
         self.rejected += 1
         effects: list[Effect] = [
-            Log(logging.WARNING, "refused", (("attack", error.attack), ("topic", topic), ("why", str(error))))
+            Log(Level.WARNING, "refused", (("attack", error.attack), ("topic", topic), ("why", str(error))))
         ]
-        if isinstance(address, DeltaAddress):
-            effects += self._fetch_snapshot(address.namespace, monotonic)
-        if known is None or (known.attack, known.topic) != (error.attack, topic):
+        # What is refused over and over is reported once, until something has been admitted in between.
+        if self._told != (error.attack, topic):
+            self._told = (error.attack, topic)
             effects.append(self._report(now))
         return effects
 
-    def _fetch(self, wanted: Wanted, monotonic: float) -> Sequence[Effect]:
-        effects: list[Effect] = []
-        if wanted.refused is not None:
-            effects.append(
-                Log(logging.WARNING, "the inline delta was of no use", (("attack", wanted.refused.attack),))
-            )
+    def _fetch(self, wanted: Wanted, topic: str, now: int, monotonic: float) -> Sequence[Effect]:
+        # An inline delta that is of no use is a refusal like any other, of a head that stands all the same.
+        effects = self._note(wanted.refused, topic, now) if wanted.refused is not None else []
         known = self._fetches.get(wanted.namespace)
         if known is not None and known.version == wanted.offering.version:
             return effects
@@ -430,22 +483,29 @@ class Sync:
         fetch.deadline = monotonic + fetch.patience
         return [Unsubscribe((former,)), Subscribe((fetch.topic_filter,))]
 
+    def _drop_fetches(self) -> tuple[str, ...]:
+        filters = tuple(fetch.topic_filter for fetch in self._fetches.values())
+        self._fetches.clear()
+        return filters
+
     # The disk
 
     def _on_persisted(self, now: int) -> Sequence[Effect]:
         if self._proposed is None:
             return []
+        former_root = self.trusted.root.number
         self.trusted, outcome = self._proposed
         self._proposed = None
         self._persist_again_at = None
+        self._told = None
         if isinstance(outcome, AdmittedRoot):
-            self._fetches.clear()
             return [
                 Log(
-                    logging.INFO,
+                    Level.INFO,
                     "root admitted",
                     (("root", outcome.root.number), ("epoch", outcome.root.epoch)),
                 ),
+                Unsubscribe((self.topics.of(RootAddress(former_root + 1)), *self._drop_fetches())),
                 Subscribe(self._standing_filters()),
                 self._report(now),
             ]
@@ -456,7 +516,7 @@ class Sync:
         holding = outcome.holding
         effects.append(
             Log(
-                logging.INFO,
+                Level.INFO,
                 "admitted",
                 (
                     ("namespace", outcome.namespace),
@@ -469,7 +529,7 @@ class Sync:
             )
         )
         if outcome.warning:
-            effects.append(Log(logging.WARNING, outcome.warning, (("namespace", outcome.namespace),)))
+            effects.append(Log(Level.WARNING, outcome.warning, (("namespace", outcome.namespace),)))
         effects.append(self._report(now))
         return effects
 
@@ -477,20 +537,22 @@ class Sync:
         self._proposed = None
         self.last_error = why
         self._persist_again_at = monotonic + PERSIST_RETRY_SECONDS
-        return [Log(logging.ERROR, "an update could not be persisted and is not active", (("why", why),))]
+        return [Log(Level.ERROR, "an update could not be persisted and is not active", (("why", why),))]
 
     # Time
 
-    def _on_ticked(self, now: int, monotonic: float) -> Sequence[Effect]:
+    def _on_ticked(self, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
         effects: list[Effect] = []
         if self.link is LinkState.BACKING_OFF and monotonic >= self._retry_at:
-            effects += self._connect(now)
+            effects += self._connect(now, monotonic)
+        elif self.link is LinkState.CONNECTING and monotonic >= self._retry_at:
+            why = f"the broker did not answer in time (MQTT {self._speaks})"
+            effects += self._on_connect_failed(Fault.PROTOCOL, why, now, monotonic, jitter)
         if self._persist_again_at is not None and monotonic >= self._persist_again_at:
             # The broker sends its retained messages again to whoever subscribes again.
             self._persist_again_at = None
             if self.link is LinkState.CONNECTED:
-                former = tuple(fetch.topic_filter for fetch in self._fetches.values())
-                self._fetches.clear()
+                former = self._drop_fetches()
                 effects += [Unsubscribe(former)] if former else []
                 effects.append(Subscribe(self._standing_filters()))
         if self.link is LinkState.CONNECTED:
@@ -501,12 +563,15 @@ class Sync:
 
     def _ask_again(self, namespace: Namespace, fetch: _Fetch, monotonic: float) -> Sequence[Effect]:
         waited = Log(
-            logging.WARNING,
+            Level.WARNING,
             "content did not arrive; asking again",
             (("namespace", namespace), ("version", fetch.version), ("topic", fetch.topic_filter)),
         )
         if fetch.is_delta:
             return [waited, *self._fetch_snapshot(namespace, monotonic)]
+        if fetch.is_spoiled:
+            self.trusted = without_parts(self.trusted, namespace)
+            fetch.is_spoiled = False
         fetch.patience = min(FETCH_PATIENCE_CAP_SECONDS, fetch.patience * 2)
         fetch.deadline = monotonic + fetch.patience
         return [waited, Unsubscribe((fetch.topic_filter,)), Subscribe((fetch.topic_filter,))]

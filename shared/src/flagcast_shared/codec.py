@@ -7,7 +7,7 @@ integers that are longer than they need to be.
 
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import cbor2
@@ -49,7 +49,7 @@ def decode(data: bytes, what: str) -> Value:
         raise EmptyPayload(f"{what}: no bytes at all")
     try:
         value: Value = cbor2.CBORDecoder(io.BytesIO(data), max_depth=DEPTH_MAX).decode()
-        _require_plain(value, what)
+        _require_plain(value, len(data), what)
         again = encode(value)
     except Malformed:
         raise
@@ -188,28 +188,47 @@ def array(value: Value, what: str, high: int) -> Sequence[Value]:
     return value
 
 
-def _require_plain(value: object, what: str) -> None:
-    # Tags come out of cbor2 as dates, decimals, patterns and more, and would encode back to the same bytes.
-    kind = type(value)
-    if kind is str or kind is bytes or kind is bool or value is None:
-        return
-    if kind is int:
-        if not -NUMBER_MAX <= value <= NUMBER_MAX:  # type: ignore[operator]  # narrowed by type() for speed
-            raise Malformed(f"{what}: an integer beyond 63 bits")
-    elif kind is list:
-        for element in value:  # type: ignore[attr-defined]  # narrowed by type() for speed
-            _require_plain(element, what)
-    elif kind is dict:
-        kinds: set[type] = set()
-        for key, element in value.items():  # type: ignore[attr-defined]  # narrowed by type() for speed
-            if type(key) is int and 0 <= key <= NUMBER_MAX:
-                kinds.add(int)
-            elif type(key) is str:
-                kinds.add(str)
-            else:
-                raise Malformed(f"{what}: a map key that is neither text nor a small non-negative integer")
-            _require_plain(element, what)
-        if len(kinds) > 1:
-            raise NotDeterministic(f"{what}: a map with both text and integer keys")
-    else:
-        raise NotDeterministic(f"{what}: a {kind.__name__} never travels")
+def _require_plain(value: object, size: int, what: str) -> None:
+    # Tags come out of cbor2 as dates, decimals, patterns and more, and would encode back to the same bytes. Shared values
+    # (tags 28, 29 and 25) come out as one object in many places: a few hundred bytes are then a tree of any size. Every
+    # value, and every byte of a string, takes at least a byte of its own in the message, so what is met is counted
+    # against `size` before anything is encoded again.
+    left = size
+    waiting: list[object] = [value]
+    while waiting:
+        value = waiting.pop()
+        kind = type(value)
+        if kind is str or kind is bytes:
+            left -= len(value)  # type: ignore[arg-type]  # narrowed by type() for speed
+        elif kind is int:
+            if not -NUMBER_MAX <= value <= NUMBER_MAX:  # type: ignore[operator]  # as above
+                raise Malformed(f"{what}: an integer beyond 63 bits")
+        elif kind is list:
+            elements: Sequence[object] = value  # type: ignore[assignment]  # as above
+            left -= len(elements)
+            if left >= 0:
+                waiting += elements
+        elif kind is dict:
+            entries: Mapping[object, object] = value  # type: ignore[assignment]  # as above
+            left -= 2 * len(entries)
+            if left >= 0:
+                _require_plain_keys(entries, what)
+                waiting += entries
+                waiting += entries.values()
+        elif kind is not bool and value is not None:
+            raise NotDeterministic(f"{what}: a {kind.__name__} never travels")
+        if left < 0:
+            raise NotDeterministic(f"{what}: a shared value never travels")
+
+
+def _require_plain_keys(keys: Iterable[object], what: str) -> None:
+    kinds: set[type] = set()
+    for key in keys:
+        if type(key) is int and 0 <= key <= NUMBER_MAX:
+            kinds.add(int)
+        elif type(key) is str:
+            kinds.add(str)
+        else:
+            raise Malformed(f"{what}: a map key that is neither text nor a small non-negative integer")
+    if len(kinds) > 1:
+        raise NotDeterministic(f"{what}: a map with both text and integer keys")

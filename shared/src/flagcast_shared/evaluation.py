@@ -12,24 +12,28 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import pairwise
+from itertools import groupby, pairwise
 from types import MappingProxyType
-from typing import Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 from zlib import crc32
 
 from .answers import NO_VARIANT, Answer, BooleanAnswer, Reason, Resolution, VariantAnswer
 from .bucketing import BOOLEAN_BUCKETS, VARIANT_BUCKETS
 from .constraints import TAKES, Context, Predicate, always, compile_constraint, never
+from .context import DEVICE_PREFIX
 from .errors import FlagNotFound, FlagNotUsable, InvalidCall, TypeMismatch
 from .explanation import Explanation, explain_boolean, explain_variant
 from .ids import FlagKey, RecordId, SegmentKey, VariantKey
 from .model import (
     AnySegment,
     BooleanFlag,
+    Constraint,
+    ConstraintType,
     Entry,
     Flag,
     Join,
     Match,
+    Operator,
     Rule,
     Segment,
     ThresholdRollout,
@@ -93,7 +97,7 @@ class CompiledFlags:
         self._device: Context = MappingProxyType(dict(device))
         self._flags: dict[FlagKey, Flag] = {}
         self._segments: dict[SegmentKey, AnySegment] = {}
-        self._conditions: dict[SegmentKey, Predicate] = {}
+        self._conditions: dict[SegmentKey, _Condition] = {}
         self._users: dict[SegmentKey, frozenset[FlagKey]] = {}
         self._states: dict[FlagKey, FlagState] = {}
         self._booleans: dict[str, _Boolean] = {}
@@ -209,7 +213,8 @@ class CompiledFlags:
         self._conditions.pop(key, None)
         segment = self._segments.get(key)
         if isinstance(segment, Segment) and not _unknown_operators(segment):
-            self._conditions[key] = _segment_predicate(segment, self._device)
+            predicate = _segment_predicate(segment, self._device)
+            self._conditions[key] = _Condition(predicate, _need_of(segment))
 
     def _compile_flag(self, key: FlagKey) -> None:
         self._booleans.pop(key, None)
@@ -262,6 +267,30 @@ _Boolean = Callable[[str, Context], BooleanAnswer]
 _Variant = Callable[[str, Context], VariantAnswer]
 
 
+class _Lookup(NamedTuple):
+    """What a condition needs at least: that a property has one of some values, none of them empty."""
+
+    name: str
+    values: frozenset[str]
+
+
+class _Condition(NamedTuple):
+    """A segment, or several joined, as a predicate; and what it needs at least, where that can be looked up."""
+
+    holds: Predicate
+    needs: _Lookup | None
+
+
+_Conditions = Mapping[SegmentKey, _Condition]
+
+
+class _Step(NamedTuple, Generic[_A]):
+    """A rule or rollout: what it asks for and what it gives."""
+
+    condition: _Condition
+    give: Callable[[str, Context], _A]
+
+
 def _segments_of(flag: Flag | None) -> frozenset[SegmentKey]:
     match flag:
         case BooleanFlag():
@@ -310,8 +339,26 @@ def _segment_predicate(segment: Segment, device: Context) -> Predicate:
     return _all_of(predicates) if segment.match is Match.ALL else _any_of(predicates)
 
 
-def _joined(join: Join, predicates: Sequence[Predicate]) -> Predicate:
-    return _all_of(predicates) if join is Join.AND else _any_of(predicates)
+def _need_of(segment: Segment) -> _Lookup | None:
+    if segment.match is Match.ANY and len(segment.constraints) > 1:
+        return None
+    for constraint in segment.constraints:
+        match constraint:
+            case Constraint(type=ConstraintType.STRING, property=name) if name.startswith(DEVICE_PREFIX):
+                pass
+            case Constraint(ConstraintType.STRING, name, Operator.EQ, str(value)):
+                return _Lookup(name, frozenset((value,)) - {""})
+            case Constraint(ConstraintType.STRING, name, Operator.ISONEOF, tuple(values)):
+                return _Lookup(name, frozenset(map(str, values)) - {""})
+    return None
+
+
+def _joined(join: Join, conditions: Sequence[_Condition]) -> _Condition:
+    predicates = [condition.holds for condition in conditions]
+    if join is Join.OR and len(conditions) > 1:
+        return _Condition(_any_of(predicates), None)
+    holds = _all_of(predicates) if join is Join.AND else _any_of(predicates)
+    return _Condition(holds, next((condition.needs for condition in conditions if condition.needs), None))
 
 
 def _all_of(predicates: Sequence[Predicate]) -> Predicate:
@@ -363,9 +410,9 @@ def _any_of(predicates: Sequence[Predicate]) -> Predicate:
 
 
 def _matching(
-    keys: Sequence[SegmentKey], conditions: Mapping[SegmentKey, Predicate]
+    keys: Sequence[SegmentKey], conditions: _Conditions
 ) -> Callable[[str, Context], tuple[SegmentKey, ...]]:
-    pairs = tuple((key, conditions[key]) for key in keys)
+    pairs = tuple((key, conditions[key].holds) for key in keys)
     return lambda entity_id, context: tuple(key for key, matches in pairs if matches(entity_id, context))
 
 
@@ -374,30 +421,30 @@ def _distinct(keys: Sequence[SegmentKey]) -> tuple[SegmentKey, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def _compile_boolean(flag: BooleanFlag, conditions: Mapping[SegmentKey, Predicate]) -> _Boolean:
+def _compile_boolean(flag: BooleanFlag, conditions: _Conditions) -> _Boolean:
     if flag.rollouts:
         otherwise = BooleanAnswer(flag.key, flag.enabled, Reason.DEFAULT, (), Resolution.DEFAULT)
     elif flag.enabled:
         otherwise = BooleanAnswer(flag.key, flag.enabled, Reason.DEFAULT, (), Resolution.STATIC)
     else:
         otherwise = BooleanAnswer(flag.key, flag.enabled, Reason.FLAG_DISABLED, (), Resolution.DISABLED)
-    steps: list[tuple[Predicate, _Boolean]] = []
+    steps: list[_Step[BooleanAnswer]] = []
     for rollout in flag.rollouts:
         if isinstance(rollout, ThresholdRollout):
             yes = BooleanAnswer(flag.key, rollout.value, Reason.MATCH, (), Resolution.SPLIT)
             if len(flag.rollouts) == 1:
                 return _threshold(flag.key, rollout.percentage, yes, otherwise)
-            steps.append((_below(flag.key, rollout.percentage), _constant(yes)))
+            steps.append(_Step(_Condition(_below(flag.key, rollout.percentage), None), _constant(yes)))
             continue
         keys = _distinct(rollout.segments)
         condition = _joined(rollout.join, [conditions[key] for key in keys])
         yes = BooleanAnswer(flag.key, rollout.value, Reason.MATCH, keys, Resolution.TARGETING_MATCH)
         if len(keys) < 2 or rollout.join is Join.AND:
             if len(flag.rollouts) == 1:
-                return _either(condition, yes, otherwise)
-            steps.append((condition, _constant(yes)))
+                return _either(condition.holds, yes, otherwise)
+            steps.append(_Step(condition, _constant(yes)))
         else:
-            steps.append((condition, _with_keys(yes, _matching(keys, conditions))))
+            steps.append(_Step(condition, _with_keys(yes, _matching(keys, conditions))))
     return _first_step(steps, _constant(otherwise))
 
 
@@ -424,7 +471,7 @@ def _with_keys(answer: BooleanAnswer, matching: Callable[[str, Context], tuple[S
     )
 
 
-def _compile_variant(flag: VariantFlag, conditions: Mapping[SegmentKey, Predicate]) -> _Variant:
+def _compile_variant(flag: VariantFlag, conditions: _Conditions) -> _Variant:
     attachments = {variant.key: variant.attachment for variant in flag.variants}
     otherwise = VariantAnswer(
         flag_key=flag.key,
@@ -438,7 +485,7 @@ def _compile_variant(flag: VariantFlag, conditions: Mapping[SegmentKey, Predicat
     if not flag.enabled:
         # Step 2 of Flipt's order comes after step 1: the default variant is already in the answer.
         return _constant(replace(otherwise, reason=Reason.FLAG_DISABLED, resolution=Resolution.DISABLED))
-    steps: list[tuple[Predicate, _Variant]] = []
+    steps: list[_Step[VariantAnswer]] = []
     for rule in flag.rules:
         keys = _distinct(rule.segments)
         condition = _joined(rule.join, [conditions[key] for key in keys])
@@ -446,7 +493,7 @@ def _compile_variant(flag: VariantFlag, conditions: Mapping[SegmentKey, Predicat
         choose = _choose(flag.key, shares, [share.bound for share in rule.distributions])
         if len(keys) >= 2 and rule.join is Join.OR:
             choose = _chosen_with_keys(choose, _matching(keys, conditions))
-        steps.append((condition, choose))
+        steps.append(_Step(condition, choose))
     return _first_step(steps, _constant(otherwise))
 
 
@@ -501,29 +548,73 @@ def _constant(answer: _A) -> Callable[[str, Context], _A]:
     return lambda entity_id, context: answer  # noqa: ARG005 - the signature of a compiled flag
 
 
+# Neighbouring steps that all need a certain value of one property (a tenant, a group, a country) become one look-up
+# of those that the value leaves over. From this many on it pays; up to this many look-ups follow one another, each a
+# call inside the other.
+_TABLE_MIN_STEPS = 4
+_TABLES_MAX = 50
+
+
 def _first_step(
-    steps: Sequence[tuple[Predicate, Callable[[str, Context], _A]]], otherwise: Callable[[str, Context], _A]
+    steps: Sequence[_Step[_A]], otherwise: Callable[[str, Context], _A]
 ) -> Callable[[str, Context], _A]:
     """The flag whose first matching step answers. Steps nobody reaches are left out."""
     reached = []
-    for condition, give in steps:
-        if condition is always:
-            otherwise = give
+    for step in steps:
+        if step.condition.holds is always:
+            otherwise = step.give
             break
-        if condition is not never:
-            reached.append((condition, give))
-    match reached:
-        case []:
-            return otherwise
-        case [(only, gives)]:
-            return lambda entity_id, context: (
-                gives(entity_id, context) if only(entity_id, context) else otherwise(entity_id, context)
-            )
-    in_order = tuple(reached)
+        if step.condition.holds is not never:
+            reached.append(step)
+    runs: list[tuple[str | None, list[_Step[_A]]]] = []
+    for name, neighbours in groupby(reached, key=_needed_name):
+        run = list(neighbours)
+        if name is not None and len(run) >= _TABLE_MIN_STEPS and len(runs) < _TABLES_MAX:
+            runs.append((name, run))
+        elif runs and runs[-1][0] is None:
+            runs[-1][1].extend(run)
+        else:
+            runs.append((None, run))
+    for name, run in reversed(runs):
+        otherwise = _in_order(run, otherwise) if name is None else _by_value(name, run, otherwise)
+    return otherwise
+
+
+def _needed_name(step: _Step[_A]) -> str | None:
+    return step.condition.needs.name if step.condition.needs else None
+
+
+def _in_order(
+    steps: Sequence[_Step[_A]], otherwise: Callable[[str, Context], _A]
+) -> Callable[[str, Context], _A]:
+    pairs = tuple((step.condition.holds, step.give) for step in steps)
+    if len(pairs) == 1:
+        ((only, gives),) = pairs
+        return lambda entity_id, context: (
+            gives(entity_id, context) if only(entity_id, context) else otherwise(entity_id, context)
+        )
 
     def evaluate(entity_id: str, context: Context) -> _A:
-        for matches, give in in_order:
-            if matches(entity_id, context):
+        for holds, give in pairs:
+            if holds(entity_id, context):
+                return give(entity_id, context)
+        return otherwise(entity_id, context)
+
+    return evaluate
+
+
+def _by_value(
+    name: str, steps: Sequence[_Step[_A]], otherwise: Callable[[str, Context], _A]
+) -> Callable[[str, Context], _A]:
+    listed: dict[str, list[tuple[Predicate, Callable[[str, Context], _A]]]] = {}
+    for step in steps:
+        for value in step.condition.needs.values if step.condition.needs else ():
+            listed.setdefault(value, []).append((step.condition.holds, step.give))
+    table = {value: tuple(pairs) for value, pairs in listed.items()}
+
+    def evaluate(entity_id: str, context: Context) -> _A:
+        for holds, give in table.get(context.get(name, ""), ()):
+            if holds(entity_id, context):
                 return give(entity_id, context)
         return otherwise(entity_id, context)
 

@@ -31,7 +31,7 @@ def parse_float(text: str) -> float | None:
     except ValueError:
         return _hexadecimal(text.replace("_", "")) if _HEXADECIMAL(text) is not None else None
     # `float` also takes white space around the number and the digits of other scripts. `_` it takes as Go does.
-    if not text.isascii() or text[0] <= " " or text[-1] <= " ":
+    if not text.isascii() or text != text.strip():
         return None
     if number - number == 0.0:
         return number

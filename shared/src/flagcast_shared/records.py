@@ -16,6 +16,7 @@ from .constraints import TAKES, Takes
 from .errors import Malformed, TooLarge
 from .ids import Digest, FlagKey, RecordId, SegmentKey, VariantKey
 from .limits import KEY_MAX_BYTES, NUMBER_MAX, RECORD_MAX_BYTES, RECORDS_MAX, TEXT_MAX_BYTES
+from .literals import parse_float
 from .model import (
     AnySegment,
     BooleanFlag,
@@ -59,6 +60,7 @@ class Record:
 
 
 _Word = TypeVar("_Word", ConstraintType, Operator, Match, Join)
+_Ordered = TypeVar("_Ordered", bytes, RecordId)
 
 
 class _UnknownWord(Exception):
@@ -133,7 +135,7 @@ def split_content(data: bytes) -> Sequence[bytes]:
         Malformed: or one of its leaves.
     """
     listed = _byte_strings(decode(data, "snapshot"), "snapshot")
-    if any(first >= second for first, second in pairwise(listed)):
+    if not _ascends(listed):
         raise Malformed("snapshot: its records do not ascend")
     return listed
 
@@ -164,7 +166,14 @@ def split_delta(data: bytes) -> tuple[Sequence[RecordId], Sequence[bytes]]:
                 text(names[0], "removed kind", KEY_MAX_BYTES), text(names[1], "removed key", KEY_MAX_BYTES)
             )
         )
-    return removed, _byte_strings(halves[1], "delta, changed")
+    changed = _byte_strings(halves[1], "delta, changed")
+    if not (_ascends(removed) and _ascends(changed)):
+        raise Malformed("delta: what it removes or changes does not ascend")
+    return removed, changed
+
+
+def _ascends(listed: Sequence[_Ordered]) -> bool:
+    return all(first < second for first, second in pairwise(listed))
 
 
 def _byte_strings(value: Value, what: str) -> Sequence[bytes]:
@@ -329,15 +338,26 @@ def _read_value(takes: Takes, body: Fields, what: str) -> ConstraintValue:
     match takes:
         case Takes.NONE:
             return None
-        case Takes.TEXT | Takes.NUMBER:
+        case Takes.TEXT:
             return body.text(4, TEXT_MAX_BYTES)
-        case Takes.TEXTS | Takes.NUMBERS:
+        case Takes.NUMBER:
+            return _number(body.text(4, TEXT_MAX_BYTES), what)
+        case Takes.TEXTS:
             return tuple(text(item, what, TEXT_MAX_BYTES) for item in body.array(4, _LIST_MAX))
+        case Takes.NUMBERS:
+            return tuple(_number(text(item, what, TEXT_MAX_BYTES), what) for item in body.array(4, _LIST_MAX))
         case Takes.INSTANT:
             pair = array(body.get(4), f"{what}, instant", high=2)
             if len(pair) != 2:
                 raise Malformed(f"{what}, instant: not [seconds, nanoseconds]")
             return Instant(integer(pair[0], what, -NUMBER_MAX), integer(pair[1], what, 0, 999_999_999))
+
+
+def _number(written: str, what: str) -> str:
+    # The evaluation counts on it; what could not be activated must not be admitted.
+    if parse_float(written) is None:
+        raise Malformed(f"{what}: {written[:40]!r} is not a number")
+    return written
 
 
 def _word(words: type[_Word], word: str, what: str) -> _Word:

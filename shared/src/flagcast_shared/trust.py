@@ -11,7 +11,8 @@ The order of checks is fixed (verify first, read later):
 2. Signatures, against the root in force (`keyring`). The place is part of what is signed.
 3. The payload is decoded; it must name the same place (`messages`).
 4. Epoch and number against what was admitted: lower is Rollback, the same number with another digest Equivocation.
-5. Expiry against `now`, unless the device's clock is behind what it has reason to believe (`floor`).
+5. Expiry of the root in force and of the head against `now`, unless the device's clock is behind what it has reason to
+   believe (`floor`).
 6. Content: taken as it stands (same digest), from the inline delta, a delta, or the parts of a snapshot.
 7. The content's digest must be the one that the head signed.
 8. Only then there is a new holding.
@@ -38,6 +39,7 @@ from .errors import (
     RootSkipped,
     TooLarge,
     UnknownKey,
+    WrongRole,
 )
 from .ids import Digest, Environment, Epoch, Namespace, RecordId, Version
 from .ids import Sequence as HeadSequence
@@ -234,6 +236,18 @@ def restore(trusted: Trusted, stored: Stored) -> tuple[Trusted, AdmittedUpdate]:
     return _with_holding(trusted, update), update
 
 
+def without_parts(trusted: Trusted, namespace: Namespace) -> Trusted:
+    """The same belief without the parts of a snapshot collected so far.
+
+    Every part is signed, yet only all of them together are what the head signed: of parts that do not fit together it
+    cannot be told which one is wrong.
+    """
+    pending = trusted.pending.get(namespace)
+    if pending is None:
+        return trusted
+    return replace(trusted, pending={**trusted.pending, namespace: replace(pending, parts={})})
+
+
 def clock_is_trusted(trusted: Trusted, now: int) -> bool:
     """Whether the device's clock is at or after everything it has had reason to believe."""
     return now >= trusted.floor
@@ -265,6 +279,8 @@ def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Ou
     # The keys of both roots sign; first those of the root in force, before a byte of the payload is read.
     signers = frozenset(signature.key for signature in envelope.signatures)
     if not signers & trusted.root.roles[Role.ROOT].keys:
+        if signers & trusted.root.keys.keys():
+            raise WrongRole(f"root {number}: only keys without the root role signed it")
         raise UnknownKey(f"root {number}: no root key of root {trusted.root.number} signed it")
     verify(envelope, trusted.root, Role.ROOT, also_known=signers - trusted.root.roles[Role.ROOT].keys)
     root = decode_root(envelope.payload, trusted.environment)
@@ -344,6 +360,9 @@ def _require_newer_head(
 def _check_expiry(trusted: Trusted, head: Head, now: int) -> str:
     if now < trusted.floor:
         return f"the clock is {trusted.floor - now} s behind what is known; expiry was not checked"
+    if now >= trusted.root.expires:
+        # Only the root in force: those on the way to it may have expired long ago.
+        raise Frozen(f"root {trusted.root.number} expired {now - trusted.root.expires} s ago")
     if now >= head.expires:
         raise Frozen(f"{head.namespace}: head {head.sequence} expired {now - head.expires} s ago")
     return ""
@@ -472,6 +491,8 @@ def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: b
                 f"{namespace}: the delta removes {identity.kind} {identity.key}, which is not held"
             )
     changed = tuple(decode_record(data) for data in listed)
+    if len({*removed, *(record.id for record in changed)}) != len(removed) + len(changed):
+        raise Malformed(f"{namespace}: the delta names a record twice")
     digests.update((record.id, record.digest) for record in changed)
     if content_digest(digests.values()) != pending.offering.digest:
         raise DigestMismatch(

@@ -7,7 +7,9 @@ share the batch's; a reply carries the instant its evaluation ended.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.limits import (
@@ -43,45 +45,41 @@ class Filling:
 NO_FILLING = Filling()
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """One evaluation as a caller asks for it; every text may be blank."""
 
     flag_key: str
     entity_id: str = ""
-    context: Mapping[str, str] = field(default_factory=dict)
+    context: Mapping[str, str] = MappingProxyType({})
     namespace: str = ""
     environment: str = ""
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """Which request a reply belongs to, how long it took, and when it was ready (Unix seconds)."""
+class Stamp(NamedTuple):
+    """Which request a reply belongs to, how long it took, and when it was ready (Unix time)."""
 
     request_id: str
     milliseconds: float
-    at: float
+    seconds: int
+    nanoseconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class BooleanReply:
+class BooleanReply(NamedTuple):
     """A boolean flag's answer to one question."""
 
     answer: BooleanAnswer
     stamp: Stamp
 
 
-@dataclass(frozen=True, slots=True)
-class VariantReply:
+class VariantReply(NamedTuple):
     """A variant flag's answer to one question."""
 
     answer: VariantAnswer
     stamp: Stamp
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReply:
+class ErrorReply(NamedTuple):
     """A batch's entry that has no answer."""
 
     flag_key: str
@@ -183,7 +181,7 @@ class Answers:
         replies: list[BooleanReply | VariantReply | ErrorReply] = []
         for question, answer in zip(questions, answers, strict=True):
             own = question.request_id
-            entry = Stamp(own, stamp.milliseconds, stamp.at) if own else stamp
+            entry = stamp._replace(request_id=own) if own else stamp
             match answer:
                 case BooleanAnswer():
                     replies.append(BooleanReply(answer, entry))
@@ -243,7 +241,9 @@ class Answers:
 
     def _stamp(self, request_id: str, began: float) -> Stamp:
         milliseconds = (self._monotonic() - began) * 1000
-        return Stamp(request_id or self._fresh_id(), milliseconds, self._now())
+        # A float of today's Unix seconds holds fractions of a microsecond; more digits would be noise.
+        seconds, microseconds = divmod(round(self._now() * 1_000_000), 1_000_000)
+        return Stamp(request_id or self._fresh_id(), milliseconds, seconds, microseconds * 1000)
 
 
 def _require_small(question: Question) -> None:

@@ -272,14 +272,21 @@ class _Calls(grpclib.server.Handler):
         usable = [(":method", ""), (":path", ""), *(pair for pair in headers if not pair[0].endswith("-bin"))]
         self._load.calls += 1
         self._load.idle.clear()
+        is_released = False
 
-        def release() -> None:
+        def release(_: object = None) -> None:
+            nonlocal is_released
+            if is_released:
+                return
+            is_released = True
             release_stream()
             self._load.calls -= 1
             if not self._load.calls:
                 self._load.idle.set()
 
         super().accept(stream, usable, release)
+        # A call that is reset before its task ever ran would keep its stream for as long as the connection lives.
+        self._tasks[stream].add_done_callback(release)
 
 
 class _Connection(grpclib.protocol.H2Protocol):
@@ -303,6 +310,8 @@ class _Connection(grpclib.protocol.H2Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             super().data_received(data)
+            if self._awaits_too_long_a_frame():
+                self.abort()
         except Exception as error:  # noqa: BLE001  # whatever these bytes do to HTTP/2, they end this connection alone
             log.warning("a connection was closed: its bytes gave %r", error)
             self.abort()
@@ -312,6 +321,13 @@ class _Connection(grpclib.protocol.H2Protocol):
         self._load.connections.discard(self)
         if not self._load.connections:
             self._load.unconnected.set()
+
+    def _awaits_too_long_a_frame(self) -> bool:
+        # RFC 9113, section 4.2: at most SETTINGS_MAX_FRAME_SIZE. h2 collects the whole frame, up to 16 MiB, before it
+        # says so; the three bytes that announce the length already do.
+        http2 = self.connection._connection  # noqa: SLF001  # there is no public way to what h2 has not parsed yet
+        unparsed = http2.incoming_buffer._data  # noqa: SLF001
+        return len(unparsed) >= 9 and int.from_bytes(unparsed[:3], "big") > http2.max_inbound_frame_size
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -49,41 +49,37 @@ def question_to_explain(request: agent.ExplainRequest) -> Question:
 
 def boolean_response(reply: BooleanReply) -> flipt.BooleanEvaluationResponse:
     """Flipt's message of a boolean answer."""
-    response = flipt.BooleanEvaluationResponse(
-        enabled=reply.answer.enabled,
-        reason=_REASONS[reply.answer.reason],
-        request_id=reply.stamp.request_id,
-        request_duration_millis=reply.stamp.milliseconds,
-        flag_key=reply.answer.flag_key,
-        segment_keys=reply.answer.segment_keys,
-    )
-    _set_timestamp(response, reply.stamp)
+    response = flipt.BooleanEvaluationResponse()
+    _fill_boolean(response, reply)
     return response
 
 
 def variant_response(reply: VariantReply) -> flipt.VariantEvaluationResponse:
     """Flipt's message of a variant answer."""
-    response = flipt.VariantEvaluationResponse(
-        match=reply.answer.match,
-        segment_keys=reply.answer.segment_keys,
-        reason=_REASONS[reply.answer.reason],
-        variant_key=reply.answer.variant_key,
-        variant_attachment=reply.answer.attachment,
-        request_id=reply.stamp.request_id,
-        request_duration_millis=reply.stamp.milliseconds,
-        flag_key=reply.answer.flag_key,
-    )
-    _set_timestamp(response, reply.stamp)
+    response = flipt.VariantEvaluationResponse()
+    _fill_variant(response, reply)
     return response
 
 
 def batch_response(reply: BatchReply) -> flipt.BatchEvaluationResponse:
     """Flipt's message of a batch."""
-    return flipt.BatchEvaluationResponse(
-        request_id=reply.stamp.request_id,
-        responses=[_entry(entry) for entry in reply.replies],
-        request_duration_millis=reply.stamp.milliseconds,
+    response = flipt.BatchEvaluationResponse(
+        request_id=reply.stamp.request_id, request_duration_millis=reply.stamp.milliseconds
     )
+    # Filled in place: a message that is made first and put into another one is copied.
+    for entry in reply.replies:
+        message = response.responses.add()
+        match entry:
+            case BooleanReply():
+                message.type = flipt.BOOLEAN_EVALUATION_RESPONSE_TYPE
+                _fill_boolean(message.boolean_response, entry)
+            case VariantReply():
+                message.type = flipt.VARIANT_EVALUATION_RESPONSE_TYPE
+                _fill_variant(message.variant_response, entry)
+            case ErrorReply():
+                message.type = flipt.ERROR_EVALUATION_RESPONSE_TYPE
+                _fill_error(message.error_response, entry)
+    return response
 
 
 def flags_response(listed: FlagList) -> agent.ListFlagsResponse:
@@ -148,34 +144,43 @@ def status_of(response: agent.StatusResponse) -> Status:
     )
 
 
-def _entry(reply: BooleanReply | VariantReply | ErrorReply) -> flipt.EvaluationResponse:
-    match reply:
-        case BooleanReply():
-            return flipt.EvaluationResponse(
-                type=flipt.BOOLEAN_EVALUATION_RESPONSE_TYPE, boolean_response=boolean_response(reply)
-            )
-        case VariantReply():
-            return flipt.EvaluationResponse(
-                type=flipt.VARIANT_EVALUATION_RESPONSE_TYPE, variant_response=variant_response(reply)
-            )
-        case ErrorReply():
-            error = flipt.ErrorEvaluationResponse(
-                flag_key=reply.flag_key,
-                namespace_key=reply.namespace,
-                reason=flipt.NOT_FOUND_ERROR_EVALUATION_REASON
-                if reply.is_not_found
-                else flipt.UNKNOWN_ERROR_EVALUATION_REASON,
-            )
-            return flipt.EvaluationResponse(type=flipt.ERROR_EVALUATION_RESPONSE_TYPE, error_response=error)
+def _fill_boolean(response: flipt.BooleanEvaluationResponse, reply: BooleanReply) -> None:
+    answer, stamp = reply
+    response.enabled = answer.enabled
+    response.reason = _REASONS[answer.reason]
+    response.flag_key = answer.flag_key
+    response.segment_keys.extend(answer.segment_keys)
+    _fill_stamp(response, stamp)
 
 
-def _set_timestamp(
+def _fill_variant(response: flipt.VariantEvaluationResponse, reply: VariantReply) -> None:
+    answer, stamp = reply
+    response.match = answer.match
+    response.reason = _REASONS[answer.reason]
+    response.flag_key = answer.flag_key
+    response.segment_keys.extend(answer.segment_keys)
+    response.variant_key = answer.variant_key
+    response.variant_attachment = answer.attachment
+    _fill_stamp(response, stamp)
+
+
+def _fill_error(response: flipt.ErrorEvaluationResponse, reply: ErrorReply) -> None:
+    response.flag_key = reply.flag_key
+    response.namespace_key = reply.namespace
+    response.reason = (
+        flipt.NOT_FOUND_ERROR_EVALUATION_REASON
+        if reply.is_not_found
+        else flipt.UNKNOWN_ERROR_EVALUATION_REASON
+    )
+
+
+def _fill_stamp(
     response: flipt.BooleanEvaluationResponse | flipt.VariantEvaluationResponse, stamp: Stamp
 ) -> None:
-    # A float of today's Unix seconds holds fractions of a microsecond; more digits would be noise.
-    seconds, microseconds = divmod(round(stamp.at * 1_000_000), 1_000_000)
-    response.timestamp.seconds = seconds
-    response.timestamp.nanos = microseconds * 1000
+    response.request_id = stamp.request_id
+    response.request_duration_millis = stamp.milliseconds
+    response.timestamp.seconds = stamp.seconds
+    response.timestamp.nanos = stamp.nanoseconds
 
 
 def _namespace_message(status: NamespaceStatus) -> agent.NamespaceStatus:

@@ -1,0 +1,61 @@
+"""A publisher with one release out, and an agent that has admitted it and is connected."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_shell import AgentShell
+from publisher_simulator import PublisherSimulator
+
+from flagcast_shared.ids import FlagKey, SegmentKey, VariantKey
+from flagcast_shared.model import (
+    BooleanFlag,
+    Constraint,
+    ConstraintType,
+    Distribution,
+    Join,
+    Match,
+    Operator,
+    Rule,
+    Segment,
+    Variant,
+    VariantFlag,
+)
+
+OLD = (
+    BooleanFlag(FlagKey("beta"), enabled=False),
+    Segment(
+        SegmentKey("some"),
+        Match.ANY,
+        (Constraint(ConstraintType.ENTITY, "", Operator.SUFFIX, "1"),),
+    ),
+    VariantFlag(
+        FlagKey("color"),
+        enabled=True,
+        variants=(Variant(VariantKey("red")), Variant(VariantKey("blue"))),
+        rules=(
+            Rule(
+                (SegmentKey("some"),),
+                Join.OR,
+                (Distribution(VariantKey("red"), 500), Distribution(VariantKey("blue"), 1000)),
+            ),
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def publisher() -> PublisherSimulator:
+    simulator = PublisherSimulator()
+    simulator.release(*OLD)
+    return simulator
+
+
+@pytest.fixture
+def agent(publisher: PublisherSimulator, tmp_path: Path) -> Iterator[AgentShell]:
+    shell = AgentShell(tmp_path / "agent.db", publisher)
+    shell.catch_up()
+    assert shell.sync.rejected == 0
+    assert shell.evaluator.knowledge(publisher.namespace).version == 1
+    yield shell
+    shell.close()

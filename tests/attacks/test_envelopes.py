@@ -1,0 +1,323 @@
+"""Bytes that are no message, are two messages, or are signed otherwise than the profile allows."""
+
+import time
+import zlib
+from dataclasses import replace
+
+import cbor2
+import pytest
+from agent_shell import AgentShell, refused
+from publisher_simulator import PublisherSimulator, envelope_of
+
+from flagcast_shared.codec import deflate, encode
+from flagcast_shared.envelope import content_type, to_sign
+from flagcast_shared.ids import Digest, Sequence, Version
+from flagcast_shared.limits import CONTENT_MAX_BYTES, MESSAGE_MAX_BYTES
+from flagcast_shared.messages import SnapshotPart, encode_head
+from flagcast_shared.topics import Kind
+
+NEVER_SIGNED = bytes(64)
+
+
+def signed_payload(publisher: PublisherSimulator, payload: bytes) -> bytes:
+    """Any payload, signed by the publisher's own key: what the thief of a key can send."""
+    return publisher.sign(payload, publisher.place(Kind.HEAD))
+
+
+def next_payload(publisher: PublisherSimulator) -> bytes:
+    head = publisher.make_head(stable=publisher.content.offering())
+    return encode_head(head)
+
+
+def test_empty_head(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "empty_payload"):
+        agent.deliver(publisher.head_topic, b"")
+
+
+def test_empty_snapshot_part(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(delta=False)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    with refused(agent, "empty_payload"):
+        agent.deliver(publisher.part_topic(2), b"")
+
+
+@pytest.mark.parametrize("payload", [b"hello", b"{}", bytes(100), b"\xff" * 100, b"\xd2", b"\xd2\x84"])
+def test_garbage_head(agent: AgentShell, publisher: PublisherSimulator, payload: bytes) -> None:
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, payload)
+
+
+def test_endless_head(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "too_large"):
+        agent.deliver(publisher.head_topic, bytes(MESSAGE_MAX_BYTES + 1))
+
+
+def test_head_that_is_cut_short(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    message = signed_payload(publisher, next_payload(publisher))
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, message[:-1])
+
+
+def test_head_that_announces_more_than_there_is(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, b"\xd2\x84\x5a\xff\xff\xff\xff")
+
+
+def test_bytes_after_the_envelope(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "trailing_bytes"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, next_payload(publisher)) + b"\x00")
+
+
+def test_bytes_after_the_payload(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "trailing_bytes"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, next_payload(publisher) + b"\x00"))
+
+
+def test_payload_that_is_empty(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "empty_payload"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, b""))
+
+
+def test_payload_that_is_nested_deep(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "too_deep"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, b"\x81" * 50_000 + b"\x00"))
+
+
+def test_duplicate_map_keys(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    payload = next_payload(publisher)
+    count = payload[0]
+    doubled = bytes([count + 1]) + b"\x01\x01" + payload[1:]
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, doubled))
+
+
+def test_map_keys_out_of_order(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    fields = cbor2.loads(next_payload(publisher))
+    backwards = cbor2.dumps(dict(reversed(list(fields.items()))))
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, backwards))
+
+
+def test_integer_longer_than_it_needs_to_be(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    payload = next_payload(publisher)
+    longer = payload.replace(b"\x01\x01\x02", b"\x01\x18\x01\x02", 1)
+    assert longer != payload
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, longer))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1.5, float("nan"), cbor2.undefined, cbor2.CBORSimpleValue(99), cbor2.CBORTag(4711, 1), 2**64, -(2**64)],
+    ids=repr,
+)
+def test_values_that_never_travel(agent: AgentShell, publisher: PublisherSimulator, value: object) -> None:
+    fields = {**cbor2.loads(next_payload(publisher)), 99: value}
+    message = signed_payload(publisher, cbor2.dumps(fields, canonical=True))
+    before = agent.belief()
+    agent.deliver(publisher.head_topic, message)
+    assert agent.belief() == before
+    assert agent.sync.refusal is not None
+    assert agent.sync.refusal.attack in {"malformed", "not_deterministic"}
+
+
+def test_indefinite_length(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    payload = next_payload(publisher)
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, b"\xbf" + payload[1:] + b"\xff"))
+
+
+def test_shared_values_that_unfold_without_end(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    levels = [b"\xd8\x1c\x8a" + b"\x01" * 10]
+    levels += [b"\xd8\x1c\x8a" + bytes([0xD8, 0x1D, number]) * 10 for number in range(20)]
+    payload = bytes([0x95]) + b"".join(levels)
+    began = time.monotonic()
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, payload))
+    assert time.monotonic() - began < 2, "ten to the twenty-first values were counted out"
+
+
+def test_shared_text_that_unfolds_without_end(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    text = encode("x" * 50_000)
+    payload = b"\xd9\x01\x00\x82" + text + b"\x99\x4e\x20" + b"\xd8\x19\x00" * 20_000
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, payload))
+
+
+def test_later_format(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    fields = {**cbor2.loads(next_payload(publisher)), 1: 2}
+    with refused(agent, "unknown_format"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, cbor2.dumps(fields, canonical=True)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(5, -1), (6, "1"), (7, None), (8, 0), (9, []), (9, {1: 2}), (10, 1), (11, {"a": 1}), (12, {})],
+)
+def test_field_of_a_wrong_shape(
+    agent: AgentShell, publisher: PublisherSimulator, field: int, value: object
+) -> None:
+    fields = {**cbor2.loads(next_payload(publisher)), field: value}
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, cbor2.dumps(fields, canonical=True)))
+
+
+# Headers (RFC 9052, 3). Each message is signed by the publisher's own key over what the header says, as far as the
+# profile lets it, so that nothing but the header is wrong.
+
+
+def header_of(publisher: PublisherSimulator) -> dict[object, object]:
+    return {1: -8, 3: content_type(Kind.HEAD), 4: publisher.publisher_keys[0].id}
+
+
+def headed(publisher: PublisherSimulator, header: object, unprotected: object) -> bytes:
+    payload = next_payload(publisher)
+    key = publisher.publisher_keys[0]
+    protected = header if isinstance(header, bytes) else encode(header)  # type: ignore[arg-type]  # a lie on purpose
+    aad = encode(["flagcast", 1, publisher.environment, publisher.namespace, "head"])
+    signature = key.sign(encode(["Signature1", protected, aad, payload]))
+    return envelope_of(header, unprotected, payload, signature)
+
+
+def test_the_header_of_the_profile_is_admitted(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    agent.deliver(publisher.head_topic, headed(publisher, header_of(publisher), {}))
+    assert agent.sync.rejected == 0
+    assert agent.sync.trusted.holdings[publisher.namespace].head.sequence == Sequence(2)
+
+
+@pytest.mark.parametrize("algorithm", [-7, -35, -37, 5, -19, 0, "EdDSA", None])
+def test_other_algorithm(agent: AgentShell, publisher: PublisherSimulator, algorithm: object) -> None:
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, {**header_of(publisher), 1: algorithm}, {}))
+
+
+def test_algorithm_is_missing(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    header = header_of(publisher)
+    del header[1]
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, header, {}))
+
+
+def test_algorithm_in_the_unprotected_bucket(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    header = header_of(publisher)
+    algorithm = header.pop(1)
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, header, {1: algorithm}))
+
+
+def test_algorithm_in_both_buckets(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, header_of(publisher), {1: -7}))
+
+
+@pytest.mark.parametrize("more", [{2: [99], 99: 1}, {2: [1]}, {99: 1}, {"crit": ["x"]}, {5: b"iv"}], ids=repr)
+def test_unknown_or_critical_header(
+    agent: AgentShell, publisher: PublisherSimulator, more: dict[object, object]
+) -> None:
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, {**header_of(publisher), **more}, {}))
+
+
+def test_duplicate_header(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    header = encode(header_of(publisher))  # type: ignore[arg-type]  # integer keys all the same
+    doubled = bytes([header[0] + 1]) + b"\x01\x26" + header[1:]
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, doubled, {}))
+
+
+def test_header_of_another_kind_of_message(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    header = {**header_of(publisher), 3: content_type(Kind.SNAPSHOT)}
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, header, {}))
+
+
+@pytest.mark.parametrize("key", [b"", b"short", bytes(9), bytes(32), "12345678"], ids=repr)
+def test_key_id_of_another_length(agent: AgentShell, publisher: PublisherSimulator, key: object) -> None:
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, headed(publisher, {**header_of(publisher), 4: key}, {}))
+
+
+@pytest.mark.parametrize("length", [0, 63, 65])
+def test_signature_of_another_length(agent: AgentShell, publisher: PublisherSimulator, length: int) -> None:
+    message = envelope_of(header_of(publisher), {}, next_payload(publisher), bytes(length))
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, message)
+
+
+def test_detached_payload(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, envelope_of(header_of(publisher), {}, None, NEVER_SIGNED))
+
+
+@pytest.mark.parametrize("tag", [17, 16, 96, 97, 61])
+def test_other_cose_message(agent: AgentShell, publisher: PublisherSimulator, tag: int) -> None:
+    message = signed_payload(publisher, next_payload(publisher))
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, cbor2.dumps(cbor2.CBORTag(tag, cbor2.loads(message).value)))
+
+
+def test_untagged_cose_message(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, next_payload(publisher))[1:])
+
+
+def test_length_spelled_longer_than_needed(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    message = signed_payload(publisher, next_payload(publisher))
+    assert message[2] == 0x58  # the protected header, with a length of one byte
+    longer = message[:2] + b"\x59\x00" + message[3:]
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, longer)
+
+
+def test_many_signers_of_nothing(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    payload, place = next_payload(publisher), publisher.place(Kind.HEAD)
+    key = publisher.publisher_keys[0]
+    signature = key.sign(to_sign(payload, place, key.id, several=True))
+    signers = [[encode({1: -8, 4: key.id}), {}, signature]] * 33
+    body = encode([encode({3: content_type(Kind.HEAD)}), {}, payload, signers])  # type: ignore[list-item]  # a lie on purpose
+    with refused(agent, "too_large"):
+        agent.deliver(publisher.head_topic, b"\xd8\x62" + body)
+
+
+def test_no_signers_at_all(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    body = encode([encode({3: content_type(Kind.HEAD)}), {}, next_payload(publisher), []])
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, b"\xd8\x62" + body)
+
+
+def test_compression_bomb(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    bomb = zlib.compress(bytes(CONTENT_MAX_BYTES + 1), 9)
+    assert len(bomb) < MESSAGE_MAX_BYTES
+    publisher.release(delta=False)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    assert publisher.head.stable.size < len(bomb)
+    with refused(agent, "too_large"):  # the head bounds what is collected at all
+        agent.deliver(publisher.part_topic(2), publisher.part_message(bombed(publisher, bomb)))
+
+
+def test_compression_bomb_of_the_announced_size(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    bomb = zlib.compress(bytes(CONTENT_MAX_BYTES + 1), 9)
+    content = publisher.make_content([])
+    announced = replace_offering(publisher, len(bomb))
+    publisher.contents.append(content)
+    agent.deliver(publisher.head_topic, announced)
+    with refused(agent, "compression_bomb"):
+        agent.deliver(publisher.part_topic(2), publisher.part_message(bombed(publisher, bomb)))
+
+
+def test_bytes_after_the_compressed_body(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    body = deflate(encode([])) + b"\x00"
+    publisher.contents.append(publisher.make_content([]))
+    agent.deliver(publisher.head_topic, replace_offering(publisher, len(body)))
+    with refused(agent, "trailing_bytes"):
+        agent.deliver(publisher.part_topic(2), publisher.part_message(bombed(publisher, body)))
+
+
+def bombed(publisher: PublisherSimulator, body: bytes) -> SnapshotPart:
+    return replace(publisher.make_parts(publisher.content)[0], body=body)
+
+
+def replace_offering(publisher: PublisherSimulator, size: int) -> bytes:
+    """A head that offers version 2 as so many compressed bytes."""
+    offering = replace(publisher.content.offering(), version=Version(2), digest=Digest(bytes(32)), size=size)
+    return publisher.head_message(publisher.make_head(stable=offering))

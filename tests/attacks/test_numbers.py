@@ -1,0 +1,263 @@
+"""What was true once, what is said twice, and clocks that lie."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agent_shell import AgentShell, ignored, refused
+from publisher_simulator import DAY, HEAD_LIFE_SECONDS, NOW, PublisherSimulator, SigningKey
+from releases import BETA, EVIL, OFF, ON, OTHER
+
+from flagcast_shared.ids import EntityId, Epoch, Namespace, Sequence, Version
+from flagcast_shared.limits import NUMBER_MAX
+from flagcast_shared.topics import DeviceAddress
+
+TEN_YEARS = 3650 * DAY
+
+
+def test_older_head_is_offered(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    older = publisher.retained[publisher.head_topic]
+    publisher.sign_again()
+    agent.hear()
+    with refused(agent, "stale_offered"):
+        agent.deliver(publisher.head_topic, older)
+
+
+def test_older_release_is_offered(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    older = publisher.retained[publisher.head_topic]
+    publisher.release(ON)
+    agent.hear()
+    assert agent.evaluator.boolean(publisher.namespace, BETA, EntityId("x"), {}).enabled
+    with refused(agent, "stale_offered"):
+        agent.deliver(publisher.head_topic, older)
+
+
+def test_broker_restored_from_an_old_save(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    saved = publisher.save()
+    publisher.release(ON)
+    agent.hear()
+    agent.disconnect()
+    publisher.restore(saved)
+    with refused(agent, "stale_offered"):
+        agent.reconnect()
+        agent.settle()
+
+
+def test_older_head_is_offered_after_a_restart(
+    publisher: PublisherSimulator, agent: AgentShell, tmp_path: Path
+) -> None:
+    older = publisher.retained[publisher.head_topic]
+    publisher.release(ON)
+    agent.hear()
+    agent.close()
+    reborn = AgentShell(agent.path, publisher)
+    reborn.connect()
+    with refused(reborn, "stale_offered"):
+        reborn.deliver(publisher.head_topic, older)
+    reborn.close()
+
+
+def test_head_older_than_one_whose_content_is_still_awaited(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(ON)
+    between = publisher.retained[publisher.head_topic]
+    publisher.release(OTHER)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    with refused(agent, "stale_offered"):
+        agent.deliver(publisher.head_topic, between)
+
+
+def test_two_heads_of_one_number(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    twin = replace(publisher.head, expires=publisher.head.expires + 1)
+    with refused(agent, "equivocation"):
+        agent.deliver(publisher.head_topic, publisher.head_message(twin))
+
+
+def test_two_awaited_heads_of_one_number(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(ON)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    twin = replace(publisher.head, expires=publisher.head.expires + 1)
+    with refused(agent, "equivocation"):
+        agent.deliver(publisher.head_topic, publisher.head_message(twin))
+
+
+def test_two_contents_of_one_version(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    evil = publisher.make_content([EVIL], version=1)
+    head = publisher.make_head(stable=evil.offering())
+    with refused(agent, "equivocation"):
+        agent.deliver(publisher.head_topic, publisher.head_message(head))
+
+
+def test_the_same_head_again_is_no_news(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with ignored(agent):
+        effects = agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    assert effects == []
+
+
+def test_the_same_head_signed_by_another_publisher_is_no_equivocation(tmp_path: Path) -> None:
+    alice, bob = SigningKey("publisher-a"), SigningKey("publisher-b")
+    publisher = PublisherSimulator(publisher_keys=(alice, bob))
+    publisher.release(OFF)
+    agent = AgentShell(tmp_path / "agent.db", publisher)
+    agent.catch_up()
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, publisher.head_message(publisher.head, bob))
+
+
+def test_newer_head_with_an_older_version_takes_nobody_back(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    first = publisher.content
+    publisher.release(ON)
+    agent.hear()
+    publisher.publish_head(publisher.make_head(stable=first.offering()))
+    agent.hear()
+    assert agent.evaluator.knowledge(publisher.namespace).version == 2
+    assert agent.evaluator.boolean(publisher.namespace, BETA, EntityId("x"), {}).enabled
+
+
+def test_frozen_broker_offers_an_expired_head(publisher: PublisherSimulator, tmp_path: Path) -> None:
+    agent = AgentShell(tmp_path / "new.db", publisher)
+    agent.now = NOW + HEAD_LIFE_SECONDS
+    agent.connect()
+    with refused(agent, "freeze"):
+        agent.settle()
+    agent.close()
+
+
+def test_expired_successor_is_refused_and_what_is_held_still_answers(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(ON)
+    agent.now = publisher.head.expires
+    with refused(agent, "freeze"):
+        agent.hear()
+    knowledge = agent.evaluator.knowledge(publisher.namespace)
+    assert knowledge.is_stale(agent.now)
+    assert knowledge.version == 1
+
+
+def test_held_head_that_expires_is_no_attack(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    agent.now = publisher.head.expires + DAY
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+
+
+def test_clock_ten_years_ahead(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    agent.now += TEN_YEARS
+    publisher.release(ON)
+    with refused(agent, "freeze"):
+        agent.hear()
+    agent.now -= TEN_YEARS  # the device hears the time
+    agent.hear()
+    assert agent.evaluator.knowledge(publisher.namespace).version == 2
+
+
+def test_clock_ten_years_behind_warns_and_admits(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    agent.now -= TEN_YEARS
+    publisher.release(ON)
+    agent.hear()
+    assert agent.sync.rejected == 0
+    assert agent.evaluator.knowledge(publisher.namespace).version == 2
+    assert "clock" in agent.activated[-1].warning
+
+
+def test_clock_behind_does_not_open_the_door_to_rollback(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    older = publisher.retained[publisher.head_topic]
+    publisher.release(ON)
+    agent.hear()
+    agent.now -= TEN_YEARS
+    with refused(agent, "stale_offered"):
+        agent.deliver(publisher.head_topic, older)
+
+
+def test_time_believed_survives_a_restart(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.now += DAY
+    publisher.sign_again()
+    agent.now += DAY
+    agent.hear()
+    agent.close()
+    reborn = AgentShell(agent.path, publisher)
+    assert reborn.sync.trusted.floor == publisher.now
+    reborn.close()
+
+
+def test_head_of_an_epoch_that_no_root_started(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    early = replace(publisher.head, epoch=Epoch(2), sequence=Sequence(9))
+    with refused(agent, "epoch_mismatch"):
+        agent.deliver(publisher.head_topic, publisher.head_message(early))
+
+
+@pytest.fixture
+def fast_forwarded(agent: AgentShell, publisher: PublisherSimulator) -> AgentShell:
+    """A thief of the publisher's key has published the highest of all versions, and the device believes it."""
+    content = publisher.make_content([EVIL], version=NUMBER_MAX)
+    publisher.publish_snapshot(content)
+    head = replace(publisher.make_head(stable=content.offering()), sequence=Sequence(NUMBER_MAX))
+    publisher.retained[publisher.head_topic] = publisher.head_message(head)
+    agent.hear()
+    assert agent.evaluator.knowledge(publisher.namespace).version == NUMBER_MAX
+    return agent
+
+
+def test_after_a_fast_forward_the_same_epoch_is_lost(
+    fast_forwarded: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(ON)
+    with refused(fast_forwarded, "stale_offered"):
+        fast_forwarded.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+
+
+def test_a_new_epoch_recovers_from_a_fast_forward(
+    fast_forwarded: AgentShell, publisher: PublisherSimulator
+) -> None:
+    thief = publisher.publisher_keys[0]
+    thiefs = publisher.retained[publisher.head_topic]
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    publisher.release(ON, version=3)
+    fast_forwarded.hear()
+    fast_forwarded.settle()
+    knowledge = fast_forwarded.evaluator.knowledge(publisher.namespace)
+    assert (knowledge.epoch, knowledge.version) == (2, 3)
+    assert fast_forwarded.evaluator.boolean(publisher.namespace, BETA, EntityId("x"), {}).enabled
+    later = replace(publisher.head, sequence=Sequence(NUMBER_MAX))
+    with refused(fast_forwarded, "unknown_key"):
+        fast_forwarded.deliver(publisher.head_topic, publisher.head_message(later, thief))
+        fast_forwarded.deliver(publisher.head_topic, thiefs)
+
+
+def test_head_of_the_former_epoch_by_a_key_that_stayed(tmp_path: Path) -> None:
+    alice, bob, carol = (SigningKey(f"publisher-{name}") for name in "abc")
+    publisher = PublisherSimulator(publisher_keys=(alice, bob))
+    publisher.release(OFF)
+    agent = AgentShell(tmp_path / "agent.db", publisher)
+    agent.catch_up()
+    former = replace(publisher.head, sequence=Sequence(NUMBER_MAX))
+    publisher.rotate(publisher_keys=[alice, carol])
+    publisher.sign_again()
+    agent.hear()
+    with refused(agent, "epoch_mismatch"):
+        agent.deliver(publisher.head_topic, publisher.head_message(former, alice))
+    agent.close()
+
+
+def test_rejections_name_namespace_and_time(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(ON)
+    agent.now += 5
+    with refused(agent, "empty_payload"):
+        agent.deliver(publisher.head_topic, b"")
+    rejection = agent.reports[-1].rejection
+    assert rejection is not None
+    assert (rejection.namespace, rejection.at) == ("default", agent.now)
+    assert agent.reports[-1].applied[Namespace("default")].version == Version(1)
+
+
+def test_another_devices_report_is_nothing_to_believe(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    topic = publisher.topics.of(DeviceAddress(agent.sync.trusted.device.id, "report"))
+    with ignored(agent):
+        agent.deliver(topic, publisher.retained[publisher.head_topic])

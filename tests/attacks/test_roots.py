@@ -1,0 +1,238 @@
+"""Attacks on who may sign."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agent_shell import AgentShell, ignored, refused
+from publisher_simulator import ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey
+from releases import OFF, ON
+
+from flagcast_shared.ids import Environment, Epoch, KeyId
+from flagcast_shared.root import PublicKey, Quorum, Role, Root, encode_root, root_place
+
+ALICE = SigningKey("root-a")
+CAROL = SigningKey("root-c")
+MALLORY = SigningKey("mallory")
+
+
+def second_root(publisher: PublisherSimulator) -> Root:
+    """A root 2 that differs from root 1 in its number alone."""
+    return replace(publisher.root, number=2)
+
+
+def test_root_signed_by_a_stranger(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    mallorys = Quorum(frozenset([MALLORY.id]), 1)
+    taken_over = replace(
+        second_root(publisher),
+        epoch=Epoch(2),
+        keys={MALLORY.id: MALLORY.public},
+        roles={Role.ROOT: mallorys, Role.PUBLISHER: mallorys},
+    )
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(taken_over, signers=[MALLORY]))
+
+
+def test_root_signed_by_a_publisher(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    message = publisher.root_message(second_root(publisher), signers=publisher.publisher_keys)
+    with refused(agent, "wrong_role"):
+        agent.deliver(publisher.root_topic(2), message)
+
+
+def test_root_signed_by_the_old_keys_alone(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    handed_over = replace(
+        second_root(publisher),
+        keys={**publisher.root.keys, CAROL.id: CAROL.public},
+        roles={**publisher.root.roles, Role.ROOT: Quorum(frozenset([CAROL.id]), 1)},
+    )
+    with refused(agent, "threshold_not_met"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(handed_over, signers=[ALICE]))
+
+
+def test_root_signed_by_the_new_keys_alone(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    handed_over = replace(
+        second_root(publisher),
+        keys={**publisher.root.keys, CAROL.id: CAROL.public},
+        roles={**publisher.root.roles, Role.ROOT: Quorum(frozenset([CAROL.id]), 1)},
+    )
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(handed_over, signers=[CAROL]))
+
+
+def test_root_signed_by_too_few_of_the_old_keys(tmp_path: Path) -> None:
+    publisher = PublisherSimulator(root_keys=(ALICE, SigningKey("root-b")), root_threshold=2)
+    publisher.release(OFF)
+    agent = AgentShell(tmp_path / "agent.db", publisher)
+    agent.catch_up()
+    weaker = replace(
+        second_root(publisher),
+        roles={**publisher.root.roles, Role.ROOT: Quorum(frozenset([ALICE.id]), 1)},
+    )
+    with refused(agent, "threshold_not_met"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(weaker, signers=[ALICE]))
+
+
+def test_root_signed_twice_by_one_key(tmp_path: Path) -> None:
+    publisher = PublisherSimulator(root_keys=(ALICE, SigningKey("root-b")), root_threshold=2)
+    publisher.release(OFF)
+    agent = AgentShell(tmp_path / "agent.db", publisher)
+    agent.catch_up()
+    message = publisher.root_message(second_root(publisher), signers=[ALICE, ALICE])
+    with refused(agent, "key_counted_twice"):
+        agent.deliver(publisher.root_topic(2), message)
+
+
+def test_new_root_key_counted_twice(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    stronger = replace(
+        second_root(publisher),
+        keys={**publisher.root.keys, CAROL.id: CAROL.public},
+        roles={**publisher.root.roles, Role.ROOT: Quorum(frozenset([ALICE.id, CAROL.id]), 2)},
+    )
+    message = publisher.root_message(stronger, signers=[ALICE, CAROL, CAROL])
+    with refused(agent, "key_counted_twice"):
+        agent.deliver(publisher.root_topic(2), message)
+
+
+def test_root_cosigned_by_a_stranger(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    message = publisher.root_message(second_root(publisher), signers=[ALICE, MALLORY])
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.root_topic(2), message)
+
+
+def test_root_with_a_broken_signature(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    message = publisher.root_message(second_root(publisher))
+    with refused(agent, "bad_signature"):
+        agent.deliver(publisher.root_topic(2), message[:-1] + bytes([message[-1] ^ 1]))
+
+
+def test_root_is_skipped(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    third = replace(publisher.root, number=3)
+    with refused(agent, "root_skipped"):
+        agent.deliver(publisher.root_topic(3), publisher.root_message(third))
+
+
+def test_root_of_a_number_beyond_all_bounds(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    far = replace(publisher.root, number=2**62)
+    with refused(agent, "too_large"):
+        agent.deliver(publisher.root_topic(2**62), publisher.root_message(far))
+
+
+def test_older_root_at_the_place_of_the_next(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.rotate()
+    publisher.sign_again()
+    agent.hear()
+    with refused(agent, "replayed"):
+        agent.deliver(publisher.root_topic(3), publisher.retained[publisher.root_topic(1)])
+
+
+def test_older_root_at_its_own_place(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.rotate()
+    agent.hear()
+    assert agent.sync.trusted.root.number == 2
+    with ignored(agent):
+        agent.deliver(publisher.root_topic(1), publisher.anchor)
+
+
+def test_root_of_another_environment(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    staging = PublisherSimulator(environment=Environment("staging"))
+    staging.rotate()
+    with refused(agent, "bad_signature"):
+        agent.deliver(publisher.root_topic(2), staging.retained[staging.root_topic(2)])
+
+
+def test_root_that_names_another_environment(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    lying = replace(second_root(publisher), environment=Environment("staging"))
+    message = publisher.sign(encode_root(lying), root_place(publisher.environment), ALICE, several=True)
+    with refused(agent, "replayed"):
+        agent.deliver(publisher.root_topic(2), message)
+
+
+@pytest.mark.parametrize("epoch", [2, 7])
+def test_root_starts_an_epoch_without_new_publisher_keys(
+    agent: AgentShell, publisher: PublisherSimulator, epoch: int
+) -> None:
+    jumped = replace(second_root(publisher), epoch=Epoch(epoch))
+    with refused(agent, "epoch_mismatch"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(jumped))
+
+
+def test_root_changes_publisher_keys_within_an_epoch(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    slipped = replace(
+        second_root(publisher),
+        keys={**publisher.root.keys, MALLORY.id: MALLORY.public},
+        roles={**publisher.root.roles, Role.PUBLISHER: Quorum(frozenset([MALLORY.id]), 1)},
+    )
+    with refused(agent, "epoch_mismatch"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(slipped))
+
+
+@pytest.mark.parametrize("threshold", [0, 2])
+def test_root_whose_threshold_is_nothing_or_out_of_reach(
+    agent: AgentShell, publisher: PublisherSimulator, threshold: int
+) -> None:
+    publishers = publisher.root.roles[Role.PUBLISHER].keys
+    unreachable = replace(
+        second_root(publisher),
+        roles={**publisher.root.roles, Role.PUBLISHER: Quorum(publishers, threshold)},
+    )
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(unreachable))
+
+
+def test_root_role_of_a_key_that_it_does_not_list(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    dangling = replace(
+        second_root(publisher),
+        roles={**publisher.root.roles, Role.PUBLISHER: Quorum(frozenset([KeyId(bytes(8))]), 1)},
+    )
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(dangling))
+
+
+def test_root_of_endless_keys(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    crowd = [PublicKey(number.to_bytes(32, "big"), "n" * 200) for number in range(80)]
+    endless = replace(second_root(publisher), keys={key.id: key for key in crowd})
+    message = publisher.root_message(endless)
+    assert len(message) > 16_384
+    with refused(agent, "too_large"):
+        agent.deliver(publisher.root_topic(2), message)
+
+
+def test_empty_root(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "empty_payload"):
+        agent.deliver(publisher.root_topic(2), b"")
+
+
+def test_expired_root_admits_no_more_heads(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.now += ROOT_LIFE_SECONDS
+    agent.now = publisher.now + 60
+    publisher.sign_again()
+    with refused(agent, "freeze"):
+        agent.hear()
+
+
+def test_a_root_may_expire_once_another_one_has_followed(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.now += ROOT_LIFE_SECONDS
+    agent.now = publisher.now + 60
+    publisher.rotate()
+    publisher.release(ON)
+    agent.hear()
+    assert agent.evaluator.knowledge(publisher.namespace).version == 2
+
+
+def test_roots_walked_are_persisted_one_by_one(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    for name in ("root-c", "root-d", "root-e"):
+        publisher.rotate(root_keys=[SigningKey(name)])
+    agent.fail_persisting = True
+    before = agent.belief()
+    agent.hear()
+    assert agent.belief() == before, "a root that is not on disk is not in force"
+    agent.fail_persisting = False
+    agent.reconnect()
+    agent.settle()
+    assert agent.sync.trusted.root.number == 4
+    again = agent.store.load()
+    assert again.root_data == publisher.retained[publisher.root_topic(4)]

@@ -1,0 +1,463 @@
+"""Publishing against real brokers: mosquitto over MQTT 5 and 3.1.1, and the embedded one."""
+
+import datetime as dt
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from publishing import Flagcast, bulky_features, configure, features, make_project
+
+from brokers import Broker, free_port, start_amqtt, start_mosquitto
+from flagcast_bridge import mqtt, project, publisher, signer
+from flagcast_bridge.ledger import lease
+from flagcast_shared.ids import Namespace
+from flagcast_shared.messages import Place, encode_head
+from flagcast_shared.topics import HeadAddress, Kind, SnapshotAddress
+
+KINDS = [
+    pytest.param(("mosquitto", "5"), id="mosquitto-5", marks=pytest.mark.mosquitto),
+    pytest.param(("mosquitto", "3.1.1"), id="mosquitto-3.1.1", marks=pytest.mark.mosquitto),
+    pytest.param(("amqtt", "auto"), id="amqtt", marks=pytest.mark.amqtt),
+]
+DIE_AT = """
+import os, signal, sys
+from flagcast_bridge import cli, mqtt
+publish, left = mqtt.Connection.publish, [int(sys.argv[1])]
+def publish_or_die(self, messages):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    publish(self, messages)
+mqtt.Connection.publish = publish_or_die
+cli.main(sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A broker, a project on it, and the command."""
+
+    broker: Broker
+    folder: Path
+    flagcast: Flagcast
+
+    def publish(self, text: str, *arguments: str) -> tuple[int, str]:
+        """Publish a flags file of this text; the exit code and everything printed."""
+        path = self.folder / "features.yml"
+        path.write_text(text)
+        done = self.flagcast.on_project("publish", path, *arguments)
+        return done.code, done.out + done.err
+
+    def show(self) -> Mapping[str, dict[str, object]]:
+        """What is live, by namespace; nothing may be refused."""
+        done = self.flagcast.on_project("show", "--format", "json")
+        document = json.loads(done.out)
+        assert (done.code, document["refused"]) == (0, [])
+        return {each["namespace"]: each for each in document["namespaces"]}
+
+    def retained(self) -> dict[str, bytes]:
+        """Every retained message on the broker, without the topics' common beginning."""
+        with self.connect() as connection:
+            found = connection.read_all(["flagcast/#"])
+        return {topic.removeprefix("flagcast/1/test/"): data for topic, data in found.items()}
+
+    def put(self, topic: str, data: bytes) -> None:
+        """Retain anything, as anybody on the broker's network could."""
+        with self.connect() as connection:
+            connection.publish([(f"flagcast/1/test/{topic}", data)])
+
+    def connect(self) -> mqtt.Connection:
+        return mqtt.connect(self.broker.host, self.broker.port, mqtt.Login())
+
+
+@pytest.fixture(params=KINDS)
+def site(
+    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Site]:
+    kind, protocol = request.param
+    start = start_mosquitto if kind == "mosquitto" else start_amqtt
+    with start(tmp_path / "broker") as broker:
+        made = make_project(tmp_path / "fleet", broker.url, {"protocol": f'"{protocol}"'})
+        yield Site(broker, made.folder, Flagcast(made.folder, capsys))
+
+
+@pytest.fixture
+def on_mosquitto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Site]:
+    with start_mosquitto(tmp_path / "broker") as broker:
+        made = make_project(tmp_path / "fleet", broker.url)
+        yield Site(broker, made.folder, Flagcast(made.folder, capsys))
+
+
+def test_flags_are_published_shown_changed_and_old_versions_cleared(site: Site) -> None:
+    code, said = site.publish(features({"a": True, "b": False}))
+    assert code == 0, said
+    assert "+ flag a" in said
+    assert set(site.retained()) == {"root/1", "flags/default/head", "flags/default/snapshot/1/0"}
+    shown = site.show()["default"]
+    assert (shown["version"], shown["sequence"], shown["epoch"], shown["records"]) == (1, 1, 1, 2)
+    assert (shown["is_fresh"], shown["is_whole"]) == (True, True)
+    assert shown["provenance"] == {"source": "features.yml"}
+
+    before = site.retained()
+    code, said = site.publish(features({"b": False, "a": True}))
+    assert (code, "unchanged at version 1" in said, "up to date" in said) == (0, True, True)
+    assert site.retained() == before
+
+    code, said = site.publish(features({"a": False, "b": False}), "--provenance", "commit=1a2b")
+    assert (code, "~ flag a: enabled true -> false" in said) == (0, True)
+    assert set(site.retained()) == {"root/1", "flags/default/head", "flags/default/snapshot/2/0"}
+    shown = site.show()["default"]
+    assert (shown["version"], shown["sequence"], shown["provenance"]) == (2, 2, {"commit": "1a2b"})
+
+
+def test_a_large_snapshot_travels_in_parts_below_the_limit(site: Site) -> None:
+    configure(site.folder, {"message_limit_bytes": "4096"})
+    code, said = site.publish(bulky_features(40))
+    assert code == 0, said
+    messages = {topic: data for topic, data in site.retained().items() if topic.startswith("flags/")}
+    assert len(messages) > 5
+    assert max(len(data) for data in messages.values()) <= 4_096
+    shown = site.show()["default"]
+    assert (shown["parts"], shown["is_whole"]) == (len(messages) - 1, True)
+
+
+def test_messages_of_the_default_limit_pass(site: Site) -> None:
+    code, said = site.publish(bulky_features(160))
+    assert code == 0, said
+    sizes = [len(data) for topic, data in site.retained().items() if "snapshot" in topic]
+    assert len(sizes) == 2
+    assert max(sizes) > 40_000
+
+
+def test_a_dry_run_shows_the_difference_and_changes_nothing(site: Site) -> None:
+    site.publish(features({"a": True}))
+    before, log = site.retained(), site.flagcast.on_project("log").out
+    code, said = site.publish(features({"a": False}), "--dry-run")
+    assert (code, "~ flag a" in said, "nothing was published" in said) == (0, True, True)
+    assert site.retained() == before
+    assert site.flagcast.on_project("log").out == log
+
+
+def test_a_broken_file_publishes_nothing(site: Site) -> None:
+    site.publish(features({"a": True}))
+    before = site.retained()
+    code, said = site.publish(features({"a": False, "b": True}).replace("key: b", "key: a"))
+    assert (code, "error FC122" in said, "nothing was published" in said) == (1, True, True)
+    assert site.retained() == before
+
+
+def test_namespaces_that_are_not_named_are_left_alone_unless_removed(site: Site) -> None:
+    site.publish(features({"a": True}) + "---\n" + features({"b": True}, "mobile"))
+    code, said = site.publish(features({"a": False}))
+    assert (code, "mobile: not in" in said, "--remove mobile" in said) == (0, True, True)
+    assert (site.show()["mobile"]["version"], site.show()["default"]["version"]) == (1, 2)
+    code, said = site.publish(features({"a": False}), "--remove", "mobile")
+    assert (code, "- flag b" in said) == (0, True)
+    shown = site.show()["mobile"]
+    assert (shown["version"], shown["records"]) == (2, 0)
+    assert site.publish(features({"a": False}), "--remove", "absent")[0] == 2
+    assert site.publish(features({"a": False}), "--remove", "default")[0] == 2
+
+
+def test_the_log_holds_every_number(site: Site) -> None:
+    site.publish(features({"a": True}))
+    site.publish(features({"a": True}), "--refresh")
+    site.publish(features({"a": False}))
+    entries = json.loads(site.flagcast.on_project("log", "--format", "json").out)
+    assert [(each["sequence"], each["version"], each["action"], each["state"]) for each in entries] == [
+        (3, 2, "change", "published"),
+        (2, 1, "refresh", "published"),
+        (1, 1, "change", "published"),
+    ]
+    lines = site.flagcast.on_project("log").out.splitlines()
+    assert len(lines) == 3
+    assert "head 3  version 2  change  published" in lines[0]
+
+
+def test_a_broker_that_lost_everything_gets_the_same_versions_under_new_heads(site: Site) -> None:
+    site.publish(features({"a": True}))
+    snapshot = site.retained()["flags/default/snapshot/1/0"]
+    site.broker.restart()
+    assert site.retained() == {}
+    code, said = site.publish(features({"a": True}))
+    assert (code, "restore" in said) == (0, True)
+    assert site.retained()["flags/default/snapshot/1/0"] == snapshot
+    shown = site.show()["default"]
+    assert (shown["version"], shown["sequence"]) == (1, 2)
+
+
+def test_a_lost_part_is_published_again(site: Site) -> None:
+    site.publish(features({"a": True}))
+    snapshot = site.retained()["flags/default/snapshot/1/0"]
+    site.put("flags/default/snapshot/1/0", b"")
+    done = site.flagcast.on_project("show")
+    assert (done.code, "NOT WHOLE" in done.out) == (1, True)
+    assert site.publish(features({"a": True}))[0] == 0
+    assert site.retained()["flags/default/snapshot/1/0"] == snapshot
+
+
+def test_what_others_put_on_the_broker_is_named_not_believed_and_replaced(site: Site) -> None:
+    site.publish(features({"a": True}))
+    site.put("flags/default/head", b"forged")
+    site.put("flags/other/head", b"")
+    site.put("root/1", b"forged root")
+    site.put("flags/strange", b"x")
+    done = site.flagcast.on_project("show")
+    assert (done.code, "REFUSED flagcast/1/test/flags/default/head: malformed" in done.out) == (1, True)
+    code, said = site.publish(features({"a": True}))
+    assert code == 0, said
+    assert "flags/default/head on the broker is not believed (malformed)" in said
+    assert "'flagcast/1/test/flags/strange' on the broker is no topic of ours" in said
+    shown = site.show()["default"]
+    assert (shown["version"], shown["sequence"]) == (1, 2)
+    made = project.load(site.folder)
+    assert site.retained()["root/1"] == made.root_file(1).read_bytes()
+
+
+def test_numbers_go_on_above_a_newer_head_when_the_ledger_was_lost(site: Site) -> None:
+    site.publish(features({"a": True}))
+    site.publish(features({"a": False}))
+    for path in site.folder.glob("ledger.sqlite*"):
+        path.unlink()
+    code, said = site.publish(features({"a": True}))
+    assert (code, "head 2 is live, and the ledger knows of none" in said) == (0, True)
+    shown = site.show()["default"]
+    assert (shown["version"], shown["sequence"]) == (3, 3)
+
+
+@pytest.mark.parametrize("published_before", [0, 1])
+def test_a_publisher_that_is_killed_between_any_two_steps_never_uses_a_number_again(
+    site: Site, published_before: int
+) -> None:
+    site.publish(features({"a": True}))
+    before = site.retained()
+    path = site.folder / "next.yml"
+    path.write_text(features({"a": False}))
+    command = [sys.executable, "-c", DIE_AT, str(published_before)]
+    command += ["publish", str(path), "--project", str(site.folder)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    # Devices still see the whole old version: only the head moves them.
+    assert site.retained().items() >= before.items()
+    code, said = site.publish(features({"a": False}))
+    assert code == 0, said
+    shown = site.show()["default"]
+    assert (shown["version"], shown["sequence"]) == (3, 3)
+    assert set(site.retained()) == {"root/1", "flags/default/head", "flags/default/snapshot/3/0"}
+    entries = json.loads(site.flagcast.on_project("log", "--format", "json").out)
+    assert [(each["version"], each["state"]) for each in entries] == [
+        (3, "published"),
+        (2, "reserved"),
+        (1, "published"),
+    ]
+
+
+def test_a_head_that_was_published_but_not_noted_is_noted_by_the_next_run(site: Site) -> None:
+    site.publish(features({"a": True}))
+    path = site.folder / "next.yml"
+    path.write_text(features({"a": False}))
+    # Dies when it wants to clear; the head is out. Undone in the ledger: the run ended just before noting it.
+    command = [sys.executable, "-c", DIE_AT, "2", "publish", str(path), "--project", str(site.folder)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    with sqlite3.connect(site.folder / "ledger.sqlite") as connection:
+        connection.execute("UPDATE head SET published = NULL WHERE sequence = 2")
+    connection.close()
+    code, said = site.publish(features({"a": False}))
+    assert (code, "unchanged at version 2" in said) == (0, True)
+    entries = json.loads(site.flagcast.on_project("log", "--format", "json").out)
+    assert [each["state"] for each in entries] == ["published", "published"]
+    assert set(site.retained()) == {"root/1", "flags/default/head", "flags/default/snapshot/2/0"}
+
+
+def test_a_head_that_a_stranger_signed_is_refused_by_name(on_mosquitto: Site, tmp_path: Path) -> None:
+    on_mosquitto.publish(features({"a": True}))
+    made = project.load(on_mosquitto.folder)
+    head = publisher.read_broker(made).live[Namespace("default")].head
+    stranger = signer.create("publisher")
+    place = Place(made.environment, Namespace("default"), Kind.HEAD)
+    forged = signer.sign_message(encode_head(head), place, [stranger], 1)
+    on_mosquitto.put("flags/default/head", forged)
+    seen = publisher.read_broker(made)
+    assert seen.refused[HeadAddress(Namespace("default"))].attack == "unknown_key"
+    assert seen.live == {}
+
+
+def test_a_part_of_another_snapshot_is_refused_and_replaced(on_mosquitto: Site) -> None:
+    on_mosquitto.publish(features({"a": True}))
+    old = on_mosquitto.retained()["flags/default/snapshot/1/0"]
+    on_mosquitto.publish(features({"a": False}))
+    on_mosquitto.put("flags/default/snapshot/2/0", old)
+    seen = publisher.read_broker(project.load(on_mosquitto.folder))
+    (refused,) = seen.refused.items()
+    assert refused[0] == SnapshotAddress(
+        Namespace("default"), seen.live[Namespace("default")].head.stable.version, 0
+    )
+    assert refused[1].attack == "replayed"
+    code, said = on_mosquitto.publish(features({"a": False}))
+    assert (code, "restore" in said) == (0, True)
+    assert on_mosquitto.show()["default"]["version"] == 2
+
+
+def test_a_key_that_the_root_does_not_name_publishes_nothing(on_mosquitto: Site) -> None:
+    made = project.load(on_mosquitto.folder)
+    made.publisher_key.unlink()
+    signer.create("publisher").save(made.publisher_key)
+    code, said = on_mosquitto.publish(features({"a": True}))
+    assert (code, "does not name this key" in said) == (2, True)
+    assert on_mosquitto.retained() == {}
+
+
+def test_two_publishers_at_once_exclude_each_other(on_mosquitto: Site) -> None:
+    with lease(on_mosquitto.folder / "ledger.sqlite", "process 1 on elsewhere"):
+        code, said = on_mosquitto.publish(features({"a": True}))
+    assert (code, "process 1 on elsewhere" in said) == (1, True)
+    assert on_mosquitto.retained() == {}
+
+
+def site_on(broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Site:
+    made = make_project(tmp_path / "fleet", broker.url)
+    return Site(broker, made.folder, Flagcast(made.folder, capsys))
+
+
+def test_no_broker_is_exit_code_3_with_what_to_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path / "fleet", f"mqtt://127.0.0.1:{free_port()}")
+    flagcast = Flagcast(tmp_path / "fleet", capsys)
+    (tmp_path / "features.yml").write_text(features({"a": True}))
+    for done in (flagcast.on_project("publish", tmp_path / "features.yml"), flagcast.on_project("show")):
+        assert done.code == 3
+        assert "Connection refused; check broker.url" in done.err
+        assert done.err.count("\n") == 1
+
+
+def test_what_is_no_mqtt_broker_is_said_to_be_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        make_project(tmp_path / "fleet", f"mqtt://127.0.0.1:{silent.getsockname()[1]}")
+        done = Flagcast(tmp_path / "fleet", capsys).on_project("show")
+    assert (done.code, "no MQTT answer" in done.err) == (3, True)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("protocol", ["5", "3.1.1", "auto"])
+def test_a_broker_that_refuses_the_user_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
+) -> None:
+    with start_mosquitto(tmp_path / "broker", user=("publisher", "secret")) as broker:
+        site = site_on(broker, tmp_path, capsys)
+        configure(site.folder, {"protocol": f'"{protocol}"'})
+        code, said = site.publish(features({"a": True}))
+        assert (code, "refused us: Not authorized" in said, "broker.password_file" in said) == (3, True, True)
+        (site.folder / "p").write_text("wrong\n")
+        configure(site.folder, {"user": '"publisher"', "password_file": '"p"'})
+        assert site.publish(features({"a": True}))[0] == 3
+        (site.folder / "p").write_text("secret\n")
+        code, said = site.publish(features({"a": True}))
+        assert code == 0, said
+        assert "secret" not in said
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_broker_that_takes_only_small_messages_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
+) -> None:
+    with start_mosquitto(tmp_path / "broker", lines=["max_packet_size 6000"]) as broker:
+        site = site_on(broker, tmp_path, capsys)
+        configure(site.folder, {"protocol": f'"{protocol}"'})
+        code, said = site.publish(bulky_features(40))
+        assert (code, "message_limit_bytes" in said) == (3, True)
+        assert not any("head" in topic for topic in site.retained())
+        configure(site.folder, {"message_limit_bytes": "5500"})
+        code, said = site.publish(bulky_features(40))
+        assert code == 0, said
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_broker_that_swallows_what_it_acknowledges_is_found_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "READ_BACK_TIMEOUT_SECONDS", 1.0)
+    rules = tmp_path / "acl"
+    # Anybody may read everything and write nothing but snapshots.
+    rules.write_text(
+        "topic read #\ntopic readwrite flagcast/1/test/root/+\ntopic readwrite flagcast/1/test/flags/+/snapshot/#\n"
+    )
+    rules.chmod(0o600)
+    with start_mosquitto(tmp_path / "broker", lines=[f"acl_file {rules}"]) as broker:
+        site = site_on(broker, tmp_path, capsys)
+        configure(site.folder, {"protocol": f'"{protocol}"'})
+        code, said = site.publish(features({"a": True}))
+        assert code == 3
+        assert ("does not let this user publish" if protocol == "5" else "returns nothing") in said
+        assert "flags/default/head" in said
+        assert json.loads(site.flagcast.on_project("log", "--format", "json").out)[0]["state"] == "reserved"
+
+
+@pytest.mark.mosquitto
+def test_a_broker_without_retained_messages_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start_mosquitto(tmp_path / "broker", lines=["retain_available false"]) as broker:
+        code, said = site_on(broker, tmp_path, capsys).publish(features({"a": True}))
+        assert (code, "keeps no retained messages" in said) == (3, True)
+
+
+@pytest.mark.mosquitto
+def test_tls_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_certificate(tmp_path)
+    port = free_port()
+    lines = [f"certfile {tmp_path / 'server.pem'}", f"keyfile {tmp_path / 'server.key'}"]
+    with start_mosquitto(tmp_path / "broker", port=port, lines=lines):
+        made = make_project(tmp_path / "fleet", f"mqtts://localhost:{port}")
+        flagcast = Flagcast(made.folder, capsys)
+        done = flagcast.on_project("show")
+        assert (done.code, "certificate is not trusted" in done.err) == (3, True)
+        configure(made.folder, {"ca_file": f'"{tmp_path / "server.pem"}"'})
+        done = flagcast.on_project("show")
+        assert (done.code, done.out.splitlines()[-1]) == (0, "nothing is published")
+        configure(made.folder, {"url": f'"mqtts://127.0.0.1:{port}"'})
+        done = flagcast.on_project("show")
+        assert (done.code, "certificate is not trusted" in done.err) == (3, True)
+        configure(made.folder, {"ca_file": '"absent.pem"'})
+        done = flagcast.on_project("show")
+        assert (done.code, "broker.ca_file cannot be used" in done.err) == (2, True)
+    with start_mosquitto(tmp_path / "plain") as broker:
+        configure(made.folder, {"url": f'"mqtts://localhost:{broker.port}"', "ca_file": '""'})
+        done = flagcast.on_project("show")
+        assert (done.code, "TLS" in done.err) == (3, True)
+
+
+def make_certificate(folder: Path) -> None:
+    """A self-signed certificate of `localhost`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    start = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(start)
+        .not_valid_after(start + dt.timedelta(days=36_500))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -1,0 +1,216 @@
+"""The command line's client against a real server, and against everything else that a socket's path may be."""
+
+import json
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from local_api import STATUS, RunningServer, running
+
+from flagcast_agent.api.answers import Question
+from flagcast_agent.api.local import AgentNotReachable, Evaluation, ListedFlag, LocalClient
+from flagcast_agent.status import LinkStatus, Status
+from flagcast_shared.errors import FlagNotFound, InvalidCall
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RunningServer) -> LocalClient:
+    return LocalClient(server.path)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fc-") as name:
+        yield Path(name)
+
+
+def test_a_boolean_flag(client: LocalClient) -> None:
+    found = client.evaluate(Question("in-north", "e", {"region": "north"}, request_id="mine"))
+    assert found == Evaluation(
+        "in-north", "boolean", "true", "match", True, ("north",), request_id="mine", milliseconds=1.0
+    )
+    assert found.as_json()["value"] is True
+
+
+def test_a_variant_flag_needs_no_other_command(client: LocalClient) -> None:
+    found = client.evaluate(Question("theme", "e", {"region": "north"}))
+    assert (found.type, found.value, found.match, found.attachment) == (
+        "variant",
+        "dark",
+        True,
+        '{"ink":"white"}',
+    )
+    assert found.as_json()["value"] == "dark"
+
+
+def test_a_disabled_flag_says_so(client: LocalClient) -> None:
+    found = client.evaluate(Question("off"))
+    assert (found.value, found.reason, found.match) == ("false", "flag_disabled", False)
+
+
+@pytest.mark.parametrize("question", [Question("nope"), Question("on", namespace="elsewhere")])
+def test_what_is_not_found_is_named(client: LocalClient, question: Question) -> None:
+    for ask in (client.evaluate, client.explain):
+        with pytest.raises(FlagNotFound, match=r"'nope'|'elsewhere'"):
+            ask(question)
+
+
+def test_why_a_flag_cannot_be_used_is_said(client: LocalClient) -> None:
+    for ask in (client.evaluate, client.explain):
+        with pytest.raises(InvalidCall, match="segment 'nowhere' is missing"):
+            ask(Question("broken"))
+
+
+def test_a_question_over_a_limit_is_refused_by_name(client: LocalClient) -> None:
+    for ask in (client.evaluate, client.explain):
+        with pytest.raises(InvalidCall, match="at most 65536"):
+            ask(Question("theme", context={"k": "x" * 70_000}))
+
+
+def test_the_flags_are_listed_by_key_with_what_is_wrong_with_them(client: LocalClient) -> None:
+    listed = client.flags()
+    assert (listed.namespace, listed.epoch, listed.version) == ("default", 1, 1)
+    assert [flag.key for flag in listed.flags] == sorted(flag.key for flag in listed.flags)
+    assert ListedFlag("on", "boolean", enabled=True, problem="") in listed.flags
+    assert ListedFlag("theme", "variant", enabled=True, problem="") in listed.flags
+    assert (
+        ListedFlag("broken", "boolean", enabled=True, problem="segment 'nowhere' is missing") in listed.flags
+    )
+    with pytest.raises(FlagNotFound, match="'elsewhere'"):
+        client.flags("elsewhere")
+
+
+def test_an_explanation_has_the_version_and_the_steps(client: LocalClient) -> None:
+    explained = client.explain(Question("theme", "e", {"region": "north"}))
+    assert (explained.namespace, explained.epoch, explained.version) == ("default", 1, 1)
+    assert any("region" in line and "north" in line for line in explained.lines)
+    document = json.loads(explained.json)
+    assert (document["flag"], document["type"], document["entity"]) == ("theme", "variant", "e")
+    assert document["steps"]
+
+
+def test_the_status_arrives_as_it_was(server: RunningServer, client: LocalClient) -> None:
+    assert client.status() == STATUS
+    bare = Status("0.1.0", "d", "test", 1, 2, clock_is_trusted=True, link=LinkStatus("off", 1))
+    server.status = bare
+    try:
+        assert client.status() == bare
+    finally:
+        server.status = STATUS
+
+
+def test_no_agent_at_all(folder: Path) -> None:
+    path = folder / "agent.sock"
+    with pytest.raises(
+        AgentNotReachable, match=f"no agent is listening at {path}; start one with: flagcast-agent run"
+    ):
+        LocalClient(path).status()
+
+
+def test_the_socket_of_an_agent_that_died(folder: Path) -> None:
+    path = folder / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(AgentNotReachable, match="no agent is listening"):
+        LocalClient(path).status()
+
+
+def test_a_socket_that_this_user_may_not_use() -> None:
+    with running() as server:
+        folder = server.path.parent
+        folder.chmod(0o755)
+        server.path.chmod(0o600)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        else:
+            server.path.chmod(0)
+        try:
+            with pytest.raises(AgentNotReachable, match="this user may not connect"):
+                LocalClient(server.path).status()
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+
+def test_an_agent_that_hangs(folder: Path) -> None:
+    path = folder / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        with pytest.raises(AgentNotReachable, match=r"did not answer within 0.1 s"):
+            LocalClient(path, timeout=0.1).status()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64])
+def test_something_that_is_not_an_agent(folder: Path, answer: bytes) -> None:
+    path = folder / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(path))
+        stranger.listen()
+
+        def talk() -> None:
+            connection, _ = stranger.accept()
+            with connection:
+                connection.sendall(answer)
+                connection.recv(65536)
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        with pytest.raises(AgentNotReachable):
+            LocalClient(path, timeout=2).status()
+        thread.join()
+
+
+def test_a_path_too_long_for_a_socket(folder: Path) -> None:
+    with pytest.raises(AgentNotReachable, match="cannot be asked"):
+        LocalClient(folder / ("x" * 200)).status()
+
+
+def test_a_status_for_machines_is_json() -> None:
+    document = json.loads(json.dumps(STATUS.as_json()))
+    assert document["link"]["state"] == "disconnected"
+    assert document["started"] == "2023-11-14T21:56:40Z"
+    known, unknown = document["namespaces"]
+    assert (known["epoch"], known["version"], known["age_seconds"]) == (2, 41, 86_400)
+    assert known["freshness"] == "stale"
+    assert known["last_rejection"]["attack"] == "stale_offered"
+    assert (unknown["freshness"], unknown["version"], unknown["issued"]) == ("never synced", None, None)
+
+
+def test_a_status_for_people_says_how_old_the_knowledge_is() -> None:
+    text = "\n".join(STATUS.as_text())
+    assert "stale: version 41 of epoch 2, 10 flags, issued 1 d ago, expired 10 min ago" in text
+    assert "disconnected for 1 min 40 s; last error 10 s ago: connection refused" in text
+    assert "last rejected 50 s ago: stale_offered: head 3 was offered" in text
+    assert "other        never synced" in text
+    assert "clock" in text
+
+
+def test_a_fresh_status_for_people() -> None:
+    fresh = replace(
+        STATUS.namespaces[0], freshness="fresh", expires=STATUS.now + 90_061, age=61, last_rejection=None
+    )
+    status = replace(STATUS, clock_is_trusted=True, link=LinkStatus("connected", 0), namespaces=(fresh,))
+    text = "\n".join(status.as_text())
+    assert "issued 1 min 1 s ago, expires in 1 d 1 h" in text
+    assert "clock" not in text
+    assert "rejected" not in text
+    assert "flags        no namespace is configured" in replace(status, namespaces=()).as_text()
+
+
+def test_an_expiry_beyond_the_calendar_is_still_shown() -> None:
+    far = replace(STATUS.namespaces[0], expires=2**63 - 1)
+    document = replace(STATUS, namespaces=(far,)).as_json()
+    assert str(2**63 - 1) in json.dumps(document)

@@ -1,0 +1,107 @@
+"""An HTTP/2 client that sends exactly what it is told, for calls that no gRPC library would make."""
+
+import contextlib
+import socket
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import h2.config
+import h2.connection
+import h2.events
+
+_HEADERS = h2.events.ResponseReceived | h2.events.TrailersReceived
+_ENDS = h2.events.StreamEnded | h2.events.StreamReset
+EVALUATE = "/flipt.evaluation.EvaluationService/Boolean"
+
+
+class RawClient:
+    """One connection to a Unix socket; every wait ends within `timeout` seconds."""
+
+    def __init__(self, path: Path, timeout: float = 5.0) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(timeout)
+        self.socket.connect(str(path))
+        self.http2 = h2.connection.H2Connection(
+            h2.config.H2Configuration(
+                client_side=True,
+                header_encoding="ascii",
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self.http2.initiate_connection()
+        self.flush()
+
+    def begin(
+        self,
+        path: str = EVALUATE,
+        *,
+        without: str = "",
+        extra: tuple[tuple[str, str], ...] = (),
+        end: bool = False,
+    ) -> int:
+        """Opens a call and returns its stream; `without` leaves a header out."""
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "local"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            *extra,
+        ]
+        stream = self.http2.get_next_available_stream_id()
+        self.http2.send_headers(stream, [pair for pair in headers if pair[0] != without], end_stream=end)
+        self.flush()
+        return stream
+
+    def send(self, stream: int, body: bytes, *, end: bool = False) -> None:
+        self.http2.send_data(stream, body, end_stream=end)
+        self.flush()
+
+    def flush(self) -> None:
+        self.socket.sendall(self.http2.data_to_send())
+
+    def headers_of(self, stream: int) -> dict[str, str]:
+        """All headers and trailers of a call, once it has ended."""
+        found: dict[str, str] = {}
+        while True:
+            for event in self.events():
+                if isinstance(event, _HEADERS) and event.stream_id == stream:
+                    found.update((str(name), str(value)) for name, value in event.headers)
+                if isinstance(event, _ENDS) and event.stream_id == stream:
+                    return found
+
+    def until_closed(self) -> None:
+        """Returns when the server has closed the connection."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.events()
+
+    def events(self) -> list[h2.events.Event]:
+        """What the next bytes say; raises ConnectionError when the server has closed."""
+        data = self.socket.recv(65536)
+        if not data:
+            raise ConnectionError("closed by the server")
+        events = self.http2.receive_data(data)
+        self.flush()
+        return events
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def framed(message: bytes, *, announced: int | None = None, compressed: bool = False) -> bytes:
+    """A gRPC length-prefixed message; `announced` lies about its size."""
+    size = len(message) if announced is None else announced
+    return struct.pack(">BI", compressed, size) + message
