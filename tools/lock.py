@@ -15,13 +15,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         venv.create(scratch, with_pip=True)
         subprocess.run([f"{scratch}/bin/python", "-m", "pip", "install", "--quiet", "uv"], check=True)
-        compiled = [f"{scratch}/bin/uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
+        compiled = [
+            f"{scratch}/bin/uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--universal",
+            "--python-version",
+            "3.11",
+        ]
         compiled += ["--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header", "--upgrade"]
         for own in OWN:
             compiled += ["--no-emit-package", own]
         sources = [f"{name}/pyproject.toml" for name in ("shared", "broker_bridge", "device_agent")]
         subprocess.run(
-            [*compiled, *sources, "--group", "dev", "--output-file", "requirements.lock"], cwd=ROOT, check=True
+            [*compiled, *sources, "--group", "dev", "--output-file", "requirements.lock"],
+            cwd=ROOT,
+            check=True,
         )
         pinned = next(
             line.split()[0]

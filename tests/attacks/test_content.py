@@ -353,7 +353,9 @@ def test_inline_delta_that_is_garbage(agent: AgentShell, publisher: PublisherSim
 def test_inline_delta_that_inflates_a_thousandfold(agent: AgentShell, publisher: PublisherSimulator) -> None:
     bomb = zlib.compress(bytes(4_000_000), 9)
     message = with_inline(publisher, bomb)
-    with refused(agent, "trailing_bytes"):  # 4 KB cannot inflate beyond 4 MB, and four million zeros are no delta
+    with refused(
+        agent, "trailing_bytes"
+    ):  # 4 KB cannot inflate beyond 4 MB, and four million zeros are no delta
         agent.deliver(publisher.head_topic, message)
     assert fetches_the_snapshot_instead(agent, publisher)
 

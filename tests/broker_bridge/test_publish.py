@@ -81,6 +81,12 @@ class Site:
         return mqtt.connect(self.broker.host, self.broker.port, mqtt.Login())
 
 
+@pytest.fixture(autouse=True)
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine a broker has sent all retained messages long before the time that networks are given."""
+    monkeypatch.setattr(mqtt, "QUIET_SECONDS", 0.2)
+
+
 @pytest.fixture(params=KINDS)
 def site(
     request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]

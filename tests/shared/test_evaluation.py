@@ -216,7 +216,7 @@ def test_a_disabled_flag_still_carries_its_default_variant() -> None:
 def test_one_distribution_takes_everyone() -> None:
     answer = ask_variant(variant(rule("all", to=shares(c=1000)), default="a"), ALL)
     assert answer == VariantAnswer(
-        FlagKey("v"), True, "c", '"text"', Reason.MATCH, ("all",), Resolution.TARGETING_MATCH
+        FlagKey("v"), True, "c", '"text"', Reason.MATCH, (SegmentKey("all"),), Resolution.TARGETING_MATCH
     )
 
 
@@ -245,7 +245,7 @@ def test_the_first_bound_above_the_bucket_decides(bounds: dict[str, int], bucket
 def test_a_match_without_distributions_leaves_the_default_variant_or_none() -> None:
     with_default = ask_variant(variant(rule("all"), default="a"), ALL)
     assert with_default == VariantAnswer(
-        FlagKey("v"), True, "a", '{"n":1}', Reason.MATCH, ("all",), Resolution.TARGETING_MATCH
+        FlagKey("v"), True, "a", '{"n":1}', Reason.MATCH, (SegmentKey("all"),), Resolution.TARGETING_MATCH
     )
     without = ask_variant(variant(rule("all")), ALL)
     assert (without.match, without.variant_key, without.reason) == (True, "", Reason.MATCH)

@@ -191,7 +191,7 @@ class AgentShell:
     def _perform(self, effect: Effect) -> Event | None:
         match effect:
             case Subscribe(filters):
-                self.filters += filters
+                self.filters += [one for one in filters if one not in self.filters]
                 self._waiting.extend(
                     (topic, payload)
                     for topic, payload in self.publisher.retained.items()

@@ -7,19 +7,19 @@ there is mosquitto, or a clustered broker. The only module that imports amqtt.
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Callable
 from typing import Final
 
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType
-from amqtt.errors import BrokerError as AmqttError
 
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration
 
 SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
 """amqtt waits for its clients when it ends; none of them is worth more."""
 
+_LISTENER: Final = "default"
 _TALKATIVE: Final = ("amqtt", "transitions", "asyncio")
 
 
@@ -39,7 +39,7 @@ def run(bind: str, say: Callable[[str], None], *, is_verbose: bool = False) -> N
         logging.getLogger(name).setLevel(logging.INFO if is_verbose else logging.CRITICAL)
     if is_verbose:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    asyncio.run(_serve(host, _free_port(host, port), say))
+    asyncio.run(_serve(host, port, say))
 
 
 async def _serve(host: str, port: int, say: Callable[[str], None]) -> None:
@@ -47,27 +47,48 @@ async def _serve(host: str, port: int, say: Callable[[str], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    # Without its system topics, which would be the only traffic of an idle broker.
+    # The connections are accepted here: so port 0 is no gamble, and none of them stays open at the end. Without amqtt's system
+    # topics, which would be the only traffic of an idle broker.
     broker = Broker(
         BrokerConfig(
-            listeners={"default": ListenerConfig(type=ListenerType.TCP, bind=f"{host}:{port}")},
+            listeners={_LISTENER: ListenerConfig(type=ListenerType.EXTERNAL)},
             plugins={"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         )
     )
+    writers: set[asyncio.StreamWriter] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
+        try:
+            await broker.external_connected(
+                StreamReaderAdapter(reader), StreamWriterAdapter(writer), _LISTENER
+            )
+        finally:
+            writers.discard(writer)
+            writer.close()
+
+    await broker.start()
     try:
-        await broker.start()
-    except AmqttError as error:
-        raise CannotListen(f"{host}:{port}: {error}") from error
-    say(f"listening on mqtt://{host}:{port}")
+        server = await asyncio.start_server(accept, host, port)
+    except OSError as error:
+        await broker.shutdown()
+        raise CannotListen(
+            f"{host}:{port}: {error.strerror or error}; choose another address with --bind"
+        ) from error
+    say(f"listening on mqtt://{host}:{server.sockets[0].getsockname()[1]}")
     await stop.wait()
     # A second signal ends the process at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.remove_signal_handler(number)
+    server.close()
     try:
         async with asyncio.timeout(SHUTDOWN_TIMEOUT_SECONDS):
             await broker.shutdown()
     except TimeoutError:
         pass
+    for writer in writers:
+        writer.close()
+    await asyncio.sleep(0)  # a closed transport gives its socket back in the next turn of the loop
 
 
 def _parse(bind: str) -> tuple[str, int]:
@@ -77,17 +98,3 @@ def _parse(bind: str) -> tuple[str, int]:
             f"--bind {bind!r}: allowed is HOST:PORT with a name or an IPv4 address and a port from 0 to 65535"
         )
     return host, int(port)
-
-
-def _free_port(host: str, port: int) -> int:
-    # Also says in plain words why an address cannot be had, which amqtt does not.
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            found: int = probe.getsockname()[1]
-            return found
-    except OSError as error:
-        raise CannotListen(
-            f"{host}:{port}: {error.strerror or error}; choose another address with --bind"
-        ) from error

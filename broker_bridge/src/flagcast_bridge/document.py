@@ -16,8 +16,7 @@ from flagcast_shared.limits import KEY_MAX_BYTES
 from flagcast_shared.model import Join, Match
 
 from .findings import Finding, Position, finding
-from .nodes import ListNode, MapNode, Node, Scalar, read_nodes
-from .sources import SourceFile
+from .nodes import ListNode, MapNode, Node, Scalar, SourceFile, read_nodes
 
 DEFAULT_NAMESPACE: Final = "default"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -160,7 +160,7 @@ class Connection:
         self._state = _State()
         self._changed = threading.Condition()
         self._client = self._make_client(login)
-        self._open(host, port)
+        self._open(host, port, uses_tls=login.uses_tls)
 
     def __enter__(self) -> Self:
         """The connection itself; it is closed at the end of the block."""
@@ -222,8 +222,13 @@ class Connection:
                     )
                 # Only a new topic counts, so live traffic on a known one does not keep this waiting.
                 self._wait_quietly(lambda: len(received) != seen, QUIET_SECONDS)  # noqa: B023  # called in this turn
+            # amqtt also delivers what other clients have asked for.
             with self._changed:
-                return dict(received)
+                return {
+                    topic: payload
+                    for topic, payload in received.items()
+                    if any(topic_matches_sub(each, topic) for each in filters)
+                }
 
     def read_back(self, expected: Mapping[str, bytes]) -> dict[str, bytes | None]:
         """What the broker returns for the topics, where it is not what is expected; empty when all is well.
@@ -290,7 +295,7 @@ class Connection:
         client.on_unsubscribe = self._on_unsubscribe
         return client
 
-    def _open(self, host: str, port: int) -> None:
+    def _open(self, host: str, port: int, *, uses_tls: bool) -> None:
         try:
             self._client.connect(host, port, KEEPALIVE_SECONDS)
         except ssl.SSLCertVerificationError as error:
@@ -302,6 +307,11 @@ class Connection:
             raise TlsFailed(
                 f"{self.where}: TLS failed: {error.reason or error}; check that the broker speaks TLS on this port, and "
                 "broker.cert_file"
+            ) from error
+        except ConnectionResetError as error:
+            hint = "; check that the broker speaks TLS on this port" if uses_tls else ""
+            raise (TlsFailed if uses_tls else Unreachable)(
+                f"{self.where}: the broker closed the connection at once{hint}"
             ) from error
         except TimeoutError as error:
             raise Unreachable(
@@ -466,4 +476,16 @@ def _tls_context(login: Login) -> ssl.SSLContext:
                 f"{login.cert_file}: broker.cert_file and broker.key_file cannot be used: {error.strerror or error}; "
                 "allowed are a certificate and its key as PEM"
             ) from error
+    context.sslsocket_class = _Socket
     return context
+
+
+class _Socket(ssl.SSLSocket):
+    # paho forgets a socket whose handshake fails.
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  # the standard library's signature
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise

@@ -13,6 +13,7 @@ from typing import Final
 
 import yaml
 
+from flagcast_shared.errors import InvalidDocument
 from flagcast_shared.literals import parse_float
 
 from .findings import Finding, Position, finding
@@ -22,6 +23,15 @@ NODES_MAX: Final = 2_000_000
 
 DEPTH_MAX: Final = 40
 """Nesting of one file, aliases expanded; flags nest seven levels, the rest is for attachments."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A flags file as read; in Flipt v2's layout `folder` is the name of its folder, elsewhere None."""
+
+    path: str
+    content: bytes
+    folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,15 @@ class MapNode:
 
 
 Node = Scalar | ListNode | MapNode
+
+
+def read_texts(file: str, content: bytes) -> object:
+    """A small YAML document as lists and mappings of texts; None for an empty one. Raises InvalidDocument."""
+    try:
+        # The base loader keeps every scalar as text, so that no value can fail to be built.
+        return yaml.load(content, Loader=yaml.BaseLoader)  # noqa: S506  # it builds nothing but text, lists and mappings
+    except (yaml.YAMLError, RecursionError, UnicodeError) as error:
+        raise InvalidDocument(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def read_nodes(file: str, content: bytes) -> tuple[tuple[Node, ...], tuple[Finding, ...]]:

@@ -254,12 +254,11 @@ def _explain(options: argparse.Namespace) -> int:
                 "namespace": explained.namespace,
                 "epoch": explained.epoch,
                 "version": explained.version,
-                **explained.evaluation.as_json(),
-                "steps": list(explained.steps),
+                "explanation": json.loads(explained.json),
             }
         )
         return OK
-    print("\n".join(explained.steps))
+    print("\n".join(explained.lines))
     return OK
 
 
@@ -276,7 +275,6 @@ def _flags(options: argparse.Namespace) -> int:
                         "key": flag.key,
                         "type": flag.type,
                         "enabled": flag.enabled,
-                        "variants": list(flag.variants),
                         "problem": flag.problem or None,
                     }
                     for flag in listed.flags
@@ -288,8 +286,7 @@ def _flags(options: argparse.Namespace) -> int:
     width = max((len(flag.key) for flag in listed.flags), default=0)
     for flag in listed.flags:
         state = "enabled" if flag.enabled else "disabled"
-        print(
-            f"  {flag.key:<{width}}  {flag.type:<11}  {flag.problem or state}  {' '.join(flag.variants)}".rstrip()
+        print(f"  {flag.key:<{width}}  {flag.type:<8} {flag.problem or state}")
         )
     return OK
 

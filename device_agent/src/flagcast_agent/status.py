@@ -4,8 +4,10 @@ How old its knowledge is stands first: an application's owner asks for that befo
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal
+from typing import Final, Literal
+
+from flagcast_shared.literals import format_instant
+from flagcast_shared.model import Instant
 
 Freshness = Literal["fresh", "stale", "never synced"]
 """fresh: the head in force has not expired. stale: it has; the flags are evaluated all the same."""
@@ -106,6 +108,10 @@ class Status:
         return tuple(lines)
 
 
+_LAST_WRITABLE: Final = 253_402_300_799
+# 9999-12-31T23:59:59Z: RFC 3339 has years of four digits; an expiry beyond them is allowed on the wire.
+
+
 def _namespace_json(status: NamespaceStatus) -> dict[str, object]:
     is_known = status.freshness != "never synced"
     rejection = status.last_rejection
@@ -145,12 +151,9 @@ def _namespace_lines(status: NamespaceStatus, now: int) -> list[str]:
 
 
 def _instant(seconds: int) -> str | None:
-    if not seconds:
-        return None
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):
-        return str(seconds)  # an expiry beyond the year 9999 is allowed on the wire
+    if seconds > _LAST_WRITABLE:
+        return str(seconds)
+    return format_instant(Instant(seconds, 0)) if seconds else None
 
 
 def _span(seconds: int) -> str:

@@ -56,7 +56,7 @@ RECONNECT_MIN_SECONDS: Final = 1.0
 ANSWER_PATIENCE_SECONDS: Final = 20.0
 """How long connecting may take, over the slowest link."""
 TRIAL_PATIENCE_SECONDS: Final = 5.0
-"""The same for MQTT 5 where 3.1.1 may be tried instead: some brokers of 3.1.1 read its CONNECT as a longer one and never answer."""
+"""The same for MQTT 5 where 3.1.1 may be tried instead: some brokers take its CONNECT for a longer one and never answer."""
 STABLE_AFTER_SECONDS: Final = 60.0
 """A connection that held this long starts the backoff afresh."""
 FETCH_PATIENCE_SECONDS: Final = 15.0
@@ -534,10 +534,17 @@ class Sync:
         return effects
 
     def _on_persist_failed(self, why: str, monotonic: float) -> Sequence[Effect]:
+        effects: list[Effect] = [
+            Log(Level.ERROR, "an update could not be persisted and is not active", (("why", why),))
+        ]
+        if self._proposed is not None and isinstance(self._proposed[1], AdmittedUpdate):
+            # The content has arrived; asking for it again before the disk is tried again would be of no use.
+            fetch = self._fetches.pop(self._proposed[1].namespace, None)
+            effects += [Unsubscribe((fetch.topic_filter,))] if fetch is not None else []
         self._proposed = None
         self.last_error = why
         self._persist_again_at = monotonic + PERSIST_RETRY_SECONDS
-        return [Log(Level.ERROR, "an update could not be persisted and is not active", (("why", why),))]
+        return effects
 
     # Time
 

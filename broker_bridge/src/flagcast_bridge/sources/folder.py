@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import yaml
-
+from flagcast_bridge.nodes import SourceFile, read_texts
 from flagcast_shared.errors import InvalidDocument
 
 FILE_MAX_BYTES: Final = 16 * 1024 * 1024
@@ -52,15 +51,6 @@ _V2_CONFIGURATION: Final = ("flipt.yaml", "flipt.yml")
 _GLOB_TOKEN: Final = re.compile(
     r"\\(?P<escaped>.)|\{(?P<choices>[^{}\[\]\\]*)\}|\[[^\]]+\]|[^\\{}\[\]]", re.DOTALL
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A flags file as read; in Flipt v2's layout `folder` is the name of its folder, elsewhere None."""
-
-    path: str
-    content: bytes
-    folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +194,7 @@ def _read(root: Path, path: Path, limit: int) -> bytes:
 
 
 def _read_index(root: Path, path: Path) -> tuple["_Globs", "_Globs"]:
-    text = _read(root, path, INDEX_MAX_BYTES)
-    try:
-        # The base loader keeps every scalar as text, so that no value can fail to be built.
-        index = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - it builds nothing but text, lists and mappings
-    except (yaml.YAMLError, RecursionError, UnicodeError) as error:
-        raise InvalidDocument(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    index = read_texts(str(path), _read(root, path, INDEX_MAX_BYTES))
     if index is None or index == "":
         index = {}
     if not isinstance(index, dict) or not set(index) <= {"version", "include", "exclude"}:

@@ -23,9 +23,15 @@ from flagcast_shared.errors import (
     FlagNotFound,
     InvalidCall,
     NamespaceNotFound,
-    TypeMismatch,
 )
-from flagcast_shared.evaluation import BooleanAnswer, CompiledFlags, Explanation, FlagState, VariantAnswer
+from flagcast_shared.evaluation import (
+    BooleanAnswer,
+    CompiledFlags,
+    Explanation,
+    FlagState,
+    FlagType,
+    VariantAnswer,
+)
 from flagcast_shared.ids import EntityId, Environment, FlagKey, Namespace
 
 NAMESPACE_HEADER = "x-flipt-namespace"
@@ -220,10 +226,10 @@ class Answers:
             compiled = held.get(namespace)
             if compiled is None:
                 compiled = held[namespace] = self._evaluator.knowledge(namespace).compiled
-            try:
-                return compiled.boolean(key, entity, question.context)
-            except TypeMismatch:
+            state = compiled.flags.get(key)
+            if state is not None and state.type is FlagType.VARIANT:
                 return compiled.variant(key, entity, question.context)
+            return compiled.boolean(key, entity, question.context)
         except InvalidCall as error:
             return error
 
