@@ -155,6 +155,14 @@ def test_a_dry_run_shows_the_difference_and_changes_nothing(site: Site) -> None:
     assert site.flagcast.on_project("log").out == log
 
 
+def test_a_dry_run_needs_neither_a_key_nor_a_ledger_and_leaves_none(on_mosquitto: Site) -> None:
+    project.load(on_mosquitto.folder).publisher_key.unlink()
+    before = set(on_mosquitto.folder.rglob("*"))
+    code, said = on_mosquitto.publish(features({"a": True}), "--dry-run")
+    assert (code, "+ flag a" in said) == (0, True)
+    assert set(on_mosquitto.folder.rglob("*")) - before == {on_mosquitto.folder / "features.yml"}
+
+
 def test_a_broken_file_publishes_nothing(site: Site) -> None:
     site.publish(features({"a": True}))
     before = site.retained()

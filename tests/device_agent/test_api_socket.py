@@ -64,6 +64,22 @@ def test_its_mode_is_the_configured_one_whatever_the_umask(folder: Path, mode: i
         os.umask(umask)
 
 
+def test_until_it_has_its_group_only_the_agents_user_may_connect(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "agent.sock"
+    seen = []
+    chown = os.chown
+
+    def spy(name: Path, user: int, group: int) -> None:
+        seen.append(stat.S_IMODE(path.stat().st_mode))
+        chown(name, user, group)
+
+    monkeypatch.setattr(os, "chown", spy)
+    with UnixSocket(SocketOptions(path, group=str(os.getgid()))):
+        assert seen == [0o600]
+
+
 def test_its_group_is_the_configured_one(folder: Path) -> None:
     path = folder / "agent.sock"
     with UnixSocket(SocketOptions(path, group=str(os.getgid()))):

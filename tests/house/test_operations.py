@@ -25,14 +25,14 @@ def texts() -> Iterator[str]:
 
 def warnings_of_the_agent() -> set[str]:
     """The first text of every call of Log or log above INFO in the agent."""
-    found = set()
+    found: set[str] = set()
     for path in AGENT.sources.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) < 2:
                 continue
             level, message = node.args[:2]
             if node.func.id in ("Log", "log") and isinstance(level, ast.Attribute) and level.attr != "INFO":
-                found.update([message.value] if isinstance(message, ast.Constant) else [])
+                found.update([str(message.value)] if isinstance(message, ast.Constant) else [])
     return found
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from repository import BIN, ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUICK_START = README[README.index("## Quick start") : README.index("## How applications ask")]
 APPLICATIONS = README[README.index("## How applications ask") : README.index("## Layout")]
-PROTOS = ROOT / "device_agent" / "src" / "flagcast_agent" / "api" / "protos"
+PROTO = ROOT / "device_agent" / "src" / "flagcast_agent" / "api" / "protos" / "flipt_evaluation.proto"
 PATIENCE_SECONDS = 110
 
 
@@ -69,11 +70,12 @@ def test_the_quick_start_and_the_example_work_as_they_are_written(
 ) -> None:
     folder = tmp_path_factory.mktemp("q")  # a short name: the path of a Unix socket is short
     example = folder / "example.py"
+    shutil.copy(PROTO, folder)
     example.write_text(block(APPLICATIONS, "python"), encoding="utf-8")
     script = "\n".join(
         [
             block(QUICK_START, "sh", 1),
-            f'echo "the application says $(cd {PROTOS} && {BIN / "python"} {example})"',
+            f'echo "the application says $({BIN / "python"} {example})"',
             "kill %2",
             "wait",
         ]

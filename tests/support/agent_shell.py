@@ -79,7 +79,11 @@ class AgentShell:
         self._device = Device(DeviceId(device), dict(labels or {}))
         self.store = Store(path)
         self.evaluator = Evaluator(device_attributes(self._device))
-        trusted = self._boot()
+        try:
+            trusted = self._boot()
+        except BaseException:
+            self.store.close()
+            raise
         self.sync = Sync(
             trusted, publisher.topics, (publisher.namespace,), session=7, agent="1.0", protocol=protocol
         )

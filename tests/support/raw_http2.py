@@ -86,7 +86,8 @@ class RawClient:
         if not data:
             raise ConnectionError("closed by the server")
         events = self.http2.receive_data(data)
-        self.flush()
+        with contextlib.suppress(BrokenPipeError):  # the server's last words need no acknowledgement
+            self.flush()
         return events
 
     def close(self) -> None:

@@ -84,29 +84,26 @@ def _publish(arguments: argparse.Namespace) -> int:
 
     settings = project.load(arguments.project)
     provenance = _provenance(arguments)
-    remove = tuple(parse_namespace(name) for name in arguments.remove)
+    remove = frozenset(parse_namespace(name) for name in arguments.remove)
     compilation = validate.load(arguments.path)
     for each in compilation.findings:
         print(as_text(each), file=sys.stderr)
     if compilation.has_errors:
         print(f"flagcast: error: {arguments.path} has errors; nothing was published", file=sys.stderr)
         return FAILED
-    outcome = publisher.publish(
-        settings,
-        compilation.namespaces,
-        say=_note,
-        show=lambda each: _show_plan(each, is_dry_run=arguments.dry_run),
-        provenance=provenance,
-        remove=remove,
-        is_dry_run=arguments.dry_run,
-        forces_refresh=arguments.refresh,
-    )
+    wanted = publisher.Wanted(compilation.namespaces, provenance, remove, arguments.refresh)
+    if arguments.dry_run:
+        outcome = publisher.preview(settings, wanted, say=_note)
+        for plan in outcome.plans:
+            _show_plan(plan)
+    else:
+        outcome = publisher.publish(settings, wanted, say=_note, show=_show_plan)
     for namespace in outcome.left_alone:
         print(
             f"{namespace}: not in {arguments.path}, left as it is; take its flags away with --remove {namespace}"
         )
-    issued = sum(each.head_draft is not None for each in outcome.plans)
-    if outcome.is_dry_run:
+    issued = sum(plan.head_draft is not None for plan in outcome.plans)
+    if arguments.dry_run:
         print("dry run: nothing was published")
     elif issued:
         cleared = f"; {_count(outcome.cleared, 'old message')} cleared" if outcome.cleared else ""
@@ -372,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show_plan(each: Plan, *, is_dry_run: bool) -> None:
+def _show_plan(each: Plan) -> None:
     stable = each.head.stable
     if each.action is Action.UNCHANGED:
         print(f"{each.namespace}: unchanged at version {stable.version}, head {each.head.sequence}")
@@ -396,9 +393,7 @@ def _show_plan(each: Plan, *, is_dry_run: bool) -> None:
         elif stable.deltas:
             how = f"; a delta for devices at version {stable.deltas[0]}"
         size = f"{stable.size} bytes in {_count(stable.parts, 'part')}"
-        print(
-            f"  {'would be' if is_dry_run else 'is'} {_count(len(each.content.records), 'record')}, {size}{how}"
-        )
+        print(f"  holds {_count(len(each.content.records), 'record')}, {size}{how}")
 
 
 def _seen_as_json(settings: Project, seen: "OnBroker") -> Mapping[str, object]:

@@ -31,13 +31,12 @@ DEVICE: Final = "charger-17"
 TOGGLED: Final = "contactless-payment"
 
 _QUESTIONS: Final = (
-    ("contactless-payment", "driver-1", (), "default"),
-    ("new-start-screen", "driver-1", (), "default"),
-    ("roaming-partners", "driver-7", (), "default"),
-    ("screen-theme", "driver-7", (), "default"),
-    ("update-channel", "driver-9", (), "default"),
-    ("power-curve", "driver-1", (), "charging"),
-    ("solar-surplus", "driver-1", (), "charging"),
+    ("contactless-payment", "charger-17", (), "default"),
+    ("new-start-screen", "charger-17", (), "default"),
+    ("screen-theme", "charger-17", (), "default"),
+    ("update-channel", "charger-17", (), "default"),
+    ("power-curve", "charger-17", (), "charging"),
+    ("solar-surplus", "charger-17", (), "charging"),
 )
 
 
@@ -127,10 +126,9 @@ class _Demo:
         shown: list[float] = []
         outcome = publisher.publish(
             settings,
-            compilation.namespaces,
+            publisher.Wanted(compilation.namespaces, {"why": "demonstration"}),
             say=_say,
             show=lambda _plan: shown.append(clock.monotonic()),
-            provenance={"why": "demonstration"},
         )
         plans = {plan.namespace: plan for plan in outcome.plans}
         version = plans[Namespace("default")].head.stable.version

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import yaml
 
@@ -34,8 +34,7 @@ class SourceFile:
     folder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(NamedTuple):
     """One value. `text` is as written, without quotes; `is_plain` says that there were none."""
 
     at: Position
@@ -54,16 +53,14 @@ class Scalar:
         return self.is_plain and isinstance(self.value, str) and _DATE.fullmatch(self.text) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class ListNode:
+class ListNode(NamedTuple):
     """A list."""
 
     at: Position
     items: "tuple[Node, ...]"
 
 
-@dataclass(frozen=True, slots=True)
-class MapNode:
+class MapNode(NamedTuple):
     """A mapping, in file order, merge keys resolved."""
 
     at: Position
@@ -182,22 +179,20 @@ class _Composer:
             mark = event.start_mark
             assert mark is not None  # the parser marks every event; only events made by hand have none
             at = Position(mark.line + 1, mark.column + 1)
-            if isinstance(event, yaml.DocumentStartEvent):
-                anchors = {}
-                continue
-            if isinstance(event, yaml.CollectionStartEvent):
+            node: Node
+            if isinstance(event, yaml.ScalarEvent):
+                node, anchor, nodes, height = self._scalar(event, at), event.anchor, 1, 0
+                self._count(1, len(stack), at)
+            elif isinstance(event, yaml.CollectionStartEvent):
                 is_map = isinstance(event, yaml.MappingStartEvent)
                 self._check_tag(event.tag, "map" if is_map else "seq", at)
                 stack.append(_Open(at, is_map, event.anchor, []))
                 self._count(1, len(stack), at)
                 continue
-            if isinstance(event, yaml.CollectionEndEvent):
+            elif isinstance(event, yaml.CollectionEndEvent):
                 done = stack.pop()
-                node: Node = self._map(done) if done.is_map else ListNode(done.at, tuple(done.children))
+                node = self._map(done) if done.is_map else ListNode(done.at, tuple(done.children))
                 anchor, nodes, height = done.anchor, done.nodes, done.height
-            elif isinstance(event, yaml.ScalarEvent):
-                node, anchor, nodes, height = self._scalar(event, at), event.anchor, 1, 0
-                self._count(1, len(stack), at)
             elif isinstance(event, yaml.AliasEvent):
                 if event.anchor not in anchors:
                     said = f"alias *{event.anchor} stands before the end of its anchor, or has none"
@@ -206,6 +201,8 @@ class _Composer:
                 anchor = None
                 self._count(nodes, len(stack) + height, at)
             else:
+                # The anchors of one document are not those of the next (YAML 1.2, 9.1).
+                anchors = {}
                 continue
             if anchor is not None:
                 anchors[anchor] = node, nodes, height

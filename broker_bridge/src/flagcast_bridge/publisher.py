@@ -12,14 +12,15 @@ The order is what keeps devices from ever seeing half a truth, whenever this pro
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from flagcast_shared import trust
 from flagcast_shared.context import Device
-from flagcast_shared.errors import FlagcastError, InvalidConfiguration, Refused
+from flagcast_shared.errors import FlagcastError, InvalidConfiguration, InvalidInput, Refused
 from flagcast_shared.ids import DeviceId, Environment, Epoch, Namespace, parse_environment
 from flagcast_shared.messages import Head
 from flagcast_shared.model import Entry
@@ -56,13 +57,22 @@ class OnBroker:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What shall be live. Namespaces in neither `entries` nor `remove` are left alone; those in `remove` become empty."""
+
+    entries: Mapping[Namespace, tuple[Entry, ...]]
+    provenance: Mapping[str, str]
+    remove: frozenset[Namespace] = frozenset()
+    forces_refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run did. `left_alone` are namespaces that are live or were, and that the flags no longer name."""
+    """What a run did, or would do. `left_alone` are namespaces that are live or were, and that the flags no longer name."""
 
     plans: tuple[Plan, ...]
     left_alone: tuple[Namespace, ...]
-    cleared: int
-    is_dry_run: bool
+    cleared: int = 0
 
 
 def found(folder: Path, environment: str, broker_url: str, prefix: str = "flagcast") -> Project:
@@ -87,194 +97,152 @@ def read_broker(settings: Project) -> OnBroker:
         return _read(settings, roots, connection)
 
 
-def publish(
-    settings: Project,
-    wanted: Mapping[Namespace, tuple[Entry, ...]],
-    *,
-    say: Callable[[str], None],
-    show: Callable[[Plan], None],
-    provenance: Mapping[str, str],
-    remove: Iterable[Namespace] = (),
-    is_dry_run: bool = False,
-    forces_refresh: bool = False,
-) -> Outcome:
-    """Bring the broker to what is wanted. `show` is given every plan before anything is sent, `say` what is noteworthy.
-
-    Namespaces that `wanted` does not hold are left alone; those in `remove` get an empty content.
+def preview(settings: Project, wanted: Wanted, *, say: Callable[[str], None]) -> Outcome:
+    """What `publish` would do. Writes nothing, needs no signing key, and keeps nobody from publishing.
 
     Raises:
         BrokerError, LedgerError, InvalidInput, ProjectOutdated
     """
     roots = project.read_roots(settings)
-    holder = f"process {os.getpid()} on {socket.gethostname()}, since {clock.as_text(clock.now())}"
-    with lease(settings.ledger, holder):
-        ledger = Ledger(settings.ledger, settings.environment)
-        try:
-            with _connect(settings) as connection:
-                run = _Run(settings, roots, connection, ledger, say)
-                return run.perform(
-                    wanted,
-                    frozenset(remove),
-                    provenance,
-                    show,
-                    is_dry_run=is_dry_run,
-                    forces_refresh=forces_refresh,
-                )
-        finally:
-            ledger.close()
+    with _connect(settings) as connection:
+        seen = _read(settings, roots, connection)
+    issued: Mapping[Namespace, Issued] = {}
+    if settings.ledger.exists():
+        with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+            issued = ledger.issued()
+    return _decide(settings, wanted, seen, issued, now=clock.now(), say=say)
 
 
-class _Run:
-    # One publishing run, in the order of the module's docstring.
+def publish(
+    settings: Project, wanted: Wanted, *, say: Callable[[str], None], show: Callable[[Plan], None]
+) -> Outcome:
+    """Bring the broker to what is wanted. `show` is given every plan before anything is sent, `say` what is noteworthy.
 
-    def __init__(
-        self,
-        settings: Project,
-        roots: tuple[bytes, ...],
-        connection: mqtt.Connection,
-        ledger: Ledger,
-        say: Callable[[str], None],
-    ) -> None:
-        self._settings = settings
-        self._roots = roots
-        self._connection = connection
-        self._ledger = ledger
-        self._say = say
-        self._now = clock.now()
-
-    def perform(
-        self,
-        wanted: Mapping[Namespace, tuple[Entry, ...]],
-        remove: frozenset[Namespace],
-        provenance: Mapping[str, str],
-        show: Callable[[Plan], None],
-        *,
-        is_dry_run: bool,
-        forces_refresh: bool,
-    ) -> Outcome:
-        seen = _read(self._settings, self._roots, self._connection)
-        signers = [] if is_dry_run else self._signers(seen.root)
-        if not is_dry_run:
+    Raises:
+        BrokerError, LedgerError, InvalidInput, ProjectOutdated
+    """
+    now = clock.now()
+    roots = project.read_roots(settings)
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since {clock.as_text(now)}"
+    with (
+        lease(settings.ledger, holder),
+        closing(Ledger(settings.ledger, settings.environment)) as ledger,
+        _connect(settings) as connection,
+    ):
+        seen = _read(settings, roots, connection)
+        signers = _signers(settings, seen.root)
+        for namespace, live in seen.live.items():
             # A head that a run before this one published and could not note down any more.
-            for namespace, live in seen.live.items():
-                self._ledger.confirm(namespace, live.head.sequence, live.head.stable.digest, self._now)
-        issued = self._ledger.issued()
-        self._warn(seen, issued)
-        self._require_known(remove, wanted, seen, issued)
-        terms = Terms(
-            self._settings.environment,
-            seen.root.epoch,
-            self._now,
-            self._settings.head_lifetime,
-            self._settings.message_limit,
-            seen.root.roles[Role.PUBLISHER].threshold,
-            provenance,
-            forces_refresh,
-        )
-        goal = {**wanted, **dict.fromkeys(remove, ())}
-        plans = tuple(
-            plan(name, entries, seen.live.get(name), issued.get(name, Issued()), terms)
-            for name, entries in sorted(goal.items())
-        )
-        left_alone = tuple(sorted((seen.live.keys() | issued.keys()) - goal.keys()))
-        for each in plans:
+            ledger.confirm(namespace, live.head.sequence, live.head.stable.digest, now)
+        outcome = _decide(settings, wanted, seen, ledger.issued(), now=now, say=say)
+        for each in outcome.plans:
             show(each)
-        if is_dry_run:
-            return Outcome(plans, left_alone, 0, is_dry_run=True)
-        cleared = self._carry_out(plans, seen, signers)
-        return Outcome(plans, left_alone, cleared, is_dry_run=False)
-
-    def _carry_out(self, plans: tuple[Plan, ...], seen: OnBroker, signers: list[Signer]) -> int:
-        self._ledger.reserve(plans, self._now)
+        ledger.reserve(outcome.plans, now)
         threshold = seen.root.roles[Role.PUBLISHER].threshold
         first: dict[Address, bytes] = {
             RootAddress(number): data
-            for number, data in enumerate(self._roots, 1)
+            for number, data in enumerate(roots, 1)
             if seen.messages.get(RootAddress(number)) != data
         }
-        first |= _signed([draft for each in plans for draft in each.body], signers, threshold)
-        self._keep(first)
-        heads = [each.head_draft for each in plans if each.head_draft is not None]
-        self._keep(_signed(heads, signers, threshold))
-        for each in plans:
-            self._ledger.confirm(each.namespace, each.head.sequence, each.head.stable.digest, clock.now())
-        left = obsolete((each.head for each in plans), seen.messages)
-        self._connection.publish([(self._settings.topics.of(address), b"") for address in left])
-        return len(left)
+        first |= _signed([draft for each in outcome.plans for draft in each.body], signers, threshold)
+        _keep(settings, connection, first)
+        heads = [each.head_draft for each in outcome.plans if each.head_draft is not None]
+        _keep(settings, connection, _signed(heads, signers, threshold))
+        for each in outcome.plans:
+            ledger.confirm(each.namespace, each.head.sequence, each.head.stable.digest, clock.now())
+        left = obsolete((each.head for each in outcome.plans), seen.messages)
+        connection.publish([(settings.topics.of(address), b"") for address in left])
+        return replace(outcome, cleared=len(left))
 
-    def _keep(self, messages: Mapping[Address, bytes]) -> None:
-        # Published, and seen to be there by reading it back: a PUBACK alone says neither retained nor permitted.
-        if not messages:
-            return
-        by_topic = {self._settings.topics.of(address): data for address, data in messages.items()}
-        self._connection.publish(list(by_topic.items()))
-        wrong = self._connection.read_back(by_topic)
-        if wrong:
-            topic, found_there = next(iter(wrong.items()))
-            instead = "nothing" if found_there is None else f"{len(found_there)} other bytes"
-            more = f" (and {len(wrong) - 1} more topics)" if len(wrong) > 1 else ""
-            raise mqtt.NotRetained(
-                f"{self._connection.where}: the broker acknowledged {topic} and returns {instead}{more}; check that this user "
-                "may publish and read there, and the broker's limits on retained messages"
+
+def _decide(
+    settings: Project,
+    wanted: Wanted,
+    seen: OnBroker,
+    issued: Mapping[Namespace, Issued],
+    *,
+    now: int,
+    say: Callable[[str], None],
+) -> Outcome:
+    for line in _warnings(settings, seen, issued, now):
+        say(f"warning: {line}")
+    for namespace in sorted(wanted.remove):
+        if namespace in wanted.entries:
+            raise InvalidInput(f"--remove {namespace}: the flags to be published hold this namespace")
+        if namespace not in seen.live and namespace not in issued:
+            raise InvalidInput(f"--remove {namespace}: it was never published")
+    terms = Terms(
+        settings.environment,
+        seen.root.epoch,
+        now,
+        settings.head_lifetime,
+        settings.message_limit,
+        seen.root.roles[Role.PUBLISHER].threshold,
+        wanted.provenance,
+        wanted.forces_refresh,
+    )
+    goal: dict[Namespace, tuple[Entry, ...]] = {**wanted.entries, **dict.fromkeys(wanted.remove, ())}
+    plans = tuple(
+        plan(name, entries, seen.live.get(name), issued.get(name, Issued()), terms)
+        for name, entries in sorted(goal.items())
+    )
+    return Outcome(plans, tuple(sorted((seen.live.keys() | issued.keys()) - goal.keys())))
+
+
+def _warnings(
+    settings: Project, seen: OnBroker, issued: Mapping[Namespace, Issued], now: int
+) -> Iterator[str]:
+    if now < seen.root.issued:
+        yield f"this machine's clock ({clock.as_text(now)}) is before the root was made"
+    if now >= seen.root.expires:
+        yield f"root {seen.root.number} expired at {clock.as_text(seen.root.expires)}; devices take nothing new"
+    for address, error in seen.refused.items():
+        topic = settings.topics.of(address)
+        yield f"{topic} on the broker is not believed ({error.attack}): {error}; numbers go on without it"
+    for topic in seen.foreign:
+        yield f"{topic!r} on the broker is no topic of ours; it is left alone"
+    for namespace, live in seen.live.items():
+        known = issued.get(namespace, Issued())
+        number, version = live.head.sequence, live.head.stable.version
+        if number > known.sequence:
+            yield (
+                f"{namespace}: head {number} is live, and the ledger knows of {known.sequence or 'none'}; another publisher, "
+                "or a ledger that was lost; numbers go on above it"
+            )
+        if live.head.issued > now:
+            yield f"{namespace}: its head was issued {live.head.issued - now} s after this machine's time"
+        if known.published is not None and version < known.published.version:
+            yield (
+                f"{namespace}: the broker shows version {version}, {known.published.version} was published; "
+                "it was restored from an older state"
             )
 
-    def _signers(self, root: Root) -> list[Signer]:
-        path = self._settings.publisher_key
-        loaded = signer.load(path, PUBLISHER_NAME)
-        if loaded.public.id not in root.roles[Role.PUBLISHER].keys:
-            raise InvalidConfiguration(
-                f"{path}: root {root.number} does not name this key as a publisher's; devices would refuse what it signs"
-            )
-        return [loaded]
 
-    def _warn(self, seen: OnBroker, issued: Mapping[Namespace, Issued]) -> None:
-        say, now = self._say, self._now
-        if now < seen.root.issued:
-            say(f"warning: this machine's clock ({clock.as_text(now)}) is before the root was made")
-        if now >= seen.root.expires:
-            say(
-                f"warning: root {seen.root.number} expired at {clock.as_text(seen.root.expires)}; devices take nothing new"
-            )
-        for address, error in seen.refused.items():
-            topic = self._settings.topics.of(address)
-            say(
-                f"warning: {topic} on the broker is not believed ({error.attack}): {error}; numbers go on without it"
-            )
-        for topic in seen.foreign:
-            say(f"warning: {topic!r} on the broker is no topic of ours; it is left alone")
-        for namespace, live in seen.live.items():
-            known = issued.get(namespace, Issued())
-            number = live.head.sequence
-            if number > known.sequence:
-                say(
-                    f"warning: {namespace}: head {number} is live, and the ledger knows of {known.sequence or 'none'}; "
-                    "another publisher, or a ledger that was lost; numbers go on above it"
-                )
-            if live.head.issued > now:
-                say(
-                    f"warning: {namespace}: its head was issued {live.head.issued - now} s after this machine's time"
-                )
-            published = known.published
-            if published is not None and live.head.stable.version < published.version:
-                say(
-                    f"warning: {namespace}: the broker shows version {live.head.stable.version}, "
-                    f"{published.version} was published; it was restored from an older state"
-                )
+def _keep(settings: Project, connection: mqtt.Connection, messages: Mapping[Address, bytes]) -> None:
+    # Published, and seen to be there by reading it back: a PUBACK alone says neither retained nor permitted.
+    if not messages:
+        return
+    by_topic = {settings.topics.of(address): data for address, data in messages.items()}
+    connection.publish(list(by_topic.items()))
+    wrong = connection.read_back(by_topic)
+    if wrong:
+        topic, found_there = next(iter(wrong.items()))
+        instead = "nothing" if found_there is None else f"{len(found_there)} other bytes"
+        more = f" (and {len(wrong) - 1} more topics)" if len(wrong) > 1 else ""
+        raise mqtt.NotRetained(
+            f"{connection.where}: the broker acknowledged {topic} and returns {instead}{more}; check that this user may "
+            "publish and read there, and the broker's limits on retained messages"
+        )
 
-    def _require_known(
-        self,
-        remove: frozenset[Namespace],
-        wanted: Mapping[Namespace, tuple[Entry, ...]],
-        seen: OnBroker,
-        issued: Mapping[Namespace, Issued],
-    ) -> None:
-        for namespace in sorted(remove):
-            if namespace in wanted:
-                raise InvalidConfiguration(
-                    f"--remove {namespace}: the flags to be published hold this namespace"
-                )
-            if namespace not in seen.live and namespace not in issued:
-                raise InvalidConfiguration(f"--remove {namespace}: it was never published")
+
+def _signers(settings: Project, root: Root) -> list[Signer]:
+    path = settings.publisher_key
+    loaded = signer.load(path, PUBLISHER_NAME)
+    if loaded.public.id not in root.roles[Role.PUBLISHER].keys:
+        raise InvalidConfiguration(
+            f"{path}: root {root.number} does not name this key as a publisher's; devices would refuse what it signs"
+        )
+    return [loaded]
 
 
 def _connect(settings: Project) -> mqtt.Connection:

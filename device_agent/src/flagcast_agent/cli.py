@@ -287,7 +287,6 @@ def _flags(options: argparse.Namespace) -> int:
     for flag in listed.flags:
         state = "enabled" if flag.enabled else "disabled"
         print(f"  {flag.key:<{width}}  {flag.type:<8} {flag.problem or state}")
-        )
     return OK
 
 

@@ -11,10 +11,12 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from flagcast_shared.codec import encode
 from flagcast_shared.errors import FlagcastError
 from flagcast_shared.ids import Digest, Epoch, Namespace, Version
+from flagcast_shared.records import digest_of
 from flagcast_shared.trust import AdmittedRoot, AdmittedUpdate, Stored
 
 if TYPE_CHECKING:
@@ -88,7 +90,10 @@ class Store:
             self._connection.execute("PRAGMA synchronous=FULL")
             if found < SCHEMA_VERSION:
                 self._migrate(found)
-        except sqlite3.DatabaseError as error:
+        except (
+            sqlite3.DatabaseError,
+            ValueError,
+        ) as error:  # sqlite3 decodes what a damaged file makes it say
             self.close()
             raise _explain(path, error) from error
         except StoreError:
@@ -98,25 +103,18 @@ class Store:
     def load(self) -> Saved:
         """What was persisted. Raises StoreCorrupt where the file does not give it back."""
         try:
-            trust = dict(self._connection.execute("SELECT name, value FROM trust").fetchall())
+            trust = dict(self._sealed("SELECT name, value, seal FROM trust"))
             namespaces = [
                 Stored(
-                    Namespace(name),
-                    bytes(head),
-                    Epoch(int(epoch)),
-                    Version(int(version)),
-                    Digest(bytes(digest)),
-                    self._records(name),
+                    Namespace(name), head, Epoch(epoch), Version(version), Digest(digest), self._records(name)
                 )
-                for name, head, epoch, version, digest in self._connection.execute(
-                    "SELECT namespace, head, epoch, version, digest FROM holding ORDER BY namespace"
-                ).fetchall()
+                for name, head, epoch, version, digest in self._sealed(
+                    "SELECT namespace, head, epoch, version, digest, seal FROM holding ORDER BY namespace"
+                )
             ]
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             raise _explain(self._path, error) from error
-        root = trust.get("root")
-        floor = trust.get("floor", 0)
-        return Saved(bytes(root) if root is not None else None, int(floor), tuple(namespaces))
+        return Saved(trust.get("root"), trust.get("floor", 0), tuple(namespaces))
 
     def persist_update(self, update: AdmittedUpdate, floor: int) -> None:
         """One admitted update in one transaction: the head, and only the records that change. Raises StoreError."""
@@ -149,10 +147,13 @@ class Store:
                         "epoch": holding.epoch,
                         "version": holding.version,
                         "digest": holding.digest,
+                        "seal": _seal(
+                            namespace, holding.head_data, holding.epoch, holding.version, holding.digest
+                        ),
                     },
                     pk="namespace",
                 )
-                database.table("trust").upsert({"name": "floor", "value": floor}, pk="name")
+                database.table("trust").upsert(_trust_row("floor", floor), pk="name")
         except (sqlite3.DatabaseError, OSError) as error:
             raise _explain(self._path, error) from error
 
@@ -160,10 +161,7 @@ class Store:
         """A root in one transaction, before the next one is asked for. Raises StoreError."""
         try:
             database = self._writer()
-            rows: list[dict[str, object]] = [
-                {"name": "root", "value": admitted.data},
-                {"name": "floor", "value": floor},
-            ]
+            rows = [_trust_row("root", admitted.data), _trust_row("floor", floor)]
             with database.atomic():
                 database.table("trust").upsert_all(rows, pk="name")
         except (sqlite3.DatabaseError, OSError) as error:
@@ -182,6 +180,15 @@ class Store:
         ).fetchall()
         return [bytes(data) for (data,) in rows]
 
+    def _sealed(self, query: str) -> list[Any]:
+        # Records have their digest. A number that a worn flash changes has none: a sequence that is too high would refuse
+        # every head to come.
+        rows = self._connection.execute(query).fetchall()
+        for *values, seal in rows:
+            if _seal(*values) != seal:
+                raise StoreCorrupt(_NOT_WHAT_WAS_WRITTEN.format(path=self._path, why="a row was changed"))
+        return [values for *values, _ in rows]
+
     def _writer(self) -> "Database":
         if self._database is None:
             from sqlite_utils import Database
@@ -195,11 +202,11 @@ class Store:
             self._connection.execute("BEGIN IMMEDIATE")  # another process may be creating it at this moment
             if found < 1:
                 self._connection.execute(
-                    "CREATE TABLE trust (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+                    "CREATE TABLE trust (name TEXT PRIMARY KEY, value BLOB NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
                 )
                 self._connection.execute(
                     "CREATE TABLE holding (namespace TEXT PRIMARY KEY, head BLOB NOT NULL, epoch INTEGER NOT NULL, "
-                    "version INTEGER NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
+                    "version INTEGER NOT NULL, digest BLOB NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
                 )
                 self._connection.execute(
                     "CREATE TABLE record (namespace TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, "
@@ -248,16 +255,37 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _seal(*values: str | int | bytes) -> bytes:
+    return digest_of(encode(list(values)))
+
+
+def _trust_row(name: str, value: int | bytes) -> dict[str, object]:
+    return {"name": name, "value": value, "seal": _seal(name, value)}
+
+
+_NOT_WHAT_WAS_WRITTEN: Final = (
+    "{path}: not the database that was written ({why}); start with --recover to set it aside"
+)
+_UNWRITABLE: Final = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+# Primary result codes (sqlite.org/rescode.html) that speak of the surroundings; every other one speaks of the content.
+
+
 def _explain(path: Path, error: Exception) -> StoreError:
-    text = str(error)
-    # "no such table": the schema is not the one that the file claims.
-    is_damaged = "malformed" in text or text.startswith("no such ")
-    if isinstance(error, sqlite3.OperationalError) and not is_damaged:
-        return StoreUnwritable(
-            f"{path}: {text}; check that the folder exists, is writable and has free space. What was admitted is unharmed"
-        )
     if isinstance(error, OSError):
         return StoreUnwritable(f"{path}: {error.strerror}. What was admitted is unharmed")
-    return StoreCorrupt(
-        f"{path}: not the database that was written ({text}); start with --recover to set it aside and fetch everything again"
-    )
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNWRITABLE:
+        return StoreUnwritable(
+            f"{path}: {error}; check that the folder exists, is writable and has free space. What was admitted is unharmed"
+        )
+    return StoreCorrupt(_NOT_WHAT_WAS_WRITTEN.format(path=path, why=error))

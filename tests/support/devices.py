@@ -1,0 +1,158 @@
+"""Real devices for tests: a provisioned folder, the agent as a process, and questions over its socket."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from grpclib.client import Channel
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
+from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
+
+PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.01
+_PROGRAM = Path(sys.executable).with_name("flagcast-agent")
+
+
+class DeviceFailed(Exception):
+    """The agent did not do what was waited for; with its log."""
+
+
+@dataclass(slots=True)
+class Device:
+    """One provisioned device. A context manager that leaves no process behind."""
+
+    folder: Path
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _log_start: int = field(default=0, init=False)
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "agent.sock"
+
+    @property
+    def log(self) -> str:
+        """Everything that the agent has logged since it was started last."""
+        path = self.folder / "log"
+        return path.read_bytes()[self._log_start :].decode(errors="replace") if path.exists() else ""
+
+    @property
+    def logged_versions(self) -> list[int]:
+        """The versions that the agent has said it admitted, since it was started last."""
+        return [int(found) for found in re.findall(r"message=admitted .*? version=(\d+) ", self.log)]
+
+    def run(self, command: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """A command of the agent's on this device, to its end."""
+        return subprocess.run(
+            [str(_PROGRAM), command, *arguments, "--dir", str(self.folder)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    def start(self, *arguments: str, before: Sequence[str] = ()) -> None:
+        """Start the agent; `before` are words before its command line, such as those that take the network away."""
+        path = self.folder / "log"
+        self._log_start = path.stat().st_size if path.exists() else 0
+        with path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*before, str(_PROGRAM), "run", "--dir", str(self.folder), *arguments], stderr=log
+            )
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the agent has logged a line with `text`."""
+        self.wait_until(lambda: text in self.log, text)
+
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for a condition, but not for longer than the agent lives."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not holds():
+            is_over = self._process is None or self._process.poll() is not None
+            if is_over or time.monotonic() > deadline:
+                raise DeviceFailed(
+                    f"{what}: not {'before the agent ended' if is_over else 'in time'}:\n{self.log}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(PATIENCE_SECONDS)
+        self._process = None
+        return code
+
+    def status(self) -> dict[str, object]:
+        """What the agent says of itself."""
+        done = self.run("status", "--format", "json")
+        assert done.returncode == 0, done.stderr
+        status = json.loads(done.stdout)
+        assert isinstance(status, dict)
+        return status
+
+    def variants(self, flags: Sequence[str], entity: str = "e") -> tuple[str, ...]:
+        """The variants of several flags in one batch, so all from one version; waits until the agent answers."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return asyncio.run(_variants(self.socket, flags, entity))
+            except (OSError, GRPCError, StreamTerminatedError) as error:
+                if time.monotonic() > deadline:
+                    raise DeviceFailed(f"no answer: {error}:\n{self.log}") from error
+                time.sleep(_POLL_SECONDS)
+
+    def evaluate(self, flag: str, entity: str, context: Mapping[str, str] | None = None) -> dict[str, object]:
+        """One flag's answer, through the command."""
+        pairs = [word for key, value in (context or {}).items() for word in ("--context", f"{key}={value}")]
+        done = self.run("eval", flag, "--entity", entity, *pairs, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def provision(
+    folder: Path, anchor: Path, broker_url: str, *arguments: str, device: str = "device-1"
+) -> Device:
+    """A new device, as its operator would make it."""
+    done = subprocess.run(
+        [
+            str(_PROGRAM), "provision", str(folder), "--anchor", str(anchor), "--device", device, "--broker", broker_url,
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Device(folder)
+
+
+async def _variants(socket: Path, flags: Sequence[str], entity: str) -> tuple[str, ...]:
+    requests = [flipt.EvaluationRequest(flag_key=flag, entity_id=entity) for flag in flags]
+    async with Channel(path=str(socket)) as channel, asyncio.timeout(PATIENCE_SECONDS):
+        response = await EvaluationServiceStub(channel).Batch(flipt.BatchEvaluationRequest(requests=requests))
+    return tuple(each.variant_response.variant_key for each in response.responses)
