@@ -1,6 +1,7 @@
 """What an agent says and goes on doing when the broker, the disk or the configuration is not as it should be."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ FLAG = BooleanFlag(FlagKey("lights"), enabled=True)
 
 @pytest.fixture
 def simulator() -> PublisherSimulator:
-    return PublisherSimulator()
+    return PublisherSimulator(now=int(time.time()))  # noqa: TID251  # devices judge its roots by their clock
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_broker_that_refuses_the_credentials_is_named_and_the_answers_go_on(
 
 @pytest.mark.mosquitto
 def test_a_broker_without_tls_is_named_when_tls_was_asked_for(synced: tuple[Broker, Device]) -> None:
-    broker, device = synced
+    _, device = synced
     configuration = device.folder / "agent.toml"
     configuration.write_text(configuration.read_text().replace("mqtt://", "mqtts://"))
     device.start()
@@ -124,11 +125,11 @@ def test_a_corrupt_database_is_left_alone_until_recover_sets_it_aside(synced: tu
 def test_a_record_that_was_changed_on_disk_is_not_answered_from(synced: tuple[Broker, Device]) -> None:
     _, device = synced
     with sqlite3.connect(device.folder / "agent.sqlite") as connection:
-        connection.execute("UPDATE record SET data = replace(data, X'6C6967687473', X'6C696768747A')")
+        connection.execute("UPDATE record SET data = CAST(replace(data, X'6C6967687473', X'6C696768747A') AS BLOB)")
     connection.close()
     refused = device.run("run")
     assert refused.returncode == 1
-    assert "not those that were admitted" in refused.stderr or "cannot be" in refused.stderr
+    assert "not those that were admitted" in refused.stderr
     assert "--recover" in refused.stderr
 
 

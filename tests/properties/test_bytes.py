@@ -190,7 +190,7 @@ def test_any_bytes_give_an_object_or_a_refusal(name: str) -> None:
 
 
 CBOR_HEADS = [
-    bytes([major << 5 | low]) + bytes(width - 1) + bytes([last] if width else [])
+    bytes([major << 5 | low]) + last.to_bytes(width, "big")
     for major in range(8)
     for low, width in (
         (0, 0),

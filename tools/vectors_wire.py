@@ -1,0 +1,498 @@
+"""Writes tests/vectors/wire.json: bytes, digests, signatures and a device's whole life, from fixed keys.
+
+Canonical bytes are spelled here by hand after RFC 8949, 4.2.1, and compared with what Flagcast writes; digests come straight
+from SHA-256. Ed25519 (RFC 8032) is deterministic, so the same keys give the same messages.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+
+from publisher_simulator import HEAD_LIFE_SECONDS, PublisherSimulator, SigningKey, flip_last_bit
+from record_json import json_of
+from releases import EVIL, OFF, ON, OTHER
+
+from flagcast_shared.bucketing import candidate_bucket
+from flagcast_shared.codec import deflate, encode
+from flagcast_shared.envelope import to_sign
+from flagcast_shared.ids import DeviceId, Epoch, FlagKey, Namespace, SegmentKey, Sequence, VariantKey, Version
+from flagcast_shared.limits import MESSAGE_MAX_BYTES, NUMBER_MAX
+from flagcast_shared.messages import Place, encode_head
+from flagcast_shared.model import (
+    BooleanFlag,
+    Constraint,
+    ConstraintType,
+    Distribution,
+    Instant,
+    Join,
+    Match,
+    Operator,
+    Rule,
+    Segment,
+    SegmentRollout,
+    ThresholdRollout,
+    Variant,
+    VariantFlag,
+)
+from flagcast_shared.records import content_digest, encode_content, encode_delta, encode_record
+from flagcast_shared.reports import Applied, Rejection, Report, encode_report
+from flagcast_shared.root import encode_root, root_place
+from flagcast_shared.topics import Kind
+
+FILE = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "wire.json"
+DEVICE = "device-1"
+
+RECORDS = (
+    OFF,
+    BooleanFlag(
+        FlagKey("ramp"),
+        enabled=False,
+        rollouts=(
+            SegmentRollout((SegmentKey("north"), SegmentKey("grown")), Join.AND, value=True),
+            ThresholdRollout(25, value=True),
+        ),
+    ),
+    VariantFlag(
+        FlagKey("größe"),
+        enabled=True,
+        variants=(Variant(VariantKey("s")), Variant(VariantKey("l"), '{"width": 3}')),
+        default=VariantKey("s"),
+        rules=(
+            Rule(
+                (SegmentKey("north"),),
+                Join.OR,
+                (Distribution(VariantKey("s"), 333), Distribution(VariantKey("l"), 1000)),
+            ),
+            Rule((), Join.AND, ()),
+        ),
+    ),
+    Segment(
+        SegmentKey("north"),
+        Match.ALL,
+        (Constraint(ConstraintType.STRING, "region", Operator.ISONEOF, ("n", "nw")),),
+    ),
+    Segment(
+        SegmentKey("grown"),
+        Match.ANY,
+        (
+            Constraint(ConstraintType.NUMBER, "age", Operator.GTE, "18.0"),
+            Constraint(ConstraintType.DATETIME, "born", Operator.LT, Instant(-1, 500_000_000)),
+            Constraint(ConstraintType.BOOLEAN, "device.label.shop", Operator.PRESENT),
+        ),
+    ),
+)
+
+
+def main() -> None:
+    """Writes the file."""
+    publisher = PublisherSimulator()
+    document = {
+        "keys": [_key(name) for name in ("root-a", "root-b", "publisher-a", "publisher-b", "mallory")],
+        "values": _values(),
+        "not_values": _not_values(),
+        "records": [
+            {"record": json_of(entry), "bytes": record.data.hex(), "digest": _sha256(record.data)}
+            for entry in RECORDS
+            for record in [encode_record(entry)]
+        ],
+        "content": _content(),
+        "delta": _delta(),
+        "envelopes": _envelopes(publisher),
+        "not_envelopes": _not_envelopes(),
+        "reports": _reports(),
+        "candidate": _candidate(),
+        "life": _life(),
+    }
+    text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True)
+    FILE.write_text(text + "\n", encoding="utf-8")
+    print(FILE.name, len(text))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _key(name: str) -> dict[str, str]:
+    key = SigningKey(name)
+    raw = key.public.raw
+    return {
+        "name": name,
+        "seed": _sha256(name.encode()),
+        "public": raw.hex(),
+        "id": hashlib.sha256(raw).hexdigest()[:16],
+    }
+
+
+# Values: null, true and false, texts and lists as in JSON; {"int": "-1"}, {"bytes": HEX}, {"map": [[KEY, VALUE]]}.
+
+
+def _values() -> list[dict[str, Any]]:
+    integers = (
+        0,
+        1,
+        23,
+        24,
+        255,
+        256,
+        65_535,
+        65_536,
+        2**32 - 1,
+        2**32,
+        NUMBER_MAX,
+        -1,
+        -24,
+        -25,
+        -NUMBER_MAX,
+    )
+    values: list[Any] = [
+        *integers,
+        None,
+        True,
+        False,
+        "",
+        "a",
+        "größe 🎈",
+        "x" * 24,
+        b"",
+        bytes(24),
+        [],
+        [1, [2, []]],
+        {},
+        {10: 1, 1: 2, 100: 3, 24: 4, 256: 5},
+        {"b": 1, "a": 2, "aa": 3, "": 4},
+    ]
+    rows = []
+    for value in values:
+        spelled = _spelled(value)
+        assert encode(value) == spelled
+        rows.append({"value": _shown(value), "bytes": spelled.hex()})
+    return rows
+
+
+def _shown(value: object) -> object:
+    match value:
+        case None | bool() | str():
+            return value
+        case int():
+            return {"int": str(value)}
+        case bytes():
+            return {"bytes": value.hex()}
+        case list():
+            return [_shown(element) for element in value]
+        case dict():
+            return {"map": [[_shown(key), _shown(element)] for key, element in value.items()]}
+    raise AssertionError(value)
+
+
+def _spelled(value: object) -> bytes:
+    match value:
+        case None:
+            return b"\xf6"
+        case bool():
+            return b"\xf5" if value else b"\xf4"
+        case int():
+            return _head(0, value) if value >= 0 else _head(1, -1 - value)
+        case bytes():
+            return _head(2, len(value)) + value
+        case str():
+            return _head(3, len(value.encode())) + value.encode()
+        case list():
+            return _head(4, len(value)) + b"".join(map(_spelled, value))
+        case dict():
+            pairs = sorted((_spelled(key), _spelled(element)) for key, element in value.items())
+            return _head(5, len(pairs)) + b"".join(key + element for key, element in pairs)
+    raise AssertionError(value)
+
+
+def _head(major: int, argument: int) -> bytes:
+    if argument < 24:
+        return bytes([major << 5 | argument])
+    width = next(width for width in (1, 2, 4, 8) if argument < 1 << 8 * width)
+    return bytes([major << 5 | {1: 24, 2: 25, 4: 26, 8: 27}[width]]) + argument.to_bytes(width, "big")
+
+
+def _not_values() -> list[dict[str, str]]:
+    rows = {
+        "no bytes": (b"", "empty_payload"),
+        "two values": (b"\x01\x02", "trailing_bytes"),
+        "integer longer than needed": (b"\x18\x01", "not_deterministic"),
+        "length longer than needed": (b"\x78\x01a", "not_deterministic"),
+        "map out of order": (b"\xa2\x02\x00\x01\x00", "not_deterministic"),
+        "duplicate key": (b"\xa2\x01\x00\x01\x00", "not_deterministic"),
+        "mixed keys": (b"\xa2\x01\x00\x61a\x00", "not_deterministic"),
+        "negative key": (b"\xa1\x20\x00", "malformed"),
+        "indefinite list": (b"\x9f\x01\xff", "not_deterministic"),
+        "indefinite text": (b"\x7f\x61a\xff", "not_deterministic"),
+        "float": (b"\xf9\x3c\x00", "not_deterministic"),
+        "undefined": (b"\xf7", "not_deterministic"),
+        "simple value": (b"\xf8\x63", "not_deterministic"),
+        "date": (b"\xc1\x00", "not_deterministic"),
+        "unknown tag": (b"\xd9\x12\x67\x00", "not_deterministic"),
+        "integer of 64 bits": (b"\x1b" + b"\xff" * 8, "malformed"),
+        "cut short": (b"\x82\x01", "malformed"),
+        "text that is not UTF-8": (b"\x61\xff", "malformed"),
+        "announces more than there is": (b"\x5b\x00\x00\x00\xff\xff\xff\xff\xff", "malformed"),
+        "thirteen levels": (b"\x81" * 13 + b"\x00", "too_deep"),
+    }
+    return [{"name": name, "bytes": data.hex(), "attack": attack} for name, (data, attack) in rows.items()]
+
+
+def _content() -> dict[str, Any]:
+    records = [encode_record(entry) for entry in RECORDS]
+    digests = sorted(hashlib.sha256(record.data).digest() for record in records)
+    digest = hashlib.sha256(b"".join(digests)).hexdigest()
+    assert content_digest(record.digest for record in records).hex() == digest
+    return {
+        "records": [record.data.hex() for record in records],
+        "digest": digest,
+        "empty_digest": _sha256(b""),
+        "body": encode_content(records).hex(),
+    }
+
+
+def _delta() -> dict[str, Any]:
+    before = [encode_record(OFF), encode_record(OTHER)]
+    after = [encode_record(ON), encode_record(EVIL)]
+    return {
+        "before": [record.data.hex() for record in before],
+        "removed": [["flag", "other"]],
+        "changed": sorted(record.data.hex() for record in after),
+        "body": encode_delta([before[1].id], after).hex(),
+        "after_digest": content_digest(record.digest for record in after).hex(),
+    }
+
+
+def _place(place: Place) -> dict[str, str]:
+    return {"environment": place.environment, "namespace": place.namespace, "kind": place.kind.value}
+
+
+def _envelopes(publisher: PublisherSimulator) -> list[dict[str, Any]]:
+    publisher.release(OFF)
+    single = (encode_head(publisher.head), publisher.place(Kind.HEAD), [publisher.publisher_keys[0]], False)
+    both = [SigningKey("publisher-a"), SigningKey("publisher-b")]
+    several = (encode_head(publisher.head), publisher.place(Kind.HEAD), both, True)
+    root = (encode_root(publisher.root), root_place(publisher.environment), [SigningKey("root-a")], True)
+    return [
+        {
+            "name": name,
+            "place": _place(place),
+            "payload": payload.hex(),
+            "signatures": [
+                {
+                    "key": key.id.hex(),
+                    "signed": (signed := to_sign(payload, place, key.id, several=is_several)).hex(),
+                    "signature": key.sign(signed).hex(),
+                }
+                for key in sorted(keys, key=lambda key: key.id)
+            ],
+            "message": publisher.sign(payload, place, *keys, several=is_several).hex(),
+        }
+        for name, (payload, place, keys, is_several) in (
+            ("head of one signer", single),
+            ("head of two signers", several),
+            ("root", root),
+        )
+    ]
+
+
+def _not_envelopes() -> list[dict[str, Any]]:
+    # Shapes and headers only: none of these gets as far as a signature.
+    place = Place(PublisherSimulator().environment, Namespace("default"), Kind.HEAD)
+    key, none = SigningKey("publisher-a").id, bytes(64)
+    kind = "application/vnd.flagcast.head+cbor"
+    profile = {1: -8, 3: kind, 4: key}
+    payload = encode({1: 1})
+
+    def sign1(protected: Mapping[int, object], unprotected: Mapping[int, object] | None = None) -> bytes:
+        return b"\xd2" + _spelled([_spelled(protected), dict(unprotected or {}), payload, none])
+
+    whole = sign1(profile)
+    rows = {
+        "cleared": (b"", "empty_payload"),
+        "garbage": (b"hello", "malformed"),
+        "one byte too many": (whole + b"\x00", "trailing_bytes"),
+        "one byte too few": (whole[:-1], "malformed"),
+        "without its tag": (whole[1:], "malformed"),
+        "a length longer than needed": (whole[:2] + b"\x59\x00" + whole[3:], "not_deterministic"),
+        "algorithm ES256": (sign1({**profile, 1: -7}), "header_not_allowed"),
+        "algorithm Ed25519 (-19)": (sign1({**profile, 1: -19}), "header_not_allowed"),
+        "no algorithm": (sign1({3: kind, 4: key}), "header_not_allowed"),
+        "algorithm unprotected": (sign1({3: kind, 4: key}, {1: -8}), "header_not_allowed"),
+        "key id unprotected": (sign1({1: -8, 3: kind}, {4: key}), "header_not_allowed"),
+        "critical header": (sign1({**profile, 2: [99], 99: 1}), "header_not_allowed"),
+        "content type of another kind": (
+            sign1({**profile, 3: kind.replace("head", "delta")}),
+            "header_not_allowed",
+        ),
+        "key id of another length": (sign1({**profile, 4: bytes(9)}), "header_not_allowed"),
+        "signature of another length": (
+            b"\xd2" + _spelled([_spelled(profile), {}, payload, bytes(63)]),
+            "malformed",
+        ),
+        "no payload": (b"\xd2" + _spelled([_spelled(profile), {}, None, none]), "malformed"),
+    }
+    return [
+        {"name": name, "place": _place(place), "message": data.hex(), "attack": attack}
+        for name, (data, attack) in rows.items()
+    ]
+
+
+def _reports() -> list[dict[str, Any]]:
+    offline = Report(7, 0, is_online=False)
+    online = Report(
+        session=7,
+        number=3,
+        is_online=True,
+        at=1_750_000_060,
+        agent="1.0",
+        root=2,
+        applied={Namespace("default"): Applied(Epoch(1), Version(4), 5)},
+        rejection=Rejection("stale_offered", "default", 1_750_000_050),
+    )
+    return [
+        {"online": False, "session": 7, "number": 0, "bytes": encode_report(offline).hex()},
+        {
+            "online": True,
+            "session": 7,
+            "number": 3,
+            "at": 1_750_000_060,
+            "agent": "1.0",
+            "root": 2,
+            "applied": {"default": {"epoch": 1, "version": 4, "sequence": 5}},
+            "rejection": {"attack": "stale_offered", "namespace": "default", "at": 1_750_000_050},
+            "bytes": encode_report(online).hex(),
+        },
+    ]
+
+
+def _candidate() -> list[dict[str, Any]]:
+    rows = []
+    for share in (0, 2_500, 5_000, 10_000):
+        for number in range(8):
+            device = f"device-{number}"
+            digest = hashlib.sha256(b"salt" + device.encode()).digest()
+            bucket = int.from_bytes(digest[:8], "big") % 10_000
+            assert bucket == candidate_bucket(b"salt", DeviceId(device))
+            rows.append({"device": device, "salt": b"salt".hex(), "share": share, "is_in": bucket < share})
+    return rows
+
+
+@dataclass(slots=True)
+class _Life:
+    # Messages as a device receives them, one after the other, and what comes of each.
+    publisher: PublisherSimulator
+    steps: list[dict[str, Any]]
+
+    def hears(self, why: str, topic: str, outcome: str, *, message: bytes | None = None) -> None:
+        data = self.publisher.retained[topic] if message is None else message
+        self.steps.append(
+            {
+                "why": why,
+                "topic": topic,
+                "message": data.hex(),
+                "now": self.publisher.now + 60,
+                "outcome": outcome,
+            }
+        )
+
+
+def _life() -> dict[str, Any]:
+    publisher = PublisherSimulator()
+    life = _Life(publisher, [])
+    head, stolen = publisher.head_topic, publisher.publisher_keys[0]
+    publisher.release(OFF, OTHER)
+    first_head = publisher.retained[head]
+    life.hears("the first head", head, "wanted 1.1")
+    life.hears("its content", publisher.part_topic(1), "admitted 1.1")
+    life.hears("the same head again", head, "nothing")
+    publisher.release(ON, OTHER, inline=True)
+    life.hears("an inline delta", head, "admitted 1.2")
+    life.hears("a broker with an old save", head, "stale_offered", message=first_head)
+    publisher.release(ON)
+    life.hears("a head with a retained delta", head, "wanted 1.3")
+    wrong = publisher.make_delta(
+        publisher.content, publisher.contents[-2], deflate(encode_delta([], [encode_record(EVIL)]))
+    )
+    delta = publisher.delta_topic(3, 2)
+    life.hears("a delta to something else", delta, "digest_mismatch", message=publisher.delta_message(wrong))
+    life.hears("the delta", delta, "admitted 1.3")
+    publisher.part_bytes = 64
+    publisher.release(ON, OTHER, EVIL, *RECORDS[1:], delta=False)
+    life.hears("a snapshot in parts", head, "wanted 1.4")
+    count = len(publisher.content.parts)
+    assert count > 2
+    for part in reversed(range(1, count)):
+        life.hears("a part", publisher.part_topic(4, part), "nothing")
+    again = publisher.part_message(replace(publisher.make_parts(publisher.content)[1], body=b"other"))
+    life.hears("two parts of one number", publisher.part_topic(4, 1), "equivocation", message=again)
+    life.hears("the last part", publisher.part_topic(4, 0), "admitted 1.4")
+    twin = replace(publisher.head, expires=publisher.head.expires + 1)
+    life.hears("a second head of one number", head, "equivocation", message=publisher.head_message(twin))
+    publisher.now += HEAD_LIFE_SECONDS
+    late = replace(publisher.head, sequence=Sequence(publisher.head.sequence + 1))
+    life.hears("a head that expired", head, "freeze", message=publisher.head_message(late))
+    publisher.sign_again()
+    life.hears("the same content, fresh", head, "admitted 1.4")
+    for name, message, attack in (
+        ("a forged head", flip_last_bit(publisher.retained[head]), "bad_signature"),
+        ("a stranger's head", publisher.head_message(publisher.head, SigningKey("mallory")), "unknown_key"),
+        ("a root key's head", publisher.head_message(publisher.head, *publisher.root_keys), "wrong_role"),
+        ("a cleared head", b"", "empty_payload"),
+        ("endless data", bytes(1), "malformed"),
+        ("a head at a root's place", publisher.anchor, "header_not_allowed"),
+    ):
+        life.hears(name, head, attack, message=message)
+    publisher.stage(EVIL, share=10_000)
+    life.hears("a candidate for everybody", head, "wanted 1.5")
+    life.hears(
+        "its content, one part of it",
+        publisher.part_topic(5),
+        "nothing" if len(publisher.content.parts) > 1 else "admitted 1.5",
+    )
+    for part in range(1, len(publisher.content.parts)):
+        is_last = part == len(publisher.content.parts) - 1
+        life.hears("another part", publisher.part_topic(5, part), "admitted 1.5" if is_last else "nothing")
+    publisher.publish_head(publisher.make_head(stable=publisher.contents[-2].offering()))
+    life.hears("the candidate is withdrawn; nobody steps down", head, "admitted 1.5")
+    third = replace(publisher.root, number=3)
+    life.hears(
+        "a root is skipped", publisher.root_topic(3), "root_skipped", message=publisher.root_message(third)
+    )
+    publisher.rotate(root_keys=[SigningKey("root-b")], publisher_keys=[SigningKey("publisher-b")])
+    only_new = publisher.root_message(publisher.root, signers=[SigningKey("root-b")])
+    only_old = publisher.root_message(publisher.root, signers=[SigningKey("root-a")])
+    life.hears("signed by the new key alone", publisher.root_topic(2), "unknown_key", message=only_new)
+    life.hears("signed by the old key alone", publisher.root_topic(2), "threshold_not_met", message=only_old)
+    life.hears("signed by both", publisher.root_topic(2), "root 2")
+    life.hears("the old root again", publisher.root_topic(1), "nothing")
+    life.hears("a revoked key", head, "unknown_key", message=publisher.head_message(publisher.head, stolen))
+    publisher.release(OFF, version=1)
+    life.hears("a new epoch begins with version 1", head, "wanted 2.1")
+    for part in range(len(publisher.content.parts)):
+        is_last = part == len(publisher.content.parts) - 1
+        life.hears("its content", publisher.part_topic(1, part), "admitted 2.1" if is_last else "nothing")
+    life.hears("another namespace's head", publisher.head_topic, "bad_signature", message=_foreign())
+    assert all(len(step["message"]) < 2 * MESSAGE_MAX_BYTES for step in life.steps)
+    return {
+        "environment": publisher.environment,
+        "device": DEVICE,
+        "anchor": publisher.anchor.hex(),
+        "steps": life.steps,
+        "digest": publisher.content.digest.hex(),
+    }
+
+
+def _foreign() -> bytes:
+    other = PublisherSimulator(namespace=Namespace("kiosk"), publisher_keys=(SigningKey("publisher-b"),))
+    other.release(EVIL)
+    return other.retained[other.head_topic]
+
+
+if __name__ == "__main__":
+    main()
