@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCHMARKS := evaluation socket_evaluation agent_start
 SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
 
 .DEFAULT_GOAL := help
@@ -38,8 +39,7 @@ lint: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 bench: $(READY) ## Run every benchmark and print its table
-	@tools/need-mosquitto.sh
-	@for f in benchmarks/*.py; do echo; echo "== $$f"; $(BIN)/python $$f || exit 1; done
+	@for name in $(BENCHMARKS); do echo; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: $(READY) ## Format the sources
 	$(BIN)/ruff format $(SOURCES)

@@ -125,7 +125,9 @@ def test_a_corrupt_database_is_left_alone_until_recover_sets_it_aside(synced: tu
 def test_a_record_that_was_changed_on_disk_is_not_answered_from(synced: tuple[Broker, Device]) -> None:
     _, device = synced
     with sqlite3.connect(device.folder / "agent.sqlite") as connection:
-        connection.execute("UPDATE record SET data = CAST(replace(data, X'6C6967687473', X'6C696768747A') AS BLOB)")
+        connection.execute(
+            "UPDATE record SET data = CAST(replace(data, X'6C6967687473', X'6C696768747A') AS BLOB)"
+        )
     connection.close()
     refused = device.run("run")
     assert refused.returncode == 1

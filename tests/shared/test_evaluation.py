@@ -120,7 +120,9 @@ def test_a_threshold_takes_the_buckets_below_it(bucket: int, *, enabled: bool) -
     assert answer.segment_keys == ()
 
 
-@pytest.mark.parametrize(("bucket", "enabled"), [(0, False), (29, False), (30, True), (69, True), (70, False)])
+@pytest.mark.parametrize(
+    ("bucket", "enabled"), [(0, False), (29, False), (30, True), (69, True), (70, False)]
+)
 def test_thresholds_one_after_the_other_take_what_is_left(bucket: int, *, enabled: bool) -> None:
     flag = boolean(ThresholdRollout(30, False), ThresholdRollout(70, True))
     assert ask_boolean(flag, entity=entity_in(bucket, 100, after="b")).enabled is enabled

@@ -67,6 +67,9 @@ class AgentConfig:
     store: Path
     socket: Path
     socket_mode: int = 0o660
+    socket_group: str = ""
+    tcp_port: int = 0
+    """Also answer on this port of 127.0.0.1; 0 for the Unix socket alone."""
     log_format: str = "logfmt"
 
 
@@ -108,6 +111,8 @@ def parse(document: Mapping[str, object], folder: Path, where: str) -> AgentConf
         store=paths.path("store", folder, STORE_NAME),
         socket=paths.path("socket", folder, SOCKET_NAME),
         socket_mode=paths.mode("socket_mode", 0o660),
+        socket_group=paths.text("socket_group", ""),
+        tcp_port=top.integer("tcp_port", 0, 0, 65_535),
         log_format=log.choice("format", LOG_FORMATS, "logfmt"),
     )
     for table in (top, device, broker, paths, log):

@@ -135,7 +135,7 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
 async def _serve(settings: AgentConfig, booted: Booted, began: float) -> int:
     from .api.answers import Answers
     from .api.grpc import LocalServer
-    from .api.socket import SocketOptions, UnixSocket
+    from .api.socket import SocketOptions, UnixSocket, bind_loopback
 
     started = clock.now()
     follower = Follower(settings, booted)
@@ -152,8 +152,12 @@ async def _serve(settings: AgentConfig, booted: Booted, began: float) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, loop, stopping)
-    with UnixSocket(SocketOptions(settings.socket, settings.socket_mode)) as unix_socket:
-        await server.start([unix_socket.socket])
+    options = SocketOptions(settings.socket, settings.socket_mode, settings.socket_group or None)
+    with UnixSocket(options) as unix_socket:
+        sockets = [unix_socket.socket]
+        if settings.tcp_port:
+            sockets.append(bind_loopback(settings.tcp_port))
+        await server.start(sockets)
         log(
             logging.INFO,
             "answering",
