@@ -12,7 +12,7 @@ from publisher_simulator import PublisherSimulator, envelope_of
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.envelope import content_type, to_sign
 from flagcast_shared.ids import Digest, Sequence, Version
-from flagcast_shared.limits import CONTENT_MAX_BYTES, MESSAGE_MAX_BYTES
+from flagcast_shared.limits import CONTENT_MAX_BYTES, DEPTH_MAX, MESSAGE_MAX_BYTES
 from flagcast_shared.messages import SnapshotPart, encode_head
 from flagcast_shared.topics import Kind
 
@@ -78,9 +78,11 @@ def test_payload_that_is_empty(agent: AgentShell, publisher: PublisherSimulator)
         agent.deliver(publisher.head_topic, signed_payload(publisher, b""))
 
 
-def test_payload_that_is_nested_deep(agent: AgentShell, publisher: PublisherSimulator) -> None:
+@pytest.mark.parametrize("levels", [DEPTH_MAX, 50_000])
+def test_payload_that_is_nested_deep(agent: AgentShell, publisher: PublisherSimulator, levels: int) -> None:
+    payload = b"\xa1\x18\x63" + b"\x81" * levels + b"\x00"
     with refused(agent, "too_deep"):
-        agent.deliver(publisher.head_topic, signed_payload(publisher, b"\x81" * 50_000 + b"\x00"))
+        agent.deliver(publisher.head_topic, signed_payload(publisher, payload))
 
 
 def test_duplicate_map_keys(agent: AgentShell, publisher: PublisherSimulator) -> None:
@@ -268,6 +270,21 @@ def test_length_spelled_longer_than_needed(agent: AgentShell, publisher: Publish
     longer = message[:2] + b"\x59\x00" + message[3:]
     with refused(agent, "not_deterministic"):
         agent.deliver(publisher.head_topic, longer)
+
+
+@pytest.mark.parametrize(
+    "change", [{1: -7}, {1: None}, {2: [99]}, {5: b"iv"}, {4: bytes(9)}], ids=lambda change: str(list(change))
+)
+def test_signer_whose_header_is_not_the_profiles(
+    agent: AgentShell, publisher: PublisherSimulator, change: dict[object, object]
+) -> None:
+    # What the signature covers is the profile's header; what the message shows is another one.
+    payload, key = next_payload(publisher), publisher.publisher_keys[0]
+    signature = key.sign(to_sign(payload, publisher.place(Kind.HEAD), key.id, several=True))
+    shown = cbor2.dumps({1: -8, 4: key.id, **change}, canonical=True)
+    body = encode([encode({3: content_type(Kind.HEAD)}), {}, payload, [[shown, {}, signature]]])
+    with refused(agent, "header_not_allowed"):
+        agent.deliver(publisher.head_topic, b"\xd8\x62" + body)
 
 
 def test_many_signers_of_nothing(agent: AgentShell, publisher: PublisherSimulator) -> None:

@@ -31,12 +31,10 @@ DEVICE: Final = "charger-17"
 TOGGLED: Final = "contactless-payment"
 
 _QUESTIONS: Final = (
-    ("contactless-payment", "charger-17", (), "default"),
-    ("new-start-screen", "charger-17", (), "default"),
-    ("screen-theme", "charger-17", (), "default"),
-    ("update-channel", "charger-17", (), "default"),
-    ("power-curve", "charger-17", (), "charging"),
-    ("solar-surplus", "charger-17", (), "charging"),
+    ("contactless-payment", "charger-17", "default"),
+    ("screen-theme", "charger-17", "default"),
+    ("power-curve", "charger-17", "charging"),
+    ("solar-surplus", "charger-17", "charging"),
 )
 
 
@@ -115,7 +113,7 @@ class _Demo:
 
     def toggle(self) -> None:
         _title(f"4. The team turns {TOGGLED} off; the change travels alone")
-        before = self._evaluate(TOGGLED, "driver-1", (), "default")
+        before = self._evaluate(TOGGLED, DEVICE, "default")
         file = self._flags / "default" / "features.yml"
         text = file.read_text(encoding="utf-8")
         turned = re.sub(rf"(key: {TOGGLED}\n(?:.*\n)*?\s+enabled: )true", r"\1false", text, count=1)
@@ -133,7 +131,7 @@ class _Demo:
         plans = {plan.namespace: plan for plan in outcome.plans}
         version = plans[Namespace("default")].head.stable.version
         arrived = self._agent.wait_for(f"namespace=default epoch=1 version={version} ")
-        after = self._evaluate(TOGGLED, "driver-1", (), "default")
+        after = self._evaluate(TOGGLED, DEVICE, "default")
         _say(f"before: {before}")
         _say(f"after:  {after}")
         _say(
@@ -220,14 +218,12 @@ class _Demo:
 
     def _ask(self) -> dict[str, object]:
         return {
-            f"{namespace}/{flag} for {entity}": self._evaluate(flag, entity, context, namespace)
-            for flag, entity, context, namespace in _QUESTIONS
+            f"{namespace}/{flag} for {entity}": self._evaluate(flag, entity, namespace)
+            for flag, entity, namespace in _QUESTIONS
         }
 
-    def _evaluate(self, flag: str, entity: str, context: tuple[str, ...], namespace: str) -> str:
+    def _evaluate(self, flag: str, entity: str, namespace: str) -> str:
         arguments = ["eval", flag, "--entity", entity, "--namespace", namespace, "--dir", str(self._device)]
-        for pair in context:
-            arguments += ["--context", pair]
         answer = json.loads(_agent(*arguments, "--format", "json"))
         return f"{json.dumps(answer['value'])} ({answer['reason']})"
 
