@@ -214,11 +214,8 @@ def test_record_that_is_none(agent: AgentShell, publisher: PublisherSimulator, r
     digest = content_digest([Digest(hashlib.sha256(record).digest())])
     body = deflate(encode([record]))
     agent.deliver(publisher.head_topic, offer(publisher, body, digest))
-    before = agent.belief()
-    agent.settle()
-    assert agent.belief() == before
-    assert agent.sync.refusal is not None
-    assert agent.sync.refusal.attack in {"malformed", "empty_payload"}
+    with refused(agent, "malformed", "empty_payload"):
+        agent.settle()
 
 
 def test_number_that_cannot_be_compared_with(agent: AgentShell, publisher: PublisherSimulator) -> None:
@@ -293,6 +290,17 @@ def test_delta_that_changes_a_record_twice(agent: AgentShell, publisher: Publish
     assert fetches_the_snapshot_instead(agent, publisher)
 
 
+def test_delta_whose_records_do_not_ascend(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    before, after = publisher.content, publisher.release(ON, OTHER)
+    begin_fetch(agent, publisher)
+    removed = sorted(before.records.keys() - after.records.keys())
+    changed = sorted((record.data for record in after.records.values()), reverse=True)
+    body = encode([[list(identity) for identity in removed], changed])
+    with refused(agent, "malformed"):
+        deliver_delta(agent, publisher, deflate(body))
+    assert fetches_the_snapshot_instead(agent, publisher)
+
+
 def test_delta_that_removes_and_changes_one_record(agent: AgentShell, publisher: PublisherSimulator) -> None:
     publisher.release(ON)
     begin_fetch(agent, publisher)
@@ -310,11 +318,8 @@ def test_delta_that_removes_and_changes_one_record(agent: AgentShell, publisher:
 def test_delta_that_is_none(agent: AgentShell, publisher: PublisherSimulator, body: bytes) -> None:
     publisher.release(ON)
     begin_fetch(agent, publisher)
-    before = agent.belief()
-    deliver_delta(agent, publisher, deflate(body))
-    assert agent.belief() == before
-    assert agent.sync.refusal is not None
-    assert agent.sync.refusal.attack in {"malformed", "trailing_bytes", "empty_payload"}
+    with refused(agent, "malformed", "trailing_bytes", "empty_payload"):
+        deliver_delta(agent, publisher, deflate(body))
     assert fetches_the_snapshot_instead(agent, publisher)
 
 

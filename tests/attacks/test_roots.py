@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from agent_shell import AgentShell, ignored, refused
 from publisher_simulator import ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey
-from releases import OFF, ON
+from releases import EVIL, OFF, ON
 
 from flagcast_shared.ids import Environment, Epoch, KeyId
 from flagcast_shared.root import PublicKey, Quorum, Role, Root, encode_root, root_place
@@ -221,6 +221,21 @@ def test_a_root_may_expire_once_another_one_has_followed(
     publisher.release(ON)
     agent.hear()
     assert agent.evaluator.knowledge(publisher.namespace).version == 2
+
+
+def test_head_by_a_key_that_is_revoked_before_its_content_arrives(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(EVIL, delta=False)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    assert agent.sync.trusted.pending
+    content = publisher.content
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    agent.deliver(publisher.root_topic(2), publisher.retained[publisher.root_topic(2)])
+    assert not agent.sync.trusted.pending
+    with ignored(agent):  # whoever signs the content now: nobody asked for it
+        part = publisher.make_parts(content)[0]
+        agent.deliver(publisher.part_topic(2), publisher.part_message(part))
 
 
 def test_roots_walked_are_persisted_one_by_one(agent: AgentShell, publisher: PublisherSimulator) -> None:

@@ -287,7 +287,7 @@ def test_many_rules_on_one_property_keep_their_order(operator: Operator) -> None
         listed = Constraint(
             ConstraintType.STRING, "group", operator, value if operator is Operator.EQ else (value, "")
         )
-        return segment(f"s{number}", *further, listed)
+        return segment(f"s{number}", listed, *further)
 
     # Ten narrow rules, ten wide ones of the same groups, one on something else, ten more that come too late.
     segments = [group(number, is_("plan", "pro")) for number in range(10)]
@@ -302,6 +302,30 @@ def test_many_rules_on_one_property_keep_their_order(operator: Operator) -> None
     assert flags.variant("v", "e", {"group": "none", "other": "x"}).segment_keys == ("s20",)
     for context in ({}, {"group": ""}, {"group": "g"}):
         assert flags.variant("v", "e", context).match is False
+
+
+def test_many_rules_need_one_property_only_where_they_truly_do() -> None:
+    either = [
+        segment(f"e{number}", is_("group", f"g{number}"), is_("plan", f"p{number}"), match=Match.ANY)
+        for number in range(5)
+    ]
+    flags = compile_flags([*either, variant(*(rule(made.key, to=shares(a=1000)) for made in either))], {})
+    assert flags.variant("v", "e", {"plan": "p3"}).segment_keys == ("e3",)
+
+    groups = [segment(f"g{number}", is_("group", f"g{number}")) for number in range(5)]
+    plans = [segment(f"p{number}", is_("plan", f"p{number}")) for number in range(5)]
+    pairs = [(group.key, plan.key) for group, plan in zip(groups, plans, strict=True)]
+    for join, context, keys in (
+        (Join.OR, {"plan": "p3"}, ("p3",)),
+        (Join.OR, {"group": "g3"}, ("g3",)),
+        (Join.AND, {"group": "g3"}, ()),
+        (Join.AND, {"group": "g3", "plan": "p3"}, ("g3", "p3")),
+    ):
+        by_rule = variant(*(rule(*pair, join=join, to=shares(a=1000)) for pair in pairs))
+        by_rollout = boolean(*(within(*pair, join=join) for pair in pairs))
+        flags = compile_flags([*groups, *plans, by_rule, by_rollout], {})
+        assert flags.variant("v", "e", context).segment_keys == keys
+        assert flags.boolean("b", "e", context).segment_keys == keys
 
 
 def test_a_flag_of_thousands_of_rules_is_asked_like_any_other() -> None:
@@ -333,6 +357,13 @@ def test_many_rules_on_a_device_attribute_cannot_be_overridden() -> None:
     flag = variant(*(rule(made.key, to=shares(a=1000)) for made in segments))
     flags = compile_flags([*segments, flag], {"device.model": "m7"})
     assert flags.variant("v", "e", {"device.model": "m1"}).segment_keys == ("s7",)
+    # Each asks for a plan as well, so that none is decided by the device alone.
+    segments = [
+        segment(f"s{number}", is_("device.line", "3"), is_("plan", f"p{number}")) for number in range(10)
+    ]
+    flags = compile_flags([*segments, flag], {"device.line": "3"})
+    assert flags.variant("v", "e", {"plan": "p7"}).segment_keys == ("s7",)
+    assert flags.variant("v", "e", {"plan": "p7", "device.line": "4"}).segment_keys == ("s7",)
 
 
 # What cannot be answered

@@ -150,6 +150,28 @@ def test_no_variant_at_all_is_told() -> None:
     assert lines[-1] == "  no rule or rollout matches: there is no default variant"
 
 
+def test_numbers_are_told_as_people_write_them() -> None:
+    grown = Segment(
+        SegmentKey("grown"),
+        Match.ANY,
+        (
+            Constraint(ConstraintType.NUMBER, "age", Operator.GTE, "18.0"),
+            Constraint(ConstraintType.NUMBER, "age", Operator.ISONEOF, ("1.5", "7.0")),
+        ),
+    )
+    single = Segment(SegmentKey("single"), Match.ALL, grown.constraints[:1])
+    both = SegmentRollout((grown.key, single.key), Join.OR, value=True)
+    flags = compile_flags([grown, single, BooleanFlag(FlagKey("f"), False, (both,))], {})
+    assert flags.explain("f", "e", {"age": "7"}).lines()[2:] == [
+        "  rollout 1 (segment), or of 2 segments: matches, gives true",
+        "    segment 'grown', any of 2 constraints: matches",
+        "      age gte 18 (number): saw '7', does not hold",
+        "      age isoneof [1.5, 7] (number): saw '7', holds",
+        "    segment 'single': does not match",
+        "      age gte 18 (number): saw '7', does not hold",
+    ]
+
+
 def test_a_caller_that_overrides_a_device_attribute_is_told_the_devices() -> None:
     assert "saw 'eu', holds" in told("colour", "user", **{"device.label.region": "us"})
 

@@ -242,18 +242,18 @@ def stored_on(store: Store, namespace: Namespace) -> Stored:
 
 
 @contextmanager
-def refused(agent: AgentShell, attack: str) -> Iterator[None]:
-    """What happens inside is refused as `attack`, and changes nothing: not in memory, not on disk, in no answer."""
+def refused(agent: AgentShell, *attacks: str) -> Iterator[None]:
+    """What happens inside is refused as one of `attacks`, and changes nothing: not in memory, not on disk, in no answer."""
     before, count, said = agent.belief(), agent.sync.rejected, len(agent.reports)
     yield
     assert agent.sync.rejected > count, "nothing was refused"
     assert agent.sync.refusal is not None
-    assert agent.sync.refusal.attack == attack, agent.sync.refusal
+    assert agent.sync.refusal.attack in attacks, agent.sync.refusal
     assert agent.belief() == before
     rejections = [report.rejection for report in agent.reports[said:]]
     assert rejections, "the refusal was not reported"
     assert rejections[-1] is not None
-    assert rejections[-1].attack == attack
+    assert rejections[-1].attack == agent.sync.refusal.attack
     assert rejections[-1].at == agent.now
 
 

@@ -94,12 +94,12 @@ _LETTERS = "abcXYZ019-_,äß日本🎈 "
 def random_snapshot(rng: random.Random, flags: int = 8) -> Json:
     """Flags of both types over shared segments, with constraints of every type and operator."""
     segments = [_segment(rng, f"segment{number}") for number in range(6)]
-    made = [
-        _boolean_flag(rng, f"{_key(rng)}{number}", segments)
-        if rng.random() < 0.5
-        else _variant_flag(rng, f"{_key(rng)}{number}", segments)
-        for number in range(flags)
-    ]
+    made = []
+    for number in range(flags):
+        make = _boolean_flag if rng.random() < 0.5 else _variant_flag
+        alike = rng.random() < 0.2
+        pool = _alike_segments(rng, f"alike{number}-") if alike else segments
+        made.append(make(rng, f"{_key(rng)}{number}", pool, rng.randint(4, 16) if alike else None))
     return {"digest": "d", "namespace": {"key": NAMESPACE}, "flags": made}
 
 
@@ -182,6 +182,33 @@ def _segment(rng: random.Random, key: str) -> Json:
     return {"key": key, "matchType": f"{match}_SEGMENT_MATCH_TYPE", "constraints": constraints}
 
 
+def _alike_segments(rng: random.Random, prefix: str) -> list[Json]:
+    """Segments that ask one property for certain values and, some of them, for more: one of many rules each."""
+    name = rng.choice(_PROPERTIES[ConstraintType.STRING])
+    segments = []
+    for number in range(10):
+        operator = rng.choice((Operator.EQ, Operator.ISONEOF))
+        texts = rng.choices(_TEXTS, k=2)
+        value = texts[0] if operator is Operator.EQ else json.dumps(texts, ensure_ascii=False)
+        further = [_constraint(rng, rng.choice(list(ConstraintType))) for _ in range(rng.choice((0, 0, 1)))]
+        asked = {
+            "type": "STRING_CONSTRAINT_COMPARISON_TYPE",
+            "property": name,
+            "operator": str(operator),
+            "value": value,
+        }
+        constraints = [asked, *further] if rng.random() < 0.7 else [*further, asked]
+        match = rng.choice(("ALL", "ALL", "ANY"))
+        segments.append(
+            {
+                "key": f"{prefix}{number}",
+                "matchType": f"{match}_SEGMENT_MATCH_TYPE",
+                "constraints": constraints,
+            }
+        )
+    return segments
+
+
 def _constraint(rng: random.Random, type_: ConstraintType) -> Json:
     operator, takes = rng.choice([(pair[1], takes) for pair, takes in TAKES.items() if pair[0] is type_])
     value = ""
@@ -208,11 +235,11 @@ def _some(rng: random.Random, segments: Sequence[Json]) -> list[Json]:
     return rng.sample(segments, rng.choice((0, 1, 1, 1, 2, 3)))
 
 
-def _boolean_flag(rng: random.Random, key: str, segments: Sequence[Json]) -> Json:
+def _boolean_flag(rng: random.Random, key: str, segments: Sequence[Json], number: int | None) -> Json:
     rollouts: list[Json] = []
-    for rank in range(rng.choice((0, 1, 1, 2, 3, 5))):
+    for rank in range(rng.choice((0, 1, 1, 2, 3, 5)) if number is None else number):
         value = rng.random() < 0.5
-        if rng.random() < 0.5:
+        if rng.random() < (0.5 if number is None else 0.1):
             percentage = rng.choice((0, 50, 100, rng.randint(0, 100), rng.randint(0, 1000) / 10))
             rollouts.append({"rank": rank, "threshold": {"percentage": percentage, "value": value}})
         else:
@@ -228,8 +255,8 @@ def _boolean_flag(rng: random.Random, key: str, segments: Sequence[Json]) -> Jso
     }
 
 
-def _variant_flag(rng: random.Random, key: str, segments: Sequence[Json]) -> Json:
-    variants = [(f"v{number}", rng.choice(("", '{"a":1}', '"日本"'))) for number in range(4)]
+def _variant_flag(rng: random.Random, key: str, segments: Sequence[Json], number: int | None) -> Json:
+    variants = [(f"v{place}", rng.choice(("", '{"a":1}', '"日本"'))) for place in range(4)]
     rules = [
         {
             "id": f"{key}/{rank}",
@@ -241,7 +268,7 @@ def _variant_flag(rng: random.Random, key: str, segments: Sequence[Json]) -> Jso
                 for (variant, attachment), rollout in zip(variants, _rollouts(rng), strict=False)
             ],
         }
-        for rank in range(rng.choice((0, 1, 1, 2, 3, 5)))
+        for rank in range(rng.choice((0, 1, 1, 2, 3, 5)) if number is None else number)
     ]
     flag = {
         "key": key,

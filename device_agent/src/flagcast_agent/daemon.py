@@ -47,8 +47,8 @@ from .sync import (
     Unsubscribe,
 )
 
-QUEUE_MAX_EVENTS: Final = 10_000
-"""Messages that may wait for verification; beyond that the MQTT thread waits, and TCP slows the broker down."""
+QUEUE_MAX_EVENTS: Final = 256
+"""Messages that may wait for verification, at most 64 MB; beyond that the MQTT thread waits, and TCP slows the broker down."""
 IDLE_SECONDS: Final = 60.0
 """The longest sleep of the link thread, whatever the deadlines say."""
 STOP_PATIENCE_SECONDS: Final = 15.0

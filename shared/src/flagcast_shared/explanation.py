@@ -248,13 +248,15 @@ def _segment_text(segment: SegmentStep) -> str:
     word = "matches" if segment.matches else "does not match"
     if not segment.constraints:
         return f"segment {segment.key!r} has no constraints: {word}"
-    return f"segment {segment.key!r}, {segment.match} of {len(segment.constraints)} constraints: {word}"
+    number = len(segment.constraints)
+    joined = f", {segment.match} of {number} constraints" if number > 1 else ""
+    return f"segment {segment.key!r}{joined}: {word}"
 
 
 def _constraint_text(step: ConstraintStep) -> str:
     constraint = step.constraint
     of = "the entity id" if constraint.type is ConstraintType.ENTITY else constraint.property
-    value = "" if constraint.value is None else f" {_value_text(constraint.value)}"
+    value = "" if constraint.value is None else f" {_value_text(constraint)}"
     seen = repr(step.seen) if step.seen else "nothing"
     return (
         f"{of} {constraint.operator}{value} ({constraint.type}): "
@@ -279,14 +281,19 @@ def _fallback_text(explanation: Explanation) -> str:
     return f"{before}: {'the default variant' if answer.variant_key else 'there is no default variant'}"
 
 
-def _value_text(value: ConstraintValue) -> str:
-    match value:
-        case Instant():
-            return format_instant(value)
-        case tuple():
-            return f"[{', '.join(repr(item) for item in value)}]"
-        case _:
-            return repr(value)
+def _value_text(constraint: Constraint) -> str:
+    show = _number_text if constraint.type is ConstraintType.NUMBER else repr
+    match constraint.value:
+        case Instant() as instant:
+            return format_instant(instant)
+        case tuple() as listed:
+            return f"[{', '.join(map(show, listed))}]"
+        case value:
+            return show(value)
+
+
+def _number_text(number: object) -> str:
+    return str(number).removesuffix(".0")
 
 
 def _value_json(value: ConstraintValue) -> str | list[str] | None:
