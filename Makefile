@@ -15,12 +15,14 @@ help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
 # uv comes first, by its hash; it then installs everything else by hash.
-$(READY): requirements.lock requirements-uv.lock shared/pyproject.toml broker_bridge/pyproject.toml device_agent/pyproject.toml
+$(READY): requirements.lock requirements-oracles.lock requirements-uv.lock shared/pyproject.toml broker_bridge/pyproject.toml device_agent/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Flagcast needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-uv.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e shared -e broker_bridge -e device_agent
+	$(BIN)/uv venv --quiet --python $(BIN)/python $(VENV)/oracles
+	$(BIN)/uv pip install --quiet --python $(VENV)/oracles/bin/python --require-hashes --no-deps -r requirements-oracles.lock
 	@touch $@
 
 install: $(READY) ## Build the virtual environment .venv

@@ -1,4 +1,7 @@
-"""Resolve every dependency anew: requirements.lock (all of it) and requirements-uv.lock (the installer itself)."""
+"""Resolve every dependency anew.
+
+requirements.lock (all of it), requirements-oracles.lock (the environment with cbor2 5), requirements-uv.lock (the installer).
+"""
 
 import subprocess
 import sys
@@ -11,7 +14,7 @@ OWN = ("flagcast-shared", "flagcast-bridge", "flagcast-agent")
 
 
 def main() -> int:
-    """Compile both lock files with a uv of its own; names no package index in them."""
+    """Compile the lock files with a uv of its own; names no package index in them."""
     with tempfile.TemporaryDirectory() as scratch:
         venv.create(scratch, with_pip=True)
         subprocess.run([f"{scratch}/bin/python", "-m", "pip", "install", "--quiet", "uv"], check=True)
@@ -30,6 +33,11 @@ def main() -> int:
         sources = [f"{name}/pyproject.toml" for name in ("shared", "broker_bridge", "device_agent")]
         subprocess.run(
             [*compiled, *sources, "--group", "dev", "--output-file", "requirements.lock"],
+            cwd=ROOT,
+            check=True,
+        )
+        subprocess.run(
+            [*compiled, "--group", "oracles", "--output-file", "requirements-oracles.lock"],
             cwd=ROOT,
             check=True,
         )

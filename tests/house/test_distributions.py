@@ -75,7 +75,7 @@ def test_every_distribution_states_its_license_and_carries_its_text(distribution
 
 
 def test_the_lock_pins_and_hashes_every_entry_and_names_no_index() -> None:
-    for name in ("requirements.lock", "requirements-uv.lock"):
+    for name in ("requirements.lock", "requirements-oracles.lock", "requirements-uv.lock"):
         entries = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
         assert entries
         for entry in entries:
