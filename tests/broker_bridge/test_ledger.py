@@ -3,11 +3,13 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flagcast_bridge.ledger import (
+    SCHEMA_VERSION,
     Ledger,
     LedgerBusy,
     LedgerCorrupt,
@@ -16,9 +18,10 @@ from flagcast_bridge.ledger import (
     NumberUsed,
     lease,
 )
-from flagcast_bridge.planner import Issued, Plan, Terms, plan
-from flagcast_shared.ids import Digest, Environment, Epoch, FlagKey, Namespace
+from flagcast_bridge.planner import Issued, Past, Plan, Terms, named, plan
+from flagcast_shared.ids import Digest, Environment, Epoch, FlagKey, Namespace, Sequence, Version
 from flagcast_shared.model import BooleanFlag
+from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, SnapshotAddress
 
 ENVIRONMENT = Environment("test")
 NAMESPACE = Namespace("default")
@@ -73,17 +76,20 @@ def test_a_reserved_number_is_not_published_until_it_is_confirmed(ledger: Ledger
     (entry,) = ledger.entries()
     assert (entry.version, entry.sequence, entry.state, entry.published) == (1, 1, "reserved", None)
     assert ledger.issued()[NAMESPACE].published is None
-    ledger.confirm(NAMESPACE, first.head.sequence, first.head.stable.digest, NOW + 5)
+    ledger.confirm(first.head, NOW + 5, {})
     (entry,) = ledger.entries()
     assert (entry.state, entry.reserved, entry.published) == ("published", NOW, NOW + 5)
     assert entry.provenance == {"commit": "abc"}
-    assert ledger.issued()[NAMESPACE] == Issued(first.head.stable.version, first.head.sequence, first.content)
+    assert ledger.issued()[NAMESPACE] == Issued(
+        first.head.stable.version, first.head.sequence, first.contents[0], first.head
+    )
 
 
 def test_confirming_another_content_under_the_same_number_does_nothing(ledger: Ledger) -> None:
     first = next_plan(ledger, on=True)
     ledger.reserve([first], NOW)
-    ledger.confirm(NAMESPACE, first.head.sequence, Digest(bytes(32)), NOW)
+    stable = replace(first.head.stable, digest=Digest(bytes(32)))
+    ledger.confirm(replace(first.head, stable=stable), NOW, {}, adopts=True)
     assert ledger.entries()[0].state == "reserved"
 
 
@@ -123,11 +129,156 @@ def test_what_was_published_is_there_after_closing(path: Path) -> None:
     ledger = Ledger(path, ENVIRONMENT)
     first = next_plan(ledger, on=True)
     ledger.reserve([first], NOW)
-    ledger.confirm(NAMESPACE, first.head.sequence, first.head.stable.digest, NOW)
+    ledger.confirm(first.head, NOW, {})
     ledger.close()
     again = Ledger(path, ENVIRONMENT)
-    assert again.issued()[NAMESPACE].published == first.content
+    assert again.issued()[NAMESPACE].published == first.contents[0]
     again.close()
+
+
+def messages_of(done: Plan) -> dict[Address, bytes]:
+    """What stands for the signed messages of a plan: other bytes for every address, and for every head."""
+    return {address: f"{address} of head {done.head.sequence}".encode() for address in named(done.head)}
+
+
+def publish(ledger: Ledger, done: Plan, now: int = NOW) -> Plan:
+    """Reserve and confirm, as if every message had been sent and read back."""
+    ledger.reserve([done], now)
+    ledger.confirm(done.head, now, messages_of(done))
+    return done
+
+
+def test_the_messages_of_the_last_head_are_kept_until_the_next_one_is_confirmed(ledger: Ledger) -> None:
+    first = publish(ledger, next_plan(ledger, on=True))
+    assert ledger.kept() == messages_of(first)
+    second = next_plan(ledger, on=False)
+    ledger.reserve([second], NOW)
+    assert ledger.kept() == messages_of(first)
+    ledger.confirm(second.head, NOW, {**messages_of(first), **messages_of(second)})
+    assert ledger.kept() == messages_of(second)
+    # Neither an older head nor other bytes under the same one take its place.
+    ledger.confirm(first.head, NOW, messages_of(first))
+    forged = {SnapshotAddress(NAMESPACE, Version(2), 0): b"forged"}
+    ledger.confirm(second.head, NOW, messages_of(second) | forged)
+    assert ledger.kept() == messages_of(second)
+
+
+def test_messages_are_kept_whole_or_not_at_all(ledger: Ledger) -> None:
+    first = next_plan(ledger, on=True)
+    ledger.reserve([first], NOW)
+    ledger.confirm(first.head, NOW, {HeadAddress(NAMESPACE): b"head"})
+    assert (ledger.entries()[0].state, ledger.kept()) == ("published", {})
+
+
+def test_a_head_of_another_ledger_is_written_down_only_where_that_was_asked_for(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    other = Ledger(tmp_path / "other.sqlite", ENVIRONMENT)
+    foreign = publish(other, next_plan(other, on=True))
+    other.close()
+    messages = messages_of(foreign)
+    ledger.confirm(foreign.head, NOW, messages)
+    assert (ledger.entries(), ledger.kept()) == ([], {})
+    ledger.confirm(foreign.head, NOW, messages, adopts=True)
+    (entry,) = ledger.entries()
+    assert (entry.action, entry.state, ledger.kept()) == ("adopted", "published", messages)
+    assert ledger.issued()[NAMESPACE].head == foreign.head
+    assert numbers(next_plan(ledger, on=False)) == (2, 2)
+
+
+def test_what_no_head_names_is_remembered_since_when_and_forgotten_when_it_is_gone(ledger: Ledger) -> None:
+    old, older = (SnapshotAddress(NAMESPACE, Version(number), 0) for number in (2, 1))
+    elsewhere = DeltaAddress(Namespace("other"), Version(2), Version(1))
+    assert ledger.unnamed([NAMESPACE], [older], 100) == {older: 100}
+    assert ledger.unnamed([NAMESPACE], [older, old], 200) == {older: 100, old: 200}
+    assert ledger.unnamed([Namespace("other")], [elsewhere], 250) == {elsewhere: 250}
+    assert ledger.unnamed([NAMESPACE], [old], 300) == {old: 200}
+    assert ledger.unnamed([NAMESPACE], [older], 400) == {older: 400}
+    assert ledger.unnamed([Namespace("other")], [elsewhere], 500) == {elsewhere: 250}
+
+
+def test_the_last_contents_that_were_published_are_what_deltas_can_begin_from(ledger: Ledger) -> None:
+    for number in range(4):
+        publish(ledger, next_plan(ledger, on=number % 2 == 0))
+    ledger.reserve([next_plan(ledger, on=True)], NOW)  # never published
+    issued = ledger.issued(3)[NAMESPACE]
+    assert [past.version for past in issued.past] == [4, 3, 2]
+    assert issued.past[0].records == {
+        record.id: record.digest for record in (issued.published.records if issued.published else ())
+    }
+    assert ledger.issued()[NAMESPACE].past == ()
+
+
+def test_a_content_to_roll_back_to_is_one_that_was_published(ledger: Ledger) -> None:
+    first = publish(ledger, next_plan(ledger, on=True))
+    second = publish(ledger, next_plan(ledger, on=False))
+    ledger.reserve([next_plan(ledger, on=True)], NOW)
+    assert ledger.content(NAMESPACE, Version(1)) == first.contents[0]
+    assert ledger.content(NAMESPACE, Version(3)) is None
+    assert ledger.content(NAMESPACE, Version(9)) is None
+    assert ledger.content_before(NAMESPACE, second.head.stable.digest) == first.contents[0]
+    assert ledger.content_before(NAMESPACE, first.head.stable.digest) == second.contents[0]
+    assert ledger.content_before(Namespace("other"), first.head.stable.digest) is None
+
+
+# What release 0.1.0 wrote: schema version 1, one head published and one reserved.
+VERSION_1 = """
+CREATE TABLE content (environment TEXT NOT NULL, namespace TEXT NOT NULL,
+ version INTEGER NOT NULL CHECK (version > 0), epoch INTEGER NOT NULL, digest BLOB NOT NULL,
+ parts INTEGER NOT NULL, body BLOB NOT NULL, reserved INTEGER NOT NULL,
+ PRIMARY KEY (environment, namespace, version));
+CREATE TABLE head (environment TEXT NOT NULL, namespace TEXT NOT NULL,
+ sequence INTEGER NOT NULL CHECK (sequence > 0), epoch INTEGER NOT NULL, version INTEGER NOT NULL,
+ digest BLOB NOT NULL, action TEXT NOT NULL, provenance TEXT NOT NULL, reserved INTEGER NOT NULL,
+ published INTEGER, PRIMARY KEY (environment, namespace, sequence));
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_ledger_of_version_1_is_taken_over_with_everything_in_it(path: Path) -> None:
+    made = Ledger(path.with_name("new.sqlite"), ENVIRONMENT)
+    first = next_plan(made, on=True)
+    made.close()
+    (content,) = first.contents
+    stable = first.head.stable
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    row = ("test", "default", 1, 1, stable.digest, 1, content.body, NOW)
+    connection.execute("INSERT INTO content VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    for sequence, published in ((1, NOW + 5), (2, None)):
+        head = (
+            "test",
+            "default",
+            sequence,
+            1,
+            1,
+            stable.digest,
+            "change",
+            '{"commit": "abc"}',
+            NOW,
+            published,
+        )
+        connection.execute("INSERT INTO head VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", head)
+    connection.commit()
+    connection.close()
+
+    ledger = Ledger(path, ENVIRONMENT)
+    assert ledger._database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert ledger.issued(8)[NAMESPACE] == Issued(
+        Version(1),
+        Sequence(2),
+        content,
+        past=(Past(Version(1), stable.digest, {record.id: record.digest for record in content.records}),),
+    )
+    entries = [(entry.sequence, entry.state, entry.candidate) for entry in ledger.entries()]
+    assert entries == [(2, "reserved", None), (1, "published", None)]
+    assert ledger.entries()[0].provenance == {"commit": "abc"}
+    assert (ledger.kept(), numbers(next_plan(ledger, on=False))) == ({}, (2, 3))
+    # The head that its last run could not note down any more is still recognised, without its bytes.
+    ledger.confirm(replace(first.head, sequence=Sequence(2)), NOW + 9, {})
+    assert ledger.entries()[0].state == "published"
+    ledger.close()
+    Ledger(path, ENVIRONMENT).close()
 
 
 def test_the_disk_is_waited_for(ledger: Ledger, path: Path) -> None:
@@ -147,9 +298,8 @@ def test_a_damaged_ledger_is_refused_with_what_to_do_and_left_as_it_is(path: Pat
 def test_a_content_that_the_disk_returns_changed_is_refused(path: Path, ledger: Ledger) -> None:
     first = next_plan(ledger, on=True)
     ledger.reserve([first], NOW)
-    ledger.confirm(NAMESPACE, first.head.sequence, first.head.stable.digest, NOW)
-    other = next_plan(ledger, on=False).content
-    assert other is not None
+    ledger.confirm(first.head, NOW, {})
+    (other,) = next_plan(ledger, on=False).contents
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE content SET body = ?", [other.body])
     connection.close()

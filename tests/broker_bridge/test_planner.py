@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 
 from flagcast_bridge import planner, signer
-from flagcast_bridge.planner import Action, Content, Issued, Live, Plan, Terms, obsolete, plan
+from flagcast_bridge.planner import Action, Content, Issued, Live, Plan, PlanRefused, Terms, obsolete, plan
 from flagcast_shared import trust
 from flagcast_shared.codec import deflate
 from flagcast_shared.context import Device
 from flagcast_shared.errors import InvalidDocument
 from flagcast_shared.ids import (
     DeviceId,
+    Digest,
     Environment,
     Epoch,
     FlagKey,
@@ -53,8 +54,7 @@ def bulky(count: int, seed: str = "") -> list[Entry]:
 
 
 def content_of(done: Plan) -> Content:
-    assert done.content is not None
-    return done.content
+    return done.contents[-1]
 
 
 def live_after(done: Plan, *, is_whole: bool = True) -> Live:
@@ -89,7 +89,7 @@ def test_the_first_content_is_version_one_and_the_head_comes_last() -> None:
 
 def test_the_same_content_again_changes_nothing() -> None:
     again = plan_for(flags(b=False, a=True), live_after(FIRST), issued_after(FIRST))
-    assert (again.action, again.head_draft, again.body, again.content) == (Action.UNCHANGED, None, (), None)
+    assert (again.action, again.head_draft, again.body, again.contents) == (Action.UNCHANGED, None, (), ())
     assert again.head == FIRST.head
 
 
@@ -175,11 +175,16 @@ def test_a_version_that_was_reserved_and_perhaps_sent_is_not_continued() -> None
     assert (again.action, again.head.stable.version, again.head.sequence) == (Action.CHANGE, 3, 3)
 
 
-def test_a_candidate_is_stepped_over() -> None:
-    candidate = Candidate(replace(FIRST.head.stable, version=Version(5)), 100, b"salt")
+def test_a_candidate_whose_content_nobody_has_any_more_can_only_be_taken_back() -> None:
+    digest = Digest(bytes(32))
+    candidate = Candidate(replace(FIRST.head.stable, version=Version(5), digest=digest), 100, b"salt")
     live = Live(replace(FIRST.head, candidate=candidate), content_of(FIRST).records)
-    again = plan_for(flags(a=True, b=False), live, issued_after(FIRST))
-    assert (again.action, again.head.stable.version, again.head.candidate) == (Action.CHANGE, 6, None)
+    with pytest.raises(
+        PlanRefused, match=r"version 5 is neither whole on the broker nor in the ledger.*abort"
+    ):
+        plan_for(flags(a=True, b=False), live, issued_after(FIRST))
+    aborted = planner.plan_abort(NAMESPACE, live, issued_after(FIRST), TERMS)
+    assert (aborted.head.stable.version, aborted.head.candidate) == (6, None)
 
 
 def test_a_broker_that_lost_everything_gets_the_same_version_again() -> None:
@@ -229,6 +234,95 @@ def test_a_large_change_is_a_delta_message_and_one_as_large_as_the_snapshot_is_n
     everything = plan_for(bulky(40, "new"), live_after(before), issued_after(before))
     assert (everything.head.inline, everything.head.stable.deltas) == (None, ())
     assert all(isinstance(draft.address, SnapshotAddress) for draft in everything.body)
+
+
+def history(count: int, terms: Terms = TERMS) -> tuple[Plan, Issued]:
+    """So many versions, each of which changes ten of forty bulky flags; the last plan, and what the ledger knows then."""
+    wanted = bulky(40)
+    past: list[planner.Past] = []
+    done = plan_for(wanted, terms=terms)
+    issued = issued_after(done)
+    for number in range(1, count):
+        wanted = (
+            [*bulky(10, f"new-{number}"), *wanted[10:]]
+            if number % 2
+            else [*wanted[:10], *bulky(30, f"x{number}")[10:30], *wanted[30:]]
+        )
+        live = live_after(done)
+        done = plan_for(wanted, live, replace(issued, past=tuple(past)), terms)
+        content = issued.published
+        assert content is not None
+        past.insert(
+            0, planner.Past(content.version, content.digest, {r.id: r.digest for r in content.records})
+        )
+        issued = issued_after(done)
+    return done, replace(issued, past=tuple(past))
+
+
+def deltas_of(done: Plan) -> list[int]:
+    kept = list(done.head.stable.deltas)
+    drafted = [draft.address for draft in done.body if isinstance(draft.address, DeltaAddress)]
+    assert drafted == [DeltaAddress(NAMESPACE, done.head.stable.version, old) for old in kept]
+    return [int(version) for version in kept]
+
+
+def test_deltas_lead_from_the_last_versions_newest_first_as_many_as_the_configuration_says() -> None:
+    assert deltas_of(history(6)[0]) == [5, 4, 3, 2, 1]
+    assert deltas_of(history(6, replace(TERMS, deltas=2))[0]) == [5, 4]
+    assert deltas_of(history(6, replace(TERMS, deltas=0))[0]) == []
+
+
+def test_all_deltas_together_keep_the_configured_size_the_newest_first() -> None:
+    done, _ = history(6)
+    sizes = [len(draft.payload) for draft in done.body if isinstance(draft.address, DeltaAddress)]
+    room = sizes[0] + sizes[1] + 2_000  # the signatures and headers around the two
+    assert room < sum(sizes[:3])
+    assert deltas_of(history(6, replace(TERMS, deltas_total=room))[0])[:2] == [5, 4]
+    assert sum(sizes) > room
+    assert len(deltas_of(history(6, replace(TERMS, deltas_total=room))[0])) < len(sizes)
+    assert deltas_of(history(6, replace(TERMS, deltas_total=100))[0]) == []
+
+
+def test_no_delta_leads_from_a_content_that_is_the_same_or_that_shares_nothing() -> None:
+    done, issued = history(3)
+    back = plan_for(bulky(40), live_after(done), issued)  # the content of version 1
+    assert 1 not in deltas_of(back)
+    other = plan_for(bulky(40, "other"), live_after(done), issued)
+    assert (deltas_of(other), other.head.inline) == ([], None)  # each would be as large as the snapshot
+
+
+def test_a_delta_over_several_versions_is_admitted_by_a_device_that_was_away() -> None:
+    done, _ = history(4)
+    fleet = Fleet()
+    fleet.receive(plan_for(bulky(40)), wants_body=True)
+    to = DeltaAddress(NAMESPACE, Version(4), Version(1))
+    only = tuple(draft for draft in done.body if draft.address == to)
+    update = fleet.receive(replace(done, body=only), wants_body=True)
+    assert (update.holding.version, update.holding.digest) == (4, done.head.stable.digest)
+
+
+def test_a_small_change_travels_in_the_head_and_older_versions_get_deltas() -> None:
+    before, issued = history(2)
+    wanted = [record.entry for record in content_of(before).records]
+    small = plan_for([*wanted, *flags(a=True)], live_after(before), issued)
+    assert small.head.inline is not None
+    assert (small.head.inline.from_version, deltas_of(small)) == (2, [1])
+
+
+def test_a_head_that_does_not_fit_is_refused_with_what_to_do() -> None:
+    long = replace(
+        TERMS, message_limit=4_096, provenance={f"n{n}": "\N{SNOWMAN}" * 128 * 2 for n in range(8)}
+    )
+    with pytest.raises(InvalidDocument, match=r"its head takes \d+ bytes, at most 4096; less provenance"):
+        plan_for(flags(a=True), terms=long)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (1, "0.01 %"), (50, "0.5 %"), (1_250, "12.5 %"), (2_005, "20.05 %"), (10_000, "100 %")],
+)
+def test_a_share_reads_as_a_percentage(share: int, text: str) -> None:
+    assert planner.percent(share) == text
 
 
 def test_an_inline_delta_is_left_out_where_the_head_would_not_fit() -> None:

@@ -34,7 +34,9 @@ def test_a_new_project_has_its_configuration_keys_and_a_root_that_devices_can_st
         "flagcast.toml",
         "keys/.gitignore",
         "keys/root.key",
+        "keys/root.key.pub",
         "keys/publisher.key",
+        "keys/publisher.key.pub",
         "roots/1.root",
     }
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from publishing import Flagcast, bulky_features, configure, features, make_project
 
 from brokers import Broker, free_port, start_amqtt, start_mosquitto
-from flagcast_bridge import mqtt, project, publisher, signer
+from flagcast_bridge import clock, mqtt, project, publisher, signer
 from flagcast_bridge.ledger import lease
 from flagcast_shared.ids import Namespace
 from flagcast_shared.messages import Place, encode_head
@@ -73,9 +73,13 @@ class Site:
         return {topic.removeprefix("flagcast/1/test/"): data for topic, data in found.items()}
 
     def put(self, topic: str, data: bytes) -> None:
-        """Retain anything, as anybody on the broker's network could."""
+        """Retain anything, as anybody on the broker's network could; returns when the broker shows it."""
+        place = f"flagcast/1/test/{topic}"
         with self.connect() as connection:
-            connection.publish([(f"flagcast/1/test/{topic}", data)])
+            connection.publish([(place, data)])
+            # The embedded broker acknowledges first and retains afterwards.
+            while connection.read_all([place]).get(place, b"") != data:
+                pass
 
     def connect(self) -> mqtt.Connection:
         return mqtt.connect(self.broker.host, self.broker.port, mqtt.Login())
@@ -94,7 +98,8 @@ def site(
     kind, protocol = request.param
     start = start_mosquitto if kind == "mosquitto" else start_amqtt
     with start(tmp_path / "broker") as broker:
-        made = make_project(tmp_path / "fleet", broker.url, {"protocol": f'"{protocol}"'})
+        settings = {"protocol": f'"{protocol}"', "grace_seconds": "0"}
+        made = make_project(tmp_path / "fleet", broker.url, settings)
         yield Site(broker, made.folder, Flagcast(made.folder, capsys))
 
 
@@ -293,6 +298,188 @@ def test_a_head_that_was_published_but_not_noted_is_noted_by_the_next_run(site: 
     assert set(site.retained()) == {"root/1", "flags/default/head", "flags/default/snapshot/2/0"}
 
 
+def test_what_no_head_names_stays_for_the_grace_period(
+    on_mosquitto: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now()
+
+    def publish_at(seconds: int, **flags: bool) -> set[str]:
+        with monkeypatch.context() as patched:
+            patched.setattr(clock, "now", lambda: now + seconds)
+            code, said = on_mosquitto.publish(features(flags))
+        assert code == 0, said
+        return {topic for topic in on_mosquitto.retained() if "snapshot" in topic}
+
+    first, second, third = (f"flags/default/snapshot/{version}/0" for version in (1, 2, 3))
+    assert publish_at(0, a=True) == {first}
+    assert publish_at(10, a=False) == {first, second}
+    assert publish_at(1_000, a=True, b=True) == {first, second, third}
+    assert publish_at(3_609, a=True, b=True) == {first, second, third}
+    assert publish_at(3_610, a=True, b=True) == {second, third}  # an hour after version 2 took its place
+    assert publish_at(4_600, a=True, b=True) == {third}
+
+
+@pytest.mark.parametrize("published_before", [0, 1, 2])
+def test_what_a_killed_publisher_left_goes_after_the_grace_period_and_no_device_sees_a_mixture(
+    on_mosquitto: Site, monkeypatch: pytest.MonkeyPatch, published_before: int
+) -> None:
+    configure(on_mosquitto.folder, {"message_limit_bytes": "4096"})
+    on_mosquitto.publish(bulky_features(12))
+    path = on_mosquitto.folder / "next.yml"
+    path.write_text(bulky_features(12, seed="new"))
+    command = [sys.executable, "-c", DIE_AT, str(published_before)]
+    command += ["publish", str(path), "--project", str(on_mosquitto.folder)]
+    killed = subprocess.run(command, check=False, capture_output=True)
+    is_published = published_before == 2
+    assert killed.returncode == (0 if is_published else -signal.SIGKILL)  # there is nothing to be cleared yet
+    seen = publisher.read_broker(project.load(on_mosquitto.folder))
+    live = seen.live[Namespace("default")]
+    # Whatever the head names is there, whole and of one version.
+    assert (live.head.stable.version, live.is_whole, seen.refused) == (2 if is_published else 1, True, {})
+    orphans = {at for at in on_mosquitto.retained() if "snapshot/2" in at}
+    assert bool(orphans) == (published_before > 0)
+
+    code, said = on_mosquitto.publish(bulky_features(12, seed="newer"))
+    assert code == 0, said
+    assert orphans <= on_mosquitto.retained().keys()
+    later = clock.now() + 3_601
+    monkeypatch.setattr(clock, "now", lambda: later)
+    code, said = on_mosquitto.publish(bulky_features(12, seed="newer"))
+    assert (code, "nothing to publish" in said) == (0, True)
+    assert not orphans & on_mosquitto.retained().keys()
+    shown = on_mosquitto.show()["default"]
+    assert shown["is_whole"] is True
+
+
+def test_nothing_of_a_namespace_that_this_project_does_not_know_is_ever_cleared(site: Site) -> None:
+    site.put("flags/other/snapshot/1/0", b"theirs")
+    site.put("flags/other/delta/2/1", b"theirs")
+    site.put("root/7", b"theirs")
+    site.publish(features({"a": True}))
+    site.publish(features({"a": False}))
+    assert {"flags/other/snapshot/1/0", "flags/other/delta/2/1", "root/7"} <= site.retained().keys()
+
+
+def test_deltas_from_the_last_versions_stand_on_the_broker_and_a_lost_one_comes_back(site: Site) -> None:
+    flags = {f"flag-{number}": False for number in range(40)}
+    said = [site.publish(features(flags | {f"flag-{number}": True}))[1] for number in range(4)]
+    assert "deltas for devices at version 2, 1" in said[-1]
+    before = site.retained()
+    deltas = {topic for topic in before if "delta" in topic}
+    assert deltas == {"flags/default/delta/4/2", "flags/default/delta/4/1"}
+    assert site.show()["default"]["is_whole"] is True
+
+    site.put("flags/default/delta/4/1", b"")
+    done = site.flagcast.on_project("show")
+    assert (done.code, "LOST flagcast/1/test/flags/default/delta/4/1" in done.out) == (1, True)
+    code, again = site.publish(features(flags | {"flag-3": True}))
+    assert (code, "restore, version 4" in again) == (0, True)
+    assert site.retained().items() >= {(topic, before[topic]) for topic in deltas}
+
+    site.put("flags/default/delta/4/1", b"forged")
+    assert site.publish(features(flags | {"flag-3": True}))[0] == 0
+    assert site.retained()["flags/default/delta/4/1"] == before["flags/default/delta/4/1"]
+
+
+def test_a_root_that_has_expired_publishes_nothing_and_says_what_to_do(
+    on_mosquitto: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_mosquitto.publish(features({"a": True}))
+    before = on_mosquitto.retained()
+    expires = publisher.read_broker(project.load(on_mosquitto.folder)).root.expires
+    for now, exit_code, words in (
+        (expires - 86_400, 0, "root 1 expires at"),
+        (expires, 1, "make the next root with flagcast keys rotate root"),
+    ):
+        monkeypatch.setattr(clock, "now", lambda: now)  # noqa: B023  # read in this turn
+        code, said = on_mosquitto.publish(features({"a": True}), "--dry-run")
+        assert (code, words in said) == (exit_code, True), said
+    code, said = on_mosquitto.publish(features({"a": False}))
+    assert (code, "devices take nothing new under it" in said) == (1, True)
+    assert on_mosquitto.retained() == before
+
+
+def test_a_candidate_is_published_steered_and_promoted_on_every_broker(site: Site) -> None:
+    site.publish(features({"a": False}))
+    code, said = site.publish(features({"a": True}), "--candidate", "12.5", "--label", "ring=pilot")
+    assert code == 0, said
+    assert "candidate, version 1 (was 1), candidate 2" in said
+    assert "12.5 % of the devices with ring=pilot" in said
+    shown = site.show()["default"]
+    assert shown["is_whole"] is True
+    candidate = shown["candidate"]
+    assert isinstance(candidate, dict)
+    assert (candidate["version"], candidate["share"], candidate["labels"]) == (2, 12.5, {"ring": "pilot"})
+
+    salts = []
+    for arguments in (("set", "20"), ("set", "0.29"), ("pause",), ("promote",)):
+        head = publisher.read_broker(project.load(site.folder)).live[Namespace("default")].head
+        salts.append(head.candidate.salt if head.candidate else b"")
+        done = site.flagcast.on_project("rollout", *arguments)
+        assert done.code == 0, done.err
+    assert len(set(salts)) == 1
+    assert len(salts[0]) == 16
+    (status,) = json.loads(site.flagcast.on_project("rollout", "status", "--format", "json").out)
+    assert (status["stable"], status["candidate"]) == (2, None)
+    log = json.loads(site.flagcast.on_project("log", "--format", "json").out)
+    told = [(e["action"], e["candidate"] and e["candidate"]["share"]) for e in log]
+    assert told == [
+        ("promote", None),
+        ("pause", 0.0),
+        ("share", 0.29),
+        ("share", 20.0),
+        ("candidate", 12.5),
+        ("change", None),
+    ]
+    assert "candidate 2 for 0.29 % with ring=pilot" in site.flagcast.on_project("log").out
+
+
+def test_a_lost_part_of_a_candidate_is_seen_and_restored(site: Site) -> None:
+    site.publish(features({"a": False}))
+    site.publish(features({"a": True}), "--candidate", "5")
+    before = site.retained()["flags/default/snapshot/2/0"]
+    site.put("flags/default/snapshot/2/0", b"")
+    done = site.flagcast.on_project("show")
+    assert (done.code, "candidate 2 for 5 %, NOT WHOLE" in done.out) == (1, True)
+    code, said = site.publish(features({"a": False}))
+    assert (code, "restore" in said) == (0, True)
+    assert site.retained()["flags/default/snapshot/2/0"] == before
+    assert site.show()["default"]["is_whole"] is True
+
+
+def test_a_rollback_needs_a_namespace_where_there_are_several(site: Site) -> None:
+    site.publish(features({"a": True}) + "---\n" + features({"b": True}, "mobile"))
+    site.publish(features({"a": False}) + "---\n" + features({"b": True}, "mobile"))
+    done = site.flagcast.on_project("rollback")
+    assert (done.code, "name the one to roll back: default, mobile" in done.err) == (2, True)
+    done = site.flagcast.on_project("rollback", "--namespace", "mobile")
+    assert (done.code, "nothing else was published before" in done.err) == (1, True)
+    done = site.flagcast.on_project("rollback", "--namespace", "default")
+    assert (done.code, "rollback, version 3 (was 2)" in done.out) == (0, True)
+    assert site.show()["default"]["provenance"] == {"rollback": "version 1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--candidate", "101"), "'101' is no share: allowed is 0 to 100"),
+        (("--candidate", "1.234"), "at most two decimals"),
+        (("--candidate", "-1"), "is no share"),
+        (("--candidate", "1e1"), "is no share"),
+        (("--label", "a=b"), "belong to --candidate"),
+        (("--candidate", "5", "--label", "ab"), "allowed is NAME=VALUE"),
+        (("--candidate", "5", "--remove", "x"), "not together with --candidate"),
+    ],
+)
+def test_a_candidate_that_is_badly_asked_for_is_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    made = make_project(tmp_path / "fleet", "mqtt://127.0.0.1:1")
+    (tmp_path / "features.yml").write_text(features({"a": True}))
+    done = Flagcast(made.folder, capsys).on_project("publish", tmp_path / "features.yml", *arguments)
+    assert (done.code, says in done.err) == (2, True), done.err
+
+
 def test_a_head_that_a_stranger_signed_is_refused_by_name(on_mosquitto: Site, tmp_path: Path) -> None:
     on_mosquitto.publish(features({"a": True}))
     made = project.load(on_mosquitto.folder)
@@ -331,7 +518,10 @@ def test_a_key_that_the_root_does_not_name_publishes_nothing(on_mosquitto: Site)
     assert on_mosquitto.retained() == {}
 
 
-def test_two_publishers_at_once_exclude_each_other(on_mosquitto: Site) -> None:
+def test_two_publishers_at_once_exclude_each_other(
+    on_mosquitto: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "LEASE_PATIENCE_SECONDS", 0.3)
     with lease(on_mosquitto.folder / "ledger.sqlite", "process 1 on elsewhere"):
         code, said = on_mosquitto.publish(features({"a": True}))
     assert (code, "process 1 on elsewhere" in said) == (1, True)

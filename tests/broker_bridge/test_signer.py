@@ -23,7 +23,7 @@ ENVIRONMENT = Environment("test")
 HEAD = Place(ENVIRONMENT, Namespace("default"), Kind.HEAD)
 
 
-def root_of(*signers: signer.Signer, threshold: int = 1) -> Root:
+def root_of(*signers: signer.FileSigner, threshold: int = 1) -> Root:
     keys = {each.public.id: each.public for each in signers}
     quorum = Quorum(frozenset(keys), threshold)
     return Root(ENVIRONMENT, 1, Epoch(1), 1, 2, keys, {Role.ROOT: quorum, Role.PUBLISHER: quorum})
@@ -85,7 +85,7 @@ def test_a_key_that_everybody_may_read_is_refused_with_what_to_do(tmp_path: Path
             ed25519.Ed25519PrivateKey.generate().private_bytes(
                 Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
             ),
-            "protected by a password",
+            "protected by a passphrase",
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 def test_the_private_half_never_shows() -> None:
     made = signer.create("publisher")
-    assert repr(made) == f"Signer('publisher', {made.public.id.hex()})"
+    assert repr(made) == f"FileSigner('publisher', {made.public.id.hex()})"
 
 
 def test_one_signature_is_a_sign1_that_verifies() -> None:

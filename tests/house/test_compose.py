@@ -181,6 +181,10 @@ class Machine:
             check=False,
         )
 
+    def says(self, service: str, text: str) -> bool:
+        """Whether a service has printed a text."""
+        return text in (self.folder / f"{service}.log").read_text(encoding="utf-8", errors="replace")
+
     def logs(self) -> str:
         return "\n".join(
             f"== {path.name}\n{path.read_text(encoding='utf-8', errors='replace')}"
@@ -218,10 +222,11 @@ def test_the_commands_of_the_compose_file_make_a_working_system(machine: Machine
 
     with machine.running("broker"):
         wait_for(partial(is_listening, machine.port), "the broker", machine)
-        for _ in range(2):  # compose runs the bridge again with every `up`
-            with machine.running("bridge") as bridge:
-                assert bridge.wait(60) == 0, machine.logs()
-        with contextlib.ExitStack() as both:
+        with machine.running("bridge") as bridge:
+            wait_for(partial(machine.says, "bridge", "message=checked"), "the first publication", machine)
+            bridge.send_signal(signal.SIGTERM)
+            assert bridge.wait(20) == 0, machine.logs()
+        with machine.running("bridge"), contextlib.ExitStack() as both:  # once more, as after a restart
             for agent in agents:
                 both.enter_context(machine.running(agent))
             for agent in agents:

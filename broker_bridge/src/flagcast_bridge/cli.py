@@ -9,25 +9,34 @@
 import argparse
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flagcast_shared.errors import FlagcastError, InvalidInput
-from flagcast_shared.ids import parse_namespace
-from flagcast_shared.limits import PROVENANCE_MAX_ENTRIES, PROVENANCE_TEXT_MAX_CHARACTERS
+from flagcast_shared.ids import Epoch, Namespace, Version, parse_device, parse_namespace
+from flagcast_shared.limits import (
+    LABELS_MAX,
+    NUMBER_MAX,
+    PROVENANCE_MAX_ENTRIES,
+    PROVENANCE_TEXT_MAX_CHARACTERS,
+)
+from flagcast_shared.messages import SHARE_ALL, Candidate
 from flagcast_shared.topics import HeadAddress
 
-from . import clock, project
+from . import clock, passphrase, project
 from .mqtt import BrokerError
-from .planner import Action, Plan
+from .planner import Action, Plan, Stage, percent
 from .project import Project
 
 if TYPE_CHECKING:
-    from .publisher import OnBroker
+    from .fleet import Member, Summary
+    from .publisher import OnBroker, Order, RolloutStatus
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -37,6 +46,7 @@ NO_BROKER: Final = 3
 _PROJECT_VARIABLE: Final = "FLAGCAST_PROJECT"
 _DIGEST_DIGITS: Final = 16
 # Enough of a digest for people; JSON has all of it.
+_FLEET_LISTED: Final = 50
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _init(arguments: argparse.Namespace) -> int:
     from . import publisher
 
-    made = publisher.found(arguments.folder, arguments.environment, arguments.broker, arguments.prefix)
+    made = publisher.found(
+        arguments.folder,
+        arguments.environment,
+        arguments.broker,
+        arguments.prefix,
+        passphrase=passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase),
+    )
     print(f"made a project for environment {made.environment!r} in {made.folder}")
     print(f"  {made.folder / project.CONFIG_NAME}    what is published where; every key is explained in it")
     print(f"  {made.root_file(1)}    the trust anchor: provision devices with it")
@@ -83,6 +99,8 @@ def _publish(arguments: argparse.Namespace) -> int:
     from .findings import as_text
 
     settings = project.load(arguments.project)
+    if arguments.release is not None:
+        return _release(settings, arguments)
     provenance = _provenance(arguments)
     remove = frozenset(parse_namespace(name) for name in arguments.remove)
     compilation = validate.load(arguments.path)
@@ -91,18 +109,30 @@ def _publish(arguments: argparse.Namespace) -> int:
     if compilation.has_errors:
         print(f"flagcast: error: {arguments.path} has errors; nothing was published", file=sys.stderr)
         return FAILED
-    wanted = publisher.Wanted(compilation.namespaces, provenance, remove, arguments.refresh)
+    wanted = publisher.Wanted(
+        compilation.namespaces, provenance, remove, arguments.refresh, _stage(arguments)
+    )
+    return _carry_out(settings, wanted, arguments)
+
+
+def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace) -> int:
+    from . import publisher
+
     if arguments.dry_run:
-        outcome = publisher.preview(settings, wanted, say=_note)
+        outcome = publisher.preview(settings, order, say=_note)
         for plan in outcome.plans:
             _show_plan(plan)
+    elif arguments.prepare is not None:
+        return _prepare(settings, order, arguments.prepare)
     else:
-        outcome = publisher.publish(settings, wanted, say=_note, show=_show_plan)
+        outcome = publisher.publish(settings, order, say=_note, show=_show_plan, unlock=_unlock(arguments))
     for namespace in outcome.left_alone:
         print(
             f"{namespace}: not in {arguments.path}, left as it is; take its flags away with --remove {namespace}"
         )
     issued = sum(plan.head_draft is not None for plan in outcome.plans)
+    for number in outcome.roots:
+        print(f"published root {number}")
     if arguments.dry_run:
         print("dry run: nothing was published")
     elif issued:
@@ -115,6 +145,166 @@ def _publish(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _prepare(settings: Project, order: "Order", path: Path) -> int:
+    from . import keys, publisher
+
+    keys.require_free(path)
+    outcome, prepared = publisher.prepare(settings, order, say=_note, show=_show_plan)
+    if prepared is None:
+        missing = " (but for roots, which flagcast publish puts there)" if outcome.plans else ""
+        print(f"nothing to publish{missing}; {settings.broker.url} is up to date")
+        return DONE
+    keys.write(path, prepared)
+    print(f"nothing was published; its numbers are reserved, and it is written to {path}")
+    keys.say_progress(prepared, path, print)
+    return DONE
+
+
+def _release(settings: Project, arguments: argparse.Namespace) -> int:
+    from . import keys, publisher
+
+    others = (arguments.prepare, arguments.candidate, arguments.provenance, arguments.remove)
+    if any(others) or arguments.dry_run or arguments.refresh:
+        raise InvalidInput("--release: what it publishes is signed already; give nothing beside it")
+    done = publisher.release(settings, keys.read(arguments.release), say=_note)
+    for number in done.roots:
+        print(f"published root {number}")
+    for head in done.heads:
+        print(f"{head.namespace}: version {head.stable.version}, head {head.sequence}")
+    cleared = f"; {_count(done.cleared, 'old message')} cleared" if done.cleared else ""
+    print(
+        f"published {_count(len(done.heads), 'namespace')} to {settings.broker.url}, read back and confirmed{cleared}"
+    )
+    return DONE
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    return int(arguments.act(arguments))
+
+
+def _keys_list(arguments: argparse.Namespace) -> int:
+    from . import keys
+
+    settings = project.load(arguments.project)
+    if arguments.format == "json":
+        print(json.dumps(keys.as_json(settings), indent=2))
+    else:
+        print("\n".join(keys.shown(settings)))
+    return DONE
+
+
+def _keys_make(arguments: argparse.Namespace) -> int:
+    from . import keys
+
+    new = passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase)
+    keys.make(arguments.file, arguments.name, new, print)
+    return DONE
+
+
+def _keys_rotate(arguments: argparse.Namespace) -> int:
+    from flagcast_shared.root import Role
+
+    from . import keys
+
+    keys.rotate(
+        project.load(arguments.project),
+        Role(arguments.role),
+        add=arguments.add,
+        remove=arguments.remove,
+        threshold=arguments.threshold,
+        out=arguments.out,
+        key_files=arguments.key,
+        unlock=_unlock(arguments),
+        protect=lambda: passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase),
+        say=print,
+    )
+    return DONE
+
+
+def _keys_revoke(arguments: argparse.Namespace) -> int:
+    from . import keys
+
+    keys.revoke(
+        project.load(arguments.project),
+        arguments.name,
+        out=arguments.out,
+        key_files=arguments.key,
+        unlock=_unlock(arguments),
+        say=print,
+    )
+    return DONE
+
+
+def _keys_sign(arguments: argparse.Namespace) -> int:
+    from . import keys
+
+    keys.sign(
+        arguments.file,
+        arguments.key,
+        unlock=_unlock(arguments),
+        agrees=lambda question: arguments.yes or _agrees(question),
+        say=print,
+    )
+    return DONE
+
+
+def _keys_apply(arguments: argparse.Namespace) -> int:
+    from . import keys
+
+    keys.apply(project.load(arguments.project), arguments.file, print)
+    return DONE
+
+
+def _agrees(question: str) -> bool:
+    print(question, end="", flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _unlock(arguments: argparse.Namespace) -> passphrase.Unlock:
+    return passphrase.source(arguments.passphrase_file, asks=arguments.passphrase)
+
+
+def _rollout(arguments: argparse.Namespace) -> int:
+    from . import publisher
+    from .publisher import Rollout, Step
+
+    namespaces = frozenset(parse_namespace(name) for name in arguments.namespace)
+    if (arguments.percent is not None) != (arguments.step == "set"):
+        raise InvalidInput("PERCENT belongs to set: flagcast rollout set PERCENT")
+    settings = project.load(arguments.project)
+    match arguments.step:
+        case "status":
+            return _rollout_status(publisher.read_rollouts(settings, namespaces), arguments.format)
+        case "set":
+            order = Rollout(Step.SHARE, namespaces, _share(arguments.percent))
+        case "pause":
+            order = Rollout(Step.SHARE, namespaces, 0)
+        case "promote":
+            order = Rollout(Step.PROMOTE, namespaces)
+        case _:
+            order = Rollout(Step.ABORT, namespaces)
+    return _carry_out(settings, order, arguments)
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from .publisher import Rollback
+
+    if arguments.to is not None and not 1 <= arguments.to <= NUMBER_MAX:
+        raise InvalidInput(f"--to {arguments.to}: allowed is a version, 1 or above")
+    order = Rollback(
+        None if arguments.namespace is None else parse_namespace(arguments.namespace),
+        None if arguments.to is None else Version(arguments.to),
+    )
+    return _carry_out(project.load(arguments.project), order, arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from . import daemon
+
+    daemon.run(project.load(arguments.project), lambda line: print(line, file=sys.stderr, flush=True))
+    return DONE
+
+
 def _show(arguments: argparse.Namespace) -> int:
     from . import publisher
 
@@ -124,7 +314,7 @@ def _show(arguments: argparse.Namespace) -> int:
         print(json.dumps(_seen_as_json(settings, seen), indent=2))
     else:
         _print_seen(settings, seen)
-    is_whole = all(live.records is not None for live in seen.live.values())
+    is_whole = all(live.is_whole for live in seen.live.values())
     return DONE if is_whole and not seen.refused else FAILED
 
 
@@ -155,6 +345,7 @@ def _log(arguments: argparse.Namespace) -> int:
                         "reserved": clock.as_text(each.reserved),
                         "published": None if each.published is None else clock.as_text(each.published),
                         "provenance": dict(each.provenance),
+                        "candidate": _candidate_as_json(each.candidate),
                     }
                     for each in entries
                 ],
@@ -166,11 +357,95 @@ def _log(arguments: argparse.Namespace) -> int:
         print("nothing was issued yet")
     for each in entries:
         origin = " ".join(f"{key}={value}" for key, value in each.provenance.items())
+        staged = f"  candidate {_candidate_text(each.candidate)}" if each.candidate is not None else ""
         print(
-            f"{clock.as_text(each.reserved)}  {each.namespace}  head {each.sequence}  version {each.version}"
+            f"{clock.as_text(each.reserved)}  {each.namespace}  head {each.sequence}  version {each.version}{staged}"
             f"  {each.action}  {each.state}  {each.digest.hex()[:_DIGEST_DIGITS]}  {origin}".rstrip()
         )
     return DONE
+
+
+def _fleet(arguments: argparse.Namespace) -> int:
+    from . import collector
+    from .fleet import summarize
+
+    settings = project.load(arguments.project)
+    found = collector.muster(settings)
+    now = clock.now()
+    if arguments.device and parse_device(arguments.device) not in found.fleet:
+        raise FlagcastError(f"{arguments.device}: no report of this device is on {settings.broker.url}")
+    members = [member for name, member in sorted(found.fleet.items()) if arguments.device in {"", str(name)}]
+    if arguments.format == "json":
+        document: dict[str, object] = {
+            "devices": [_member_as_json(each, found.stable, now) for each in members]
+        }
+        if not arguments.device:
+            summary = summarize(found.fleet, found.stable, now)
+            document |= {"summary": _summary_as_json(summary), "unreadable": dict(found.unreadable)}
+        print(json.dumps(document, indent=2))
+        return DONE
+    if arguments.device:
+        for line in _member_lines(members[0], found.stable, now):
+            print(line)
+        return DONE
+    for line in _summary_lines(summarize(found.fleet, found.stable, now)):
+        print(line)
+    troubled = [each for each in members if _troubles(each, found.stable, now)]
+    for each in troubled[:_FLEET_LISTED]:
+        print(f"{each.device:<24} {'; '.join(_troubles(each, found.stable, now))}")
+    if len(troubled) > _FLEET_LISTED:
+        print(f"... and {len(troubled) - _FLEET_LISTED} more; --format json lists every device")
+    for topic, why in found.unreadable.items():
+        print(f"NOT A REPORT {topic}: {why}")
+    return DONE
+
+
+def _usage(arguments: argparse.Namespace) -> int:
+    from . import collector
+    from .ledger import UsageBook
+
+    settings = project.load(arguments.project)
+    now = clock.now()
+    book = UsageBook(settings.usage, settings.environment, now)
+    try:
+        if arguments.act == "collect":
+            signal.signal(signal.SIGTERM, _leave)
+            added, known = collector.collect(settings, book, _note, is_once=arguments.once)
+            print(f"batches added: {added}, known already: {known}")
+            return DONE
+        since = now - arguments.days * 86_400
+        totals = book.totals(since, arguments.namespace)
+        devices, batches, dropped = book.batches(since)
+    finally:
+        book.close()
+    if arguments.format == "json":
+        document = {
+            "days": arguments.days,
+            "devices": devices,
+            "batches": batches,
+            "dropped": dropped,
+            "usage": [
+                {"namespace": each.namespace, "flag": each.flag, "answer": each.answer, "reason": each.reason,
+                 "evaluations": each.evaluations}
+                for each in totals
+            ],
+        }  # fmt: skip
+        print(json.dumps(document, indent=2))
+        return DONE
+    for each in totals:
+        answer = each.answer or "(none)"
+        print(f"{each.namespace:<12} {each.flag:<32} {answer:<16} {each.reason:<14} {each.evaluations:>14,}")
+    print(
+        f"from {_count(devices, 'device')} in {_count(arguments.days, 'day')}"
+        + (f"; {dropped} evaluations were dropped on devices" if dropped else "")
+    )
+    return DONE
+
+
+def _leave(number: int, frame: object) -> None:
+    # Nothing is lost by leaving in the middle: what was not acknowledged comes again.
+    del number, frame
+    raise SystemExit(DONE)
 
 
 def _broker(arguments: argparse.Namespace) -> int:
@@ -220,6 +495,7 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         metavar="LEVEL",
         help="the first level of every topic (default: %(default)s)",
     )
+    _add_passphrase(parser, "the keys are encrypted under a passphrase")
 
 
 def _add_validate(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +505,14 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="a flags file, or a folder of them")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a flags file, or a folder of them")
+    what.add_argument(
+        "--release",
+        type=Path,
+        metavar="FILE",
+        help="instead: what --prepare wrote, once enough keys have signed it with flagcast keys sign",
+    )
     _add_project(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would change and publish nothing")
     parser.add_argument(
@@ -249,11 +532,194 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=TEXT",
         help="where this release comes from, e.g. commit=1a2b3c; stands in every head; may be given several times",
     )
+    _add_prepare(parser)
+    staged = parser.add_argument_group("staged rollout")
+    staged.add_argument(
+        "--candidate",
+        metavar="PERCENT",
+        help="for this share of the devices only, 0 to 100 with at most two decimals; all others keep what is stable",
+    )
+    labels = staged.add_mutually_exclusive_group()
+    labels.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only for devices with this label; may be given several times, then all of them "
+        "(default: the labels of the candidate that is out)",
+    )
+    labels.add_argument("--any-label", action="store_true", help="for devices of whatever labels")
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prepare",
+        type=Path,
+        metavar="FILE",
+        help="publish nothing; write what is to be signed into this file, for people who hold the keys",
+    )
+    _add_passphrase(parser, "be asked for the passphrase of the signing key")
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    acts = parser.add_subparsers(title="what to do", metavar="ACT", required=True)
+
+    def act(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+    ) -> argparse.ArgumentParser:
+        added = acts.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(act=run)
+        return added
+
+    shown = act(
+        "list",
+        _keys_list,
+        "show the chain of roots, the keys of the one in force, and which of them this project holds",
+        "flagcast keys list --project fleet --format json",
+    )
+    _add_project(shown)
+    _add_format(shown)
+    made = act(
+        "make",
+        _keys_make,
+        "make a key pair for somebody who signs; needs no project",
+        "flagcast keys make alice.key --name alice --passphrase",
+    )
+    made.add_argument(
+        "file", type=Path, metavar="FILE", help="the private key; its public half becomes FILE.pub"
+    )
+    made.add_argument("--name", required=True, metavar="NAME", help="for people; stands in the root")
+    _add_passphrase(made, "the key is encrypted under a passphrase")
+    rotated = act(
+        "rotate",
+        _keys_rotate,
+        "make the next root with other keys; without options a new key takes the place of the project's own",
+        "flagcast keys rotate publisher --project fleet",
+    )
+    rotated.add_argument("role", choices=("root", "publisher"), metavar="ROLE", help="root or publisher")
+    _add_path(
+        rotated, "--add", "PUBFILE", "a public key that comes; may be given several times", several=True
+    )
+    rotated.add_argument(
+        "--remove",
+        action="append",
+        default=[],
+        metavar="KEYID",
+        help="a key that goes, by its id or name; may be given several times",
+    )
+    rotated.add_argument("--threshold", type=int, metavar="N", help="how many of the keys must sign")
+    revoked = act(
+        "revoke",
+        _keys_revoke,
+        "make the next root without a key",
+        "flagcast keys revoke alice --project fleet",
+    )
+    revoked.add_argument("name", metavar="KEYID", help="the key's id, or its name where only one has it")
+    for each in (rotated, revoked):
+        _add_project(each)
+        _add_path(each, "--key", "KEYFILE", "a key outside of the project that signs too", several=True)
+        _add_path(
+            each,
+            "--out",
+            "FILE",
+            "where the root waits for signatures that are missing (default: root-N.ceremony)",
+        )
+        _add_passphrase(each, "be asked for passphrases, also for that of a new key")
+    signed = act(
+        "sign",
+        _keys_sign,
+        "sign a ceremony file with a key; needs no project and no network",
+        "flagcast keys sign root-2.ceremony --key root.key",
+    )
+    signed.add_argument("file", type=Path, metavar="FILE", help="the ceremony file; it gets the signature")
+    signed.add_argument(
+        "--key", type=Path, required=True, metavar="KEYFILE", help="the private key that signs"
+    )
+    signed.add_argument("--yes", action="store_true", help="do not ask")
+    _add_passphrase(signed, "be asked for the passphrase of the key")
+    applied = act(
+        "apply",
+        _keys_apply,
+        "take a root that enough keys have signed into the project",
+        "flagcast keys apply root-2.ceremony --project fleet",
+    )
+    applied.add_argument("file", type=Path, metavar="FILE", help="the ceremony file")
+    _add_project(applied)
+
+
+def _add_rollout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "step",
+        choices=("status", "set", "pause", "promote", "abort"),
+        metavar="STEP",
+        help="status: what is out; set PERCENT: give the candidate to this share of the devices; pause: nobody new takes it, "
+        "who has it keeps it; promote: make it stable; abort: take it back",
+    )
+    parser.add_argument(
+        "percent", nargs="?", metavar="PERCENT", help="for set: 0 to 100 with at most two decimals"
+    )
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NAMESPACE",
+        help="only this one; may be given several times (default: all with a candidate)",
+    )
+    _add_project(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show what would change and publish nothing")
+    _add_prepare(parser)
+    _add_format(parser)
+
+
+def _add_rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--to",
+        type=int,
+        metavar="VERSION",
+        help="the version whose content is published again (default: the content before the current one)",
+    )
+    parser.add_argument(
+        "--namespace", metavar="NAMESPACE", help="which one (default: the only one that was ever published)"
+    )
+    _add_project(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show what would change and publish nothing")
+    _add_prepare(parser)
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
     _add_project(parser)
     _add_format(parser)
+
+
+def _add_fleet(parser: argparse.ArgumentParser) -> None:
+    _add_project(parser)
+    _add_format(parser)
+    parser.add_argument("--device", default="", metavar="ID", help="this device alone, with all it says")
+
+
+def _add_usage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "act",
+        nargs="?",
+        choices=("show", "collect"),
+        default="show",
+        help="show what was collected, or collect what devices send, until SIGTERM (default: %(default)s)",
+    )
+    _add_project(parser)
+    _add_format(parser)
+    parser.add_argument(
+        "--once", action="store_true", help="collect what the broker kept meanwhile, and leave"
+    )
+    parser.add_argument(
+        "--days", type=int, default=7, metavar="N", help="show the last so many days (default: %(default)s)"
+    )
+    parser.add_argument("--namespace", default="", metavar="NAME", help="show this namespace alone")
 
 
 def _add_broker(parser: argparse.ArgumentParser) -> None:
@@ -283,6 +749,24 @@ def _add_project(parser: argparse.ArgumentParser) -> None:
         default=Path(os.environ.get(_PROJECT_VARIABLE) or "."),
         metavar="DIR",
         help=f"the project's folder (default: ${_PROJECT_VARIABLE}, else the current folder)",
+    )
+
+
+def _add_path(
+    parser: argparse.ArgumentParser, option: str, form: str, text: str, *, several: bool = False
+) -> None:
+    settings: dict[str, Any] = {"action": "append", "default": []} if several else {}
+    parser.add_argument(option, type=Path, metavar=form, help=text, **settings)
+
+
+def _add_passphrase(parser: argparse.ArgumentParser, text: str) -> None:
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--passphrase", action="store_true", help=f"{text}, asked for at the terminal")
+    given.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help=f"a file that holds the passphrase alone (default: ${passphrase.VARIABLE})",
     )
 
 
@@ -316,6 +800,35 @@ COMMANDS: Final = (
         _add_publish,
     ),
     _Command(
+        "keys",
+        "make, list, rotate and revoke keys; sign what others prepared",
+        "examples:\n  flagcast keys list\n  flagcast keys rotate publisher",
+        _keys,
+        _add_keys,
+    ),
+    _Command(
+        "rollout",
+        "show and steer staged rollouts, which flagcast publish --candidate begins",
+        "examples:\n  flagcast rollout status --project fleet --format json\n"
+        "  flagcast rollout set 20 --namespace default --dry-run\n  flagcast rollout promote",
+        _rollout,
+        _add_rollout,
+    ),
+    _Command(
+        "rollback",
+        "publish an old content under a new version",
+        "examples:\n  flagcast rollback --project fleet --dry-run\n  flagcast rollback --to 41 --namespace default",
+        _rollback,
+        _add_rollback,
+    ),
+    _Command(
+        "serve",
+        "keep what is published fresh and on the broker, until SIGTERM",
+        "example:\n  flagcast serve --project fleet",
+        _serve,
+        _add_project,
+    ),
+    _Command(
         "show",
         "show what is live on the broker, verified",
         "example:\n  flagcast show --project fleet --format json",
@@ -328,6 +841,20 @@ COMMANDS: Final = (
         "example:\n  flagcast log --project fleet",
         _log,
         _add_show,
+    ),
+    _Command(
+        "fleet",
+        "show which devices are at which version, behind, offline, or refuse what they are sent",
+        "examples:\n  flagcast fleet --project fleet\n  flagcast fleet --device charger-17 --format json",
+        _fleet,
+        _add_fleet,
+    ),
+    _Command(
+        "usage",
+        "collect and show how often flags gave which answer",
+        "examples:\n  flagcast usage collect --project fleet --once\n  flagcast usage --days 30 --format json",
+        _usage,
+        _add_usage,
     ),
     _Command(
         "broker",
@@ -375,8 +902,10 @@ def _show_plan(each: Plan) -> None:
         print(f"{each.namespace}: unchanged at version {stable.version}, head {each.head.sequence}")
         return
     was = f"was {each.previous}" if each.previous is not None else "nothing before"
+    staged = each.head.candidate
+    beside = f", candidate {staged.offering.version}" if staged is not None else ""
     print(
-        f"{each.namespace}: {each.action}, version {stable.version} ({was}), head {each.head.sequence}: {each.why}"
+        f"{each.namespace}: {each.action}, version {stable.version} ({was}){beside}, head {each.head.sequence}: {each.why}"
     )
     for identity in each.diff.added:
         print(f"  + {identity.kind} {identity.key}")
@@ -384,16 +913,19 @@ def _show_plan(each: Plan) -> None:
         print(f"  ~ {changed.id.kind} {changed.id.key}: {changed.what}")
     for identity in each.diff.removed:
         print(f"  - {identity.kind} {identity.key}")
-    if each.content is not None:
+    for content in each.contents:
+        offering = stable
+        if staged is not None and staged.offering.version == content.version:
+            offering = staged.offering
         how = ""
-        if each.head.inline is not None:
-            how = (
-                f"; {len(each.head.inline.body)} bytes for devices at version {each.head.inline.from_version}"
-            )
-        elif stable.deltas:
-            how = f"; a delta for devices at version {stable.deltas[0]}"
-        size = f"{stable.size} bytes in {_count(stable.parts, 'part')}"
-        print(f"  holds {_count(len(each.content.records), 'record')}, {size}{how}")
+        inline = each.head.inline
+        if inline is not None and inline.version == content.version:
+            how += f"; {len(inline.body)} bytes for devices at version {inline.from_version}"
+        if offering.deltas:
+            how += f"; {'a delta' if len(offering.deltas) == 1 else 'deltas'} for devices at version "
+            how += ", ".join(str(version) for version in offering.deltas)
+        size = f"{offering.size} bytes in {_count(offering.parts, 'part')}"
+        print(f"  version {content.version} holds {_count(len(content.records), 'record')}, {size}{how}")
 
 
 def _seen_as_json(settings: Project, seen: "OnBroker") -> Mapping[str, object]:
@@ -413,7 +945,8 @@ def _seen_as_json(settings: Project, seen: "OnBroker") -> Mapping[str, object]:
                 "issued": clock.as_text(live.head.issued),
                 "expires": clock.as_text(live.head.expires),
                 "is_fresh": now < live.head.expires,
-                "is_whole": live.records is not None,
+                "is_whole": live.is_whole,
+                "candidate": _candidate_as_json(live.head.candidate),
                 "records": None if live.records is None else len(live.records),
                 "bytes": live.head.stable.size,
                 "parts": live.head.stable.parts,
@@ -449,6 +982,11 @@ def _print_seen(settings: Project, seen: "OnBroker") -> None:
             print(f"  content   NOT WHOLE on the broker, of {size}: publish again")
         else:
             print(f"  content   {_count(len(live.records), 'record')}, {size}")
+        if head.candidate is not None:
+            whole = "" if live.candidate is not None else ", NOT WHOLE on the broker: publish again"
+            print(f"  candidate {_candidate_text(head.candidate)}{whole}")
+        for lost in live.lost:
+            print(f"  delta     LOST {settings.topics.of(lost)}: publish again")
         for key, value in head.provenance.items():
             print(f"  {key:<9} {value}")
     for address, error in seen.refused.items():
@@ -457,20 +995,189 @@ def _print_seen(settings: Project, seen: "OnBroker") -> None:
         print("Devices refuse this too; publish again to replace it.")
 
 
+def _rollout_status(found: Sequence["RolloutStatus"], output: str) -> int:
+    if output == "json":
+        listed = [
+            {
+                "namespace": each.namespace,
+                "stable": each.head.stable.version,
+                "candidate": _candidate_as_json(each.head.candidate),
+                "since": None if each.since is None else clock.as_text(each.since),
+                "is_paused": each.is_paused,
+                "share_before": None if each.share_before is None else each.share_before / 100,
+            }
+            for each in found
+        ]
+        print(json.dumps(listed, indent=2))
+        return DONE
+    if not found:
+        print("nothing is published")
+    for each in found:
+        staged = each.head.candidate
+        if staged is None:
+            print(f"{each.namespace}: version {each.head.stable.version}, no candidate")
+            continue
+        since = "" if each.since is None else f", since {clock.as_text(each.since)}"
+        paused = ""
+        if each.is_paused:
+            before = "" if each.share_before is None else f" (was {percent(each.share_before)})"
+            paused = f", PAUSED{before}"
+        print(
+            f"{each.namespace}: version {each.head.stable.version}, candidate {_candidate_text(staged)}{paused}{since}"
+        )
+    return DONE
+
+
+def _candidate_text(candidate: Candidate) -> str:
+    labels = "".join(f" {name}={value}" for name, value in sorted(candidate.labels.items()))
+    return f"{candidate.offering.version} for {percent(candidate.share)}{' with' if labels else ''}{labels}"
+
+
+def _candidate_as_json(candidate: Candidate | None) -> Mapping[str, object] | None:
+    if candidate is None:
+        return None
+    return {
+        "version": candidate.offering.version,
+        "digest": candidate.offering.digest.hex(),
+        "share": candidate.share / 100,
+        "labels": dict(candidate.labels),
+        "bytes": candidate.offering.size,
+        "parts": candidate.offering.parts,
+    }
+
+
+def _stage(arguments: argparse.Namespace) -> Stage | None:
+    if arguments.candidate is None:
+        if arguments.label or arguments.any_label:
+            raise InvalidInput("--label and --any-label belong to --candidate PERCENT")
+        return None
+    if arguments.remove:
+        raise InvalidInput("--remove: not together with --candidate; publish it by itself")
+    labels: dict[str, str] | None = {} if arguments.any_label else None
+    if arguments.label:
+        labels = _pairs("--label", "NAME=VALUE", arguments.label, LABELS_MAX)
+    return Stage(_share(arguments.candidate), clock.salt(), labels)
+
+
+def _share(text: str) -> int:
+    # Hundredths of a percent; never by way of a float, which has no 0.29.
+    match = re.fullmatch(r"([0-9]{1,3})(?:\.([0-9]{1,2}))?", text, re.ASCII)
+    share = int(match[1]) * 100 + int((match[2] or "").ljust(2, "0")) if match else SHARE_ALL + 1
+    if share > SHARE_ALL:
+        raise InvalidInput(f"{text!r} is no share: allowed is 0 to 100, with at most two decimals")
+    return share
+
+
+def _troubles(member: "Member", stable: Mapping[Namespace, tuple[Epoch, Version]], now: int) -> list[str]:
+    troubles = []
+    if behind := member.behind(stable):
+        troubles.append(f"behind in {', '.join(behind)}")
+    if not member.is_online:
+        troubles.append("offline")
+    if member.is_silent(now):
+        troubles.append("silent")
+    if member.rejection is not None:
+        troubles.append(f"refused {member.rejection.attack} at {clock.as_text(member.rejection.at)}")
+    return [*troubles, f"last seen {_seen_at(member)}"] if troubles else []
+
+
+def _seen_at(member: "Member") -> str:
+    return clock.as_text(member.seen) if member.seen else "unknown"
+
+
+def _member_lines(member: "Member", stable: Mapping[Namespace, tuple[Epoch, Version]], now: int) -> list[str]:
+    said = member.said
+    lines = [
+        f"device     {member.device}",
+        f"link       {'online' if member.is_online else 'offline'}, last seen {_seen_at(member)}",
+        f"agent      {said.agent or 'unknown'}, root {said.root}",
+    ]
+    for name, held in sorted(said.applied.items()):
+        lines.append(f"{name:<10} version {held.version} of epoch {held.epoch}, head {held.sequence}")
+    troubles = _troubles(member, stable, now)
+    return [*lines, *([f"trouble    {'; '.join(troubles[:-1])}"] if troubles else [])]
+
+
+def _member_as_json(
+    member: "Member", stable: Mapping[Namespace, tuple[Epoch, Version]], now: int
+) -> dict[str, object]:
+    said, rejection = member.said, member.rejection
+    return {
+        "device": member.device,
+        "is_online": member.is_online,
+        "is_silent": member.is_silent(now),
+        "behind": list(member.behind(stable)),
+        "last_seen": clock.as_text(member.seen) if member.seen else None,
+        "agent": said.agent or None,
+        "root": said.root or None,
+        "applied": {
+            name: {"epoch": held.epoch, "version": held.version, "sequence": held.sequence}
+            for name, held in sorted(said.applied.items())
+        },
+        "rejection": None
+        if rejection is None
+        else {
+            "attack": rejection.attack,
+            "namespace": rejection.namespace or None,
+            "at": clock.as_text(rejection.at),
+        },
+    }
+
+
+def _summary_lines(summary: "Summary") -> list[str]:
+    states = f"{summary.online} online, {summary.offline} offline, {summary.silent} silent, {summary.behind} behind"
+    lines = [f"{_count(summary.devices, 'device')}: {states}"]
+    for name, versions in summary.versions.items():
+        for held, devices in versions.items():
+            mark = "  <- stable" if summary.stable.get(name) == held else ""
+            lines.append(
+                f"  {name:<12} version {held[1]} of epoch {held[0]}: {_count(devices, 'device')}{mark}"
+            )
+    lines += [
+        f"  refused      {attack}: {_count(devices, 'device')}"
+        for attack, devices in summary.rejections.items()
+    ]
+    return lines
+
+
+def _summary_as_json(summary: "Summary") -> dict[str, object]:
+    return {
+        "devices": summary.devices,
+        "online": summary.online,
+        "offline": summary.offline,
+        "silent": summary.silent,
+        "behind": summary.behind,
+        "stable": {
+            name: {"epoch": epoch, "version": version} for name, (epoch, version) in summary.stable.items()
+        },
+        "versions": [
+            {"namespace": name, "epoch": held[0], "version": held[1], "devices": devices}
+            for name, versions in summary.versions.items()
+            for held, devices in versions.items()
+        ],
+        "roots": {str(root): devices for root, devices in summary.roots.items()},
+        "agents": dict(summary.agents),
+        "rejections": dict(summary.rejections),
+    }
+
+
 def _provenance(arguments: argparse.Namespace) -> Mapping[str, str]:
+    given = _pairs("--provenance", "NAME=TEXT", arguments.provenance, PROVENANCE_MAX_ENTRIES)
+    return given or {"source": arguments.path.resolve().name[:PROVENANCE_TEXT_MAX_CHARACTERS]}
+
+
+def _pairs(option: str, form: str, pairs: Sequence[str], most: int) -> dict[str, str]:
     given: dict[str, str] = {}
-    for pair in arguments.provenance:
+    for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name or max(len(name), len(text)) > PROVENANCE_TEXT_MAX_CHARACTERS:
             raise InvalidInput(
-                f"--provenance {pair!r}: allowed is NAME=TEXT, each of at most {PROVENANCE_TEXT_MAX_CHARACTERS} characters"
+                f"{option} {pair!r}: allowed is {form}, each of at most {PROVENANCE_TEXT_MAX_CHARACTERS} characters"
             )
         given[name] = text
-    if len(given) > PROVENANCE_MAX_ENTRIES:
-        raise InvalidInput(
-            f"--provenance: {len(given)} entries; at most {PROVENANCE_MAX_ENTRIES} are allowed"
-        )
-    return given or {"source": arguments.path.resolve().name[:PROVENANCE_TEXT_MAX_CHARACTERS]}
+    if len(given) > most:
+        raise InvalidInput(f"{option}: {len(given)} entries; at most {most} are allowed")
+    return given
 
 
 def _note(line: str) -> None:

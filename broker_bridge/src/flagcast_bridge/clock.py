@@ -1,5 +1,7 @@
-"""The one place of the publisher that reads a clock."""
+"""The one place of the publisher that reads a clock or draws a random number."""
 
+import random
+import secrets
 import time
 from datetime import UTC, datetime
 
@@ -12,6 +14,21 @@ def now() -> int:
 def monotonic() -> float:
     """Seconds that only grow, for spans within one run."""
     return time.monotonic()
+
+
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
+def jitter() -> float:
+    """A random number from 0 to 1, for spreading attempts over time."""
+    return random.random()  # noqa: S311  # spreads load, guards nothing
+
+
+def salt() -> bytes:
+    """16 random bytes, from which nobody can tell beforehand which devices a candidate takes."""
+    return secrets.token_bytes(16)
 
 
 def as_text(seconds: int) -> str:

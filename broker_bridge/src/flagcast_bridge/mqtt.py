@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -26,6 +28,8 @@ ANSWER_TIMEOUT_SECONDS: Final = 20.0
 """For a SUBACK, and between two PUBACKs: a message of 256 KB on a slow uplink."""
 READ_BACK_TIMEOUT_SECONDS: Final = 10.0
 """For a retained message that was just acknowledged to come back."""
+SESSION_SECONDS: Final = 7 * 86_400
+"""How long a broker keeps what devices send while nobody collects it."""
 QUIET_SECONDS: Final = 0.7
 """No further retained message for so long after the SUBACK: the broker has sent them all. MQTT has no word for the end."""
 KEEPALIVE_SECONDS: Final = 30
@@ -115,8 +119,13 @@ class Login:
     key_file: Path | None = None
 
 
-def connect(host: str, port: int, login: Login, *, protocol: str = "auto") -> "Connection":
+def connect(
+    host: str, port: int, login: Login, *, protocol: str = "auto", client_id: str = ""
+) -> "Connection":
     """Connect with MQTT "5", "3.1.1", or the first of the two that the broker takes ("auto").
+
+    With a `client_id` the broker keeps what comes for it while nobody is connected, for SESSION_SECONDS or longer, and what
+    `incoming` gave and was not asked to go on from is given again.
 
     Raises:
         BrokerError: one of its leaves, which says what the broker refuses.
@@ -127,7 +136,7 @@ def connect(host: str, port: int, login: Login, *, protocol: str = "auto") -> "C
     reason = ""
     for version in versions:
         try:
-            return Connection(host, port, login, version)
+            return Connection(host, port, login, version, client_id)
         except _OtherVersion as error:
             reason = str(error)
     spoken = "MQTT 5 nor 3.1.1" if len(versions) > 1 else f"MQTT {protocol}"
@@ -154,11 +163,15 @@ class _State:
 class Connection:
     """An open connection; made by `connect`. Not for several threads."""
 
-    def __init__(self, host: str, port: int, login: Login, version: str) -> None:
+    def __init__(self, host: str, port: int, login: Login, version: str, client_id: str = "") -> None:
+        self._client_id = client_id
+        self._incoming: SimpleQueue[tuple[str, bytes, int] | None] = SimpleQueue()
         self.where = f"{host}:{port}"
         self.protocol = version
         self._state = _State()
         self._changed = threading.Condition()
+        self._hand_on: Callable[[str, bytes], None] | None = None
+        self._say_lost: Callable[[str], None] | None = None
         self._client = self._make_client(login)
         self._open(host, port, uses_tls=login.uses_tls)
 
@@ -205,13 +218,15 @@ class Connection:
                     if code >= 0x80:
                         raise BrokerError(f"{self.where}: the broker refused {topic}: {name}")
 
-    def read_all(self, filters: Sequence[str]) -> dict[str, bytes]:
+    def read_all(self, filters: Sequence[str], *, qos: int = 1) -> dict[str, bytes]:
         """Every retained message under the filters, at most one byte more of each than any message of ours may have.
+
+        At QoS 1 mosquitto drops those beyond its queue of 1,000 without a word; for more than that ask at QoS 0.
 
         Raises:
             NotAllowed, ConnectionLost, NoAnswer, BrokerError
         """
-        with self._subscribed(filters):
+        with self._subscribed(filters, qos):
             received = self._state.received
             seen = -1
             while seen != len(received):
@@ -254,20 +269,73 @@ class Connection:
                     )
         return wrong
 
+    def watch(
+        self,
+        filters: Sequence[str],
+        hand_on: Callable[[str, bytes], None],
+        say_lost: Callable[[str], None],
+    ) -> None:
+        """Subscribe for as long as the connection lasts; nothing else can be done with it any more.
+
+        Both callables are called in another thread and must not wait: `hand_on` with the topic and at most one byte more of each
+        message than any message of ours may have, `say_lost` with the reason when the connection ends.
+
+        Raises:
+            NotAllowed, ConnectionLost, NoAnswer
+        """
+        self._hand_on, self._say_lost = hand_on, say_lost
+        self._subscribe(filters)
+
+    def incoming(self, filters: Sequence[str], *, quiet_seconds: float | None) -> Iterator[tuple[str, bytes]]:
+        """Topic and message, one after the other, until nothing came for so long, or for ever (None).
+
+        A message is acknowledged when the next one is asked for; until then the broker keeps it.
+
+        Raises:
+            NotAllowed, ConnectionLost, NoAnswer
+        """
+        self._subscribe(filters)
+        while True:
+            try:
+                found = self._incoming.get(timeout=quiet_seconds)
+            except Empty:
+                return
+            if found is None:
+                self._require_connection(0)
+                return
+            topic, payload, packet = found
+            yield topic, payload
+            self._client.ack(packet, 1)
+
     def close(self) -> None:
         """End the connection."""
         self._client.disconnect()
-        self._client.loop_stop()
+        self._end()
+
+    def _end(self) -> None:
+        # A client closes its sockets when nobody refers to it any more; its callbacks are ours, and we refer to it.
+        client = self._client
+        client.loop_stop()
+        client.on_connect = client.on_disconnect = client.on_message = None
+        client.on_publish = client.on_subscribe = client.on_unsubscribe = None
+        self._hand_on = self._say_lost = None
 
     @contextmanager
-    def _subscribed(self, filters: Sequence[str]) -> Iterator[None]:
+    def _subscribed(self, filters: Sequence[str], qos: int = 1) -> Iterator[None]:
         # Subscribed for the length of the block; what is received in it is the block's alone.
         state = self._state
         self._note(lambda state: state.received.clear())
+        self._subscribe(filters, qos)
+        yield
+        _, mid = self._client.unsubscribe(list(filters))
+        self._wait(lambda: mid in state.unsubacks, ANSWER_TIMEOUT_SECONDS)
+
+    def _subscribe(self, filters: Sequence[str], qos: int = 1) -> None:
+        state = self._state
         mids = []
         for first in range(0, len(filters), FILTERS_PER_SUBSCRIBE):
             chunk = filters[first : first + FILTERS_PER_SUBSCRIBE]
-            _, mid = self._client.subscribe([(name, 1) for name in chunk])
+            _, mid = self._client.subscribe([(name, qos) for name in chunk])
             mids.append(mid)
         self._wait(lambda: all(mid in state.subacks for mid in mids), ANSWER_TIMEOUT_SECONDS)
         with self._changed:
@@ -275,13 +343,18 @@ class Connection:
         for name, code in zip(filters, codes, strict=False):
             if code >= 0x80:
                 raise NotAllowed(f"{self.where}: the broker does not let this user read {name}")
-        yield
-        _, mid = self._client.unsubscribe(list(filters))
-        self._wait(lambda: mid in state.unsubacks, ANSWER_TIMEOUT_SECONDS)
 
     def _make_client(self, login: Login) -> Client:
         version = MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311
-        client = Client(CallbackAPIVersion.VERSION2, protocol=version, reconnect_on_failure=False)
+        is_v5 = self.protocol == "5"
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            protocol=version,
+            reconnect_on_failure=False,
+            clean_session=None if is_v5 else not self._client_id,
+            manual_ack=bool(self._client_id),
+        )
         client.connect_timeout = CONNECT_TIMEOUT_SECONDS
         if login.user:
             client.username_pw_set(login.user, login.password or None)
@@ -297,7 +370,7 @@ class Connection:
 
     def _open(self, host: str, port: int, *, uses_tls: bool) -> None:
         try:
-            self._client.connect(host, port, KEEPALIVE_SECONDS)
+            self._client.connect(host, port, KEEPALIVE_SECONDS, **self._session_options())
         except ssl.SSLCertVerificationError as error:
             raise TlsFailed(
                 f"{self.where}: TLS: the broker's certificate is not trusted: {error.verify_message}; check broker.ca_file "
@@ -324,8 +397,16 @@ class Connection:
         try:
             self._await_connack()
         except BaseException:
-            self._client.loop_stop()
+            self._end()
             raise
+
+    def _session_options(self) -> dict[str, Any]:
+        # MQTT 3.1.1 says it when the client is made, and knows no expiry.
+        if self.protocol != "5" or not self._client_id:
+            return {}
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho ships no types
+        properties.SessionExpiryInterval = SESSION_SECONDS
+        return {"clean_start": False, "properties": properties}
 
     def _await_connack(self) -> None:
         state = self._state
@@ -425,10 +506,19 @@ class Connection:
             state.lost_code = reason.value if flags.is_disconnect_packet_from_server else 0
 
         self._note(note)
+        self._incoming.put(None)
+        if self._say_lost is not None:
+            self._say_lost(said)
 
     def _on_message(self, client: Client, userdata: object, message: MQTTMessage) -> None:
         del client, userdata
         topic, payload = message.topic, bytes(message.payload[: MESSAGE_MAX_BYTES + 1])
+        if self._client_id:
+            self._incoming.put((topic, payload, message.mid))
+            return
+        if self._hand_on is not None:
+            self._hand_on(topic, payload)
+            return
         self._note(lambda state: state.received.__setitem__(topic, payload))
 
     def _on_publish(

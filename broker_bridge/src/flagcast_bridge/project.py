@@ -5,6 +5,7 @@
     keys/publisher.key    signs everything else
     roots/1.root          the signed root, which is also the trust anchor of new devices
     ledger.sqlite         every number ever issued
+    usage.sqlite          what devices counted, where it is collected
 
 A value that cannot be used raises InvalidConfiguration with the file, the key, what is wrong and what is allowed, in one line.
 """
@@ -26,6 +27,7 @@ from urllib.parse import urlsplit
 from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
 from flagcast_shared.ids import Environment, parse_environment, parse_prefix
 from flagcast_shared.limits import (
+    DELTAS_MAX,
     MESSAGE_LIMIT_BYTES,
     MESSAGE_LIMIT_MIN_BYTES,
     MESSAGE_MAX_BYTES,
@@ -34,10 +36,14 @@ from flagcast_shared.limits import (
 )
 from flagcast_shared.topics import Topics
 
+from . import files
+from .planner import DELTAS, DELTAS_TOTAL_BYTES
+
 CONFIG_NAME: Final = "flagcast.toml"
 KEYS_NAME: Final = "keys"
 ROOTS_NAME: Final = "roots"
 LEDGER_NAME: Final = "ledger.sqlite"
+USAGE_NAME: Final = "usage.sqlite"
 ROOT_KEY_NAME: Final = "root.key"
 PUBLISHER_KEY_NAME: Final = "publisher.key"
 PROTOCOLS: Final = ("auto", "5", "3.1.1")
@@ -45,6 +51,11 @@ PROTOCOLS: Final = ("auto", "5", "3.1.1")
 HEAD_LIFETIME_HOURS: Final = 7 * 24
 HEAD_LIFETIME_MAX_HOURS: Final = 366 * 24
 """A head that stays fresh for longer lets an attacker withhold news for longer."""
+DELTAS_TOTAL_MAX_BYTES: Final = 16 * 1024 * 1024
+"""All deltas to one content: a broker keeps them for every namespace."""
+GRACE_SECONDS: Final = 3_600
+"""A device on the slowest link has fetched a snapshot by then."""
+GRACE_MAX_SECONDS: Final = 30 * 86_400
 ROOT_LIFETIME_DAYS: Final = 3_653
 """Ten years: devices in the field outlive most plans."""
 ROOT_LIFETIME_MAX_DAYS: Final = 36_525
@@ -86,8 +97,16 @@ protocol = "auto"
 # The largest message, {message_low} to {message_high} bytes; larger snapshots travel in parts. The broker must take such
 # messages; Azure IoT keeps retained ones of 64 KB, AWS IoT carries 128 KB.
 message_limit_bytes = {message_limit}
-# How long devices take what they hold for fresh, 1 to {head_high} hours. Publish again within half of it.
+# How long devices take what they hold for fresh, 1 to {head_high} hours. Publish again within half of it, or run flagcast serve.
 head_lifetime_hours = {head_lifetime}
+# From how many of the last versions a delta is kept on the broker, 0 to {deltas_high}, and how many bytes all deltas to one
+# content may take there, 0 to {deltas_total_high}; the newest first. A small delta from the last version travels in the head
+# whatever these say.
+deltas = {deltas}
+deltas_total_bytes = {deltas_total}
+# How long a message that no head names any more stays on the broker, for devices that are just fetching it, 0 to
+# {grace_high} seconds.
+grace_seconds = {grace}
 
 [root]
 # How long a new root is good for, 1 to {root_high} days.
@@ -121,6 +140,9 @@ class Project:
     message_limit: int
     head_lifetime: int
     root_lifetime: int
+    deltas: int
+    deltas_total: int
+    grace: int
 
     @property
     def environment(self) -> Environment:
@@ -136,6 +158,11 @@ class Project:
     def publisher_key(self) -> Path:
         """The file of the key that signs heads, snapshots and deltas."""
         return self.folder / KEYS_NAME / PUBLISHER_KEY_NAME
+
+    @property
+    def usage(self) -> Path:
+        """The file of what devices counted."""
+        return self.folder / USAGE_NAME
 
     @property
     def ledger(self) -> Path:
@@ -186,6 +213,9 @@ def parse(text: str, folder: Path, where: str) -> Project:
         publish.integer("head_lifetime_hours", HEAD_LIFETIME_HOURS, 1, HEAD_LIFETIME_MAX_HOURS)
         * _SECONDS_PER_HOUR,
         root.integer("lifetime_days", ROOT_LIFETIME_DAYS, 1, ROOT_LIFETIME_MAX_DAYS) * _SECONDS_PER_DAY,
+        publish.integer("deltas", DELTAS, 0, DELTAS_MAX),
+        publish.integer("deltas_total_bytes", DELTAS_TOTAL_BYTES, 0, DELTAS_TOTAL_MAX_BYTES),
+        publish.integer("grace_seconds", GRACE_SECONDS, 0, GRACE_MAX_SECONDS),
     )
     for table in (top, broker, publish, root):
         table.refuse_unknown()
@@ -228,6 +258,12 @@ def template(environment: str, broker_url: str, prefix: str) -> str:
         message_limit=MESSAGE_LIMIT_BYTES,
         head_high=HEAD_LIFETIME_MAX_HOURS,
         head_lifetime=HEAD_LIFETIME_HOURS,
+        deltas_high=DELTAS_MAX,
+        deltas=DELTAS,
+        deltas_total_high=DELTAS_TOTAL_MAX_BYTES,
+        deltas_total=DELTAS_TOTAL_BYTES,
+        grace_high=GRACE_MAX_SECONDS,
+        grace=GRACE_SECONDS,
         root_high=ROOT_LIFETIME_MAX_DAYS,
         root_lifetime=ROOT_LIFETIME_DAYS,
     )
@@ -280,7 +316,7 @@ def write_root(project: Project, number: int, data: bytes) -> None:
     """Keep a signed root in a new file. Raises InvalidConfiguration."""
     path = project.root_file(number)
     try:
-        _write_new(path, data)
+        files.write_new(path, data)
     except OSError as error:
         raise InvalidConfiguration(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -6,36 +6,75 @@ The order is what keeps devices from ever seeing half a truth, whenever this pro
 2. The planner decides; numbers are reserved in the ledger before anything that carries them is sent.
 3. Snapshot parts and deltas are published and read back, byte for byte.
 4. Heads are published and read back. From here on devices act.
-5. The ledger notes them as published.
-6. What no head names any more is cleared.
+5. The ledger notes them as published, and keeps the messages.
+6. What no head names any more is cleared, once devices that were fetching it have had time to.
 """
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from flagcast_shared import trust
-from flagcast_shared.context import Device
+from flagcast_shared.envelope import open_envelope
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration, InvalidInput, Refused
-from flagcast_shared.ids import DeviceId, Environment, Epoch, Namespace, parse_environment
-from flagcast_shared.messages import Head
+from flagcast_shared.ids import (
+    Environment,
+    Epoch,
+    Namespace,
+    Version,
+    parse_environment,
+)
+from flagcast_shared.ids import Sequence as HeadSequence
+from flagcast_shared.keyring import verify
+from flagcast_shared.messages import Head, Offering, Place
 from flagcast_shared.model import Entry
+from flagcast_shared.records import Record
 from flagcast_shared.root import Quorum, Role, Root, encode_root, root_place
-from flagcast_shared.topics import Address, HeadAddress, RootAddress, SnapshotAddress
+from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, RootAddress, SnapshotAddress
 
-from . import clock, mqtt, project, signer
-from .ledger import Ledger, lease
-from .planner import Draft, Issued, Live, Plan, Terms, obsolete, plan
+from . import ceremony, clock, keychain, mqtt, project, signer
+from .ceremony import Ceremony, CeremonyRefused, Subject
+from .ledger import Entry as LedgerEntry
+from .ledger import Ledger, LedgerBusy, lease
+from .passphrase import Unlock, from_environment
+from .planner import (
+    Content,
+    Draft,
+    Issued,
+    Live,
+    Plan,
+    PlanRefused,
+    Stage,
+    Terms,
+    named,
+    newest_head,
+    obsolete,
+    plan,
+    plan_abort,
+    plan_candidate,
+    plan_promote,
+    plan_rollback,
+    plan_share,
+    plan_upkeep,
+    renew_at,
+)
 from .project import Project
 from .signer import Signer
 
+LEASE_PATIENCE_SECONDS: Final = 30.0
+"""How long publishing waits for another publisher to end: a turn of flagcast serve beside it takes a few seconds."""
+LEASE_POLL_SECONDS: Final = 0.2
+ROOT_WARNING_SECONDS: Final = 90 * 86_400
+"""How long before the root expires every run says so: its keys are in safes, and people take holidays."""
 ROOT_NAME: Final = "root"
 PUBLISHER_NAME: Final = "publisher"
 
+_PREPARE_ANEW: Final = "prepare it anew"
 _EXPIRY_UNCHECKED: Final = 0
 # Judged at this time, before any root was made, expiry is not checked: an expired head is still what stands there.
 
@@ -44,26 +83,67 @@ class ProjectOutdated(FlagcastError):
     """The broker shows a root that follows the project's last one: somebody else rotated keys."""
 
 
+class RootExpired(FlagcastError):
+    """The root in force has expired, and devices take nothing new under it."""
+
+
 @dataclass(frozen=True, slots=True)
 class OnBroker:
     """Everything retained under the environment's topics, verified. What is not believed stands in `refused`, with the reason."""
 
-    root: Root
+    trusted: trust.Trusted
     messages: Mapping[Address, bytes]
     live: Mapping[Namespace, Live]
     refused: Mapping[Address, Refused]
     foreign: tuple[str, ...]
     """Topics under ours that are of no known kind."""
 
+    @property
+    def root(self) -> Root:
+        """The root in force."""
+        return self.trusted.root
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What shall be live. Namespaces in neither `entries` nor `remove` are left alone; those in `remove` become empty."""
+    """What shall be live. Namespaces in neither `entries` nor `remove` are left alone; those in `remove` become empty.
+
+    With a `stage` it becomes the candidate of a staged rollout.
+    """
 
     entries: Mapping[Namespace, tuple[Entry, ...]]
     provenance: Mapping[str, str]
     remove: frozenset[Namespace] = frozenset()
     forces_refresh: bool = False
+    stage: Stage | None = None
+
+
+class Step(StrEnum):
+    """What becomes of a staged rollout."""
+
+    SHARE = "share"
+    PROMOTE = "promote"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A step of the staged rollouts of these namespaces, or of all that are on. `share` is hundredths of a percent."""
+
+    step: Step
+    namespaces: frozenset[Namespace] = frozenset()
+    share: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """An old content again: that of a version, or the one before what is published. The only namespace, if none is named."""
+
+    namespace: Namespace | None = None
+    version: Version | None = None
+
+
+Order = Wanted | Rollout | Rollback
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +151,65 @@ class Outcome:
     """What a run did, or would do. `left_alone` are namespaces that are live or were, and that the flags no longer name."""
 
     plans: tuple[Plan, ...]
-    left_alone: tuple[Namespace, ...]
+    left_alone: tuple[Namespace, ...] = ()
     cleared: int = 0
+    roots: tuple[int, ...] = ()
+    """The numbers of roots that the broker did not have and has now."""
 
 
-def found(folder: Path, environment: str, broker_url: str, prefix: str = "flagcast") -> Project:
+@dataclass(frozen=True, slots=True)
+class RolloutStatus:
+    """What a namespace's devices are told. `since` is when (Unix seconds) the candidate was published, as the ledger knows it.
+
+    `share_before` is the last share, in hundredths of a percent, that was not a pause.
+    """
+
+    namespace: Namespace
+    head: Head
+    since: int | None = None
+    share_before: int | None = None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a candidate is out and no further device takes it."""
+        return self.head.candidate is not None and self.head.candidate.share == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a turn of upkeep did and found.
+
+    `put_back` were lost or aged and are there again; `standing` is what the broker shows at the topics of roots and heads when it
+    is done; `due` is when (Unix seconds) the next head is to be renewed or the next old message to be cleared.
+    """
+
+    plans: tuple[Plan, ...]
+    put_back: tuple[Address, ...]
+    cleared: int
+    standing: Mapping[str, bytes]
+    due: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What became of a release that several people signed."""
+
+    heads: tuple[Head, ...]
+    cleared: int
+    roots: tuple[int, ...] = ()
+
+
+def found(
+    folder: Path,
+    environment: str,
+    broker_url: str,
+    prefix: str = "flagcast",
+    *,
+    passphrase: bytes | None = None,
+) -> Project:
     """Make a new project with new keys and its first root. Nothing that exists is overwritten, nothing half-made is left.
+
+    With a passphrase both keys are encrypted under it.
 
     Raises:
         InvalidInput: a name or URL that is not allowed, or something of a project is already there.
@@ -84,8 +217,9 @@ def found(folder: Path, environment: str, broker_url: str, prefix: str = "flagca
     text = project.template(parse_environment(environment), broker_url, prefix)
     root_signer, publisher_signer = signer.create(ROOT_NAME), signer.create(PUBLISHER_NAME)
     with project.founding(folder, text) as new:
-        root_signer.save(new.root_key)
-        publisher_signer.save(new.publisher_key)
+        for path, made in ((new.root_key, root_signer), (new.publisher_key, publisher_signer)):
+            signer.save_public(made.public, path)
+            made.save(path, passphrase)
         project.write_root(new, 1, _first_root(new, root_signer, publisher_signer, clock.now()))
     return project.load(folder)
 
@@ -93,100 +227,572 @@ def found(folder: Path, environment: str, broker_url: str, prefix: str = "flagca
 def read_broker(settings: Project) -> OnBroker:
     """What is live, verified. Needs no signing key and no ledger. Raises BrokerError, InvalidConfiguration."""
     roots = project.read_roots(settings)
-    with _connect(settings) as connection:
+    with connect(settings) as connection:
         return _read(settings, roots, connection)
 
 
-def preview(settings: Project, wanted: Wanted, *, say: Callable[[str], None]) -> Outcome:
+def read_rollouts(settings: Project, namespaces: frozenset[Namespace]) -> tuple[RolloutStatus, ...]:
+    """What every device is told, and where a staged rollout stands; of these namespaces, or of all.
+
+    Raises:
+        BrokerError, LedgerError, InvalidConfiguration, ProjectOutdated
+    """
+    seen = read_broker(settings)
+    issued: Mapping[Namespace, Issued] = {}
+    entries: list[LedgerEntry] = []
+    if settings.ledger.exists():
+        with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+            issued, entries = ledger.issued(), ledger.entries()
+    return tuple(
+        _rollout_status(head, entries)
+        for name, head in newest_heads(seen, issued)
+        if not namespaces or name in namespaces
+    )
+
+
+def preview(settings: Project, order: Order, *, say: Callable[[str], None]) -> Outcome:
     """What `publish` would do. Writes nothing, needs no signing key, and keeps nobody from publishing.
 
     Raises:
-        BrokerError, LedgerError, InvalidInput, ProjectOutdated
+        BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
     """
     roots = project.read_roots(settings)
-    with _connect(settings) as connection:
+    with connect(settings) as connection:
         seen = _read(settings, roots, connection)
-    issued: Mapping[Namespace, Issued] = {}
-    if settings.ledger.exists():
-        with closing(Ledger(settings.ledger, settings.environment)) as ledger:
-            issued = ledger.issued()
-    return _decide(settings, wanted, seen, issued, now=clock.now(), say=say)
+    if not settings.ledger.exists():
+        return _decide(settings, order, seen, None, now=clock.now(), say=say)
+    with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+        return _decide(settings, order, seen, ledger, now=clock.now(), say=say)
 
 
 def publish(
-    settings: Project, wanted: Wanted, *, say: Callable[[str], None], show: Callable[[Plan], None]
+    settings: Project,
+    order: Order,
+    *,
+    say: Callable[[str], None],
+    show: Callable[[Plan], None],
+    unlock: Unlock = from_environment,
 ) -> Outcome:
-    """Bring the broker to what is wanted. `show` is given every plan before anything is sent, `say` what is noteworthy.
+    """Bring the broker to what is ordered. `show` is given every plan before anything is sent, `say` what is noteworthy.
+
+    `unlock` gives the passphrase of a signing key that has one.
 
     Raises:
-        BrokerError, LedgerError, InvalidInput, ProjectOutdated
+        BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
     """
-    now = clock.now()
-    roots = project.read_roots(settings)
-    holder = f"process {os.getpid()} on {socket.gethostname()}, since {clock.as_text(now)}"
-    with (
-        lease(settings.ledger, holder),
-        closing(Ledger(settings.ledger, settings.environment)) as ledger,
-        _connect(settings) as connection,
-    ):
-        seen = _read(settings, roots, connection)
-        signers = _signers(settings, seen.root)
-        for namespace, live in seen.live.items():
-            # A head that a run before this one published and could not note down any more.
-            ledger.confirm(namespace, live.head.sequence, live.head.stable.digest, now)
-        outcome = _decide(settings, wanted, seen, ledger.issued(), now=now, say=say)
+    with _run(settings, LEASE_PATIENCE_SECONDS) as run:
+        signers = keychain.publishers(settings, run.seen.root, unlock)
+        outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
         for each in outcome.plans:
             show(each)
-        ledger.reserve(outcome.plans, now)
-        threshold = seen.root.roles[Role.PUBLISHER].threshold
-        first: dict[Address, bytes] = {
-            RootAddress(number): data
-            for number, data in enumerate(roots, 1)
-            if seen.messages.get(RootAddress(number)) != data
-        }
-        first |= _signed([draft for each in outcome.plans for draft in each.body], signers, threshold)
-        _keep(settings, connection, first)
-        heads = [each.head_draft for each in outcome.plans if each.head_draft is not None]
-        _keep(settings, connection, _signed(heads, signers, threshold))
+        threshold = run.seen.root.roles[Role.PUBLISHER].threshold
+        if len(signers) < threshold and any(each.head_draft is not None for each in outcome.plans):
+            raise InvalidConfiguration(
+                f"{threshold} publisher keys must sign and {len(signers)} are here; write what is to be signed into a file with "
+                "--prepare FILE, and have the others sign it with flagcast keys sign"
+            )
+        roots = run.carry_out(outcome.plans, signers)
+        cleared, _ = run.clear([each.head for each in outcome.plans])
+        return replace(outcome, cleared=cleared, roots=roots)
+
+
+def prepare(
+    settings: Project, order: Order, *, say: Callable[[str], None], show: Callable[[Plan], None]
+) -> tuple[Outcome, Ceremony | None]:
+    """What `publish` would send, for several people to sign; None where there is nothing. Its numbers are reserved already.
+
+    Raises:
+        BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
+    """
+    with _run(settings, LEASE_PATIENCE_SECONDS) as run:
+        issued = run.ledger.issued(epoch=run.seen.root.epoch)
+        told = {name: head.sequence for name, head in newest_heads(run.seen, issued)}
+        outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
         for each in outcome.plans:
-            ledger.confirm(each.namespace, each.head.sequence, each.head.stable.digest, clock.now())
-        left = obsolete((each.head for each in outcome.plans), seen.messages)
-        connection.publish([(settings.topics.of(address), b"") for address in left])
-        return replace(outcome, cleared=len(left))
+            show(each)
+        drafted = [(each, each.head_draft) for each in outcome.plans if each.head_draft is not None]
+        if not drafted:
+            return outcome, None
+        run.ledger.reserve(outcome.plans, run.now)
+        drafts = [draft for each, _ in drafted for draft in each.body] + [head for _, head in drafted]
+        base = {each.namespace: told.get(each.namespace, HeadSequence(0)) for each, _ in drafted}
+        return outcome, ceremony.of_release(run.seen.root, run.root_data, drafts, base)
+
+
+def release(settings: Project, signed: Ceremony, *, say: Callable[[str], None]) -> Released:
+    """Publish what enough people have signed, once it is verified as devices would. May be run again after it was ended.
+
+    Raises:
+        CeremonyRefused: signatures are missing, or things have moved on since it was prepared; nothing was sent.
+        BrokerError, LedgerError, InvalidConfiguration, ProjectOutdated, RootExpired
+    """
+    if signed.subject is not Subject.RELEASE:
+        raise CeremonyRefused("it signs a root; take it into the project with flagcast keys apply")
+    if signed.environment != settings.environment:
+        raise CeremonyRefused(
+            f"it is for environment {signed.environment!r}, and this project is {settings.environment!r}"
+        )
+    messages = ceremony.sealed(signed)
+    with _run(settings, LEASE_PATIENCE_SECONDS) as run:
+        if signed.in_force_data != run.root_data:
+            raise CeremonyRefused(
+                f"it was signed under root {signed.in_force.number}, and root {run.seen.root.number} is in force; {_PREPARE_ANEW}"
+            )
+        issued = run.ledger.issued(settings.deltas, epoch=run.seen.root.epoch)
+        for line in _warnings(settings, run.seen, issued, run.now):
+            say(f"warning: {line}")
+        if run.now >= run.seen.root.expires:
+            raise RootExpired(_root_expired(run.seen.root))
+        _require_current(signed, run, issued)
+        _require_admissible(run.seen, messages)
+        roots = run.send(messages)
+        for head in signed.heads:
+            run.ledger.confirm(head, clock.now(), run.seen.messages)
+        cleared, _ = run.clear(list(signed.heads))
+        return Released(signed.heads, cleared, roots)
+
+
+def keep_up(
+    settings: Project,
+    *,
+    say: Callable[[str], None],
+    repeats: bool = False,
+) -> Turn:
+    """Keep what was published last as it is: put back what the broker lost or aged, renew heads, clear what is old.
+
+    What is put back is the very messages that were published, so that no device has news and no key is needed. With `repeats`
+    everything is published again, also what is there. What cannot be done is said, and the rest is done.
+
+    Raises:
+        BrokerError, LedgerError, InvalidConfiguration, ProjectOutdated
+    """
+    with _run(settings, 0) as run:
+        issued = run.ledger.issued(settings.deltas, epoch=run.seen.root.epoch)
+        for line in _warnings(settings, run.seen, issued, run.now):
+            say(f"warning: {line}")
+        put_back = run.put_back(issued, repeats=repeats)
+        plans = tuple(_upkeep_plans(settings, run.seen, issued, run.now, say))
+        needs_keys = [each for each in plans if each.head_draft is not None]
+        signers = _signers_if_any(settings, run.seen, needs_keys, run.now, say) if needs_keys else []
+        done = plans if signers else tuple(each for each in plans if each.head_draft is None)
+        run.carry_out(done, signers)
+        cleared, due = run.clear([each.head for each in done])
+        standing = {
+            settings.topics.of(address): data
+            for address, data in run.seen.messages.items()
+            if isinstance(address, HeadAddress | RootAddress)
+        }
+        moments = [renew_at(each.head) for each in done] + ([due] if due is not None else [])
+        return Turn(done, put_back, cleared, standing, min(moments, default=None))
+
+
+class _Run:
+    # One run that holds the ledger and a connection. `seen` is what stands on the broker, also after this run has published.
+
+    def __init__(
+        self,
+        settings: Project,
+        ledger: Ledger,
+        connection: mqtt.Connection,
+        roots: tuple[bytes, ...],
+        now: int,
+    ) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.now = now
+        self.root_data = roots[-1]
+        self._connection = connection
+        self._roots = roots
+        self.seen = _read(settings, roots, connection)
+        for live in self.seen.live.values():
+            # A head that a run before this one published and could not note down any more.
+            ledger.confirm(live.head, now, self.seen.messages if live.is_whole else {})
+        self.seen = _compared(self.seen, ledger.kept())
+
+    def carry_out(self, plans: tuple[Plan, ...], signers: Sequence[Signer]) -> tuple[int, ...]:
+        """Reserve the plans' numbers, publish what they hold, and note it down; returns the numbers of new roots."""
+        self.ledger.reserve(plans, self.now)
+        drafts = [draft for each in plans for draft in each.body]
+        drafts += [each.head_draft for each in plans if each.head_draft is not None]
+        roots = self.send(_signed(drafts, signers, self.seen.root.roles[Role.PUBLISHER].threshold))
+        for each in plans:
+            self.ledger.confirm(each.head, clock.now(), self.seen.messages, adopts=True)
+        return roots
+
+    def send(self, messages: Mapping[Address, bytes]) -> tuple[int, ...]:
+        """Publish, the heads last, and before everything the roots that the broker lacks, whose numbers are returned."""
+        roots = self._missing_roots()
+        heads: dict[Address, bytes] = {
+            address: data for address, data in messages.items() if isinstance(address, HeadAddress)
+        }
+        self.keep(roots | {address: data for address, data in messages.items() if address not in heads})
+        self.keep(heads)
+        return tuple(address.number for address in roots if isinstance(address, RootAddress))
+
+    def put_back(self, issued: Mapping[Namespace, Issued], *, repeats: bool) -> tuple[Address, ...]:
+        """Publish the messages again that stood there when each namespace's last head was published."""
+        kept = self.ledger.kept()
+        lost = {
+            address: data
+            for address, data in kept.items()
+            if repeats or self.seen.messages.get(address) != data
+        }
+        touched = {getattr(address, "namespace", None) for address in lost}
+        lives, _ = _verified(
+            self.seen.trusted,
+            {
+                address: data
+                for address, data in kept.items()
+                if getattr(address, "namespace", None) in touched
+            },
+        )
+        back: dict[Address, bytes] = {}
+        for namespace, known in issued.items():
+            was, live = lives.get(namespace), self.seen.live.get(namespace)
+            if was is None or not was.is_whole or newest_head(was, known) != was.head:
+                continue  # nothing was kept, or under keys that are no longer in force
+            if live is not None and live.head.sequence > was.head.sequence:
+                continue
+            back |= {address: lost[address] for address in named(was.head) if address in lost}
+            self.seen = replace(self.seen, live={**self.seen.live, namespace: was})
+        heads: dict[Address, bytes] = {
+            address: data for address, data in back.items() if isinstance(address, HeadAddress)
+        }
+        first = self._missing_roots(repeats=repeats)
+        self.keep(first | {address: data for address, data in back.items() if address not in heads})
+        self.keep(heads)
+        return (*first, *back)
+
+    def clear(self, heads: list[Head]) -> tuple[int, int | None]:
+        """Clear what the heads' namespaces no longer need: how many messages, and when (Unix seconds) the next is due."""
+        left = obsolete(heads, self.seen.messages)
+        since = self.ledger.unnamed([head.namespace for head in heads], left, self.now)
+        due = {address: since[address] + self.settings.grace for address in left}
+        over = [address for address in left if self.now >= due[address]]
+        if over:
+            self._connection.publish([(self.settings.topics.of(address), b"") for address in over])
+        return len(over), min((due[address] for address in left if address not in over), default=None)
+
+    def keep(self, messages: Mapping[Address, bytes]) -> None:
+        """Publish, and see that it is there by reading it back: a PUBACK alone says neither retained nor permitted."""
+        _keep(self.settings, self._connection, messages)
+        self.seen = replace(self.seen, messages={**self.seen.messages, **messages})
+
+    def _missing_roots(self, *, repeats: bool = False) -> dict[Address, bytes]:
+        return {
+            RootAddress(number): data
+            for number, data in enumerate(self._roots, 1)
+            if repeats or self.seen.messages.get(RootAddress(number)) != data
+        }
+
+
+@contextmanager
+def _run(settings: Project, patience: float) -> Iterator[_Run]:
+    roots = project.read_roots(settings)
+    with ExitStack() as stack:
+        _take_lease(settings, stack, patience)
+        ledger = stack.enter_context(closing(Ledger(settings.ledger, settings.environment)))
+        connection = stack.enter_context(connect(settings))
+        yield _Run(settings, ledger, connection, roots, clock.now())
+
+
+def _take_lease(settings: Project, stack: ExitStack, patience: float) -> None:
+    until = clock.monotonic() + patience
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since {clock.as_text(clock.now())}"
+    while True:
+        try:
+            stack.enter_context(lease(settings.ledger, holder))
+        except LedgerBusy:
+            if clock.monotonic() >= until:
+                raise
+            clock.pause(LEASE_POLL_SECONDS)
+        else:
+            return
 
 
 def _decide(
     settings: Project,
-    wanted: Wanted,
+    order: Order,
     seen: OnBroker,
-    issued: Mapping[Namespace, Issued],
+    ledger: Ledger | None,
     *,
     now: int,
     say: Callable[[str], None],
 ) -> Outcome:
+    issued: Mapping[Namespace, Issued] = {}
+    if ledger is not None:
+        issued = ledger.issued(settings.deltas, epoch=seen.root.epoch)
+        seen = _compared(seen, ledger.kept())
     for line in _warnings(settings, seen, issued, now):
         say(f"warning: {line}")
+    if now >= seen.root.expires:
+        raise RootExpired(_root_expired(seen.root))
+    terms = _terms(settings, seen.root, now)
+    match order:
+        case Wanted():
+            return _for_flags(order, seen, issued, terms, say)
+        case Rollout():
+            return Outcome(tuple(_for_rollout(order, seen, issued, terms)))
+        case Rollback():
+            return Outcome((_for_rollback(order, seen, issued, terms, ledger),))
+
+
+def _terms(settings: Project, root: Root, now: int) -> Terms:
+    return Terms(
+        settings.environment,
+        root.epoch,
+        now,
+        settings.head_lifetime,
+        settings.message_limit,
+        root.roles[Role.PUBLISHER].threshold,
+        deltas=settings.deltas,
+        deltas_total=settings.deltas_total,
+    )
+
+
+def _for_flags(
+    wanted: Wanted,
+    seen: OnBroker,
+    issued: Mapping[Namespace, Issued],
+    terms: Terms,
+    say: Callable[[str], None],
+) -> Outcome:
     for namespace in sorted(wanted.remove):
         if namespace in wanted.entries:
             raise InvalidInput(f"--remove {namespace}: the flags to be published hold this namespace")
         if namespace not in seen.live and namespace not in issued:
             raise InvalidInput(f"--remove {namespace}: it was never published")
-    terms = Terms(
-        settings.environment,
-        seen.root.epoch,
-        now,
-        settings.head_lifetime,
-        settings.message_limit,
-        seen.root.roles[Role.PUBLISHER].threshold,
-        wanted.provenance,
-        wanted.forces_refresh,
-    )
     goal: dict[Namespace, tuple[Entry, ...]] = {**wanted.entries, **dict.fromkeys(wanted.remove, ())}
-    plans = tuple(
-        plan(name, entries, seen.live.get(name), issued.get(name, Issued()), terms)
-        for name, entries in sorted(goal.items())
+    terms = replace(terms, provenance=wanted.provenance, forces_refresh=wanted.forces_refresh)
+    plans = []
+    for name, entries in sorted(goal.items()):
+        live, known = seen.live.get(name), issued.get(name, Issued())
+        if wanted.stage is None:
+            plans.append(plan(name, entries, live, known, terms))
+        else:
+            plans.append(plan_candidate(name, entries, live, known, terms, stage=wanted.stage))
+    carried = list(_carried(goal.keys(), seen, issued, terms, say))
+    done = goal.keys() | {each.namespace for each in carried}
+    return Outcome((*plans, *carried), tuple(sorted((seen.live.keys() | issued.keys()) - done)))
+
+
+def _carried(
+    named_here: Iterable[Namespace],
+    seen: OnBroker,
+    issued: Mapping[Namespace, Issued],
+    terms: Terms,
+    say: Callable[[str], None],
+) -> Iterator[Plan]:
+    # What was signed under keys or a threshold that devices no longer believe in is signed anew, also where nobody spoke of it.
+    for name, head in newest_heads(seen, issued):
+        if name in named_here or (head.epoch == terms.epoch and HeadAddress(name) not in seen.refused):
+            continue
+        try:
+            planned = plan_upkeep(name, seen.live.get(name), issued.get(name, Issued()), terms)
+        except PlanRefused as error:
+            say(f"warning: {error}")
+        else:
+            if planned is not None:
+                yield planned
+
+
+def _require_current(signed: Ceremony, run: _Run, issued: Mapping[Namespace, Issued]) -> None:
+    # What people signed was made for the broker and ledger of that moment.
+    told = dict(newest_heads(run.seen, issued))
+    for head in signed.heads:
+        name, last = head.namespace, told.get(head.namespace)
+        if run.now >= head.expires:
+            raise CeremonyRefused(
+                f"{name}: head {head.sequence} expired at {clock.as_text(head.expires)}, before it was published; {_PREPARE_ANEW}"
+            )
+        if not run.ledger.has_issued(head):
+            raise CeremonyRefused(
+                f"{name}: this ledger has not issued head {head.sequence}; publish it from where it was prepared"
+            )
+        if last is not None and last != head and last.sequence != signed.base[name]:
+            raise CeremonyRefused(
+                f"{name}: head {last.sequence} was published since this was prepared after head {signed.base[name] or 'none'}; "
+                f"{_PREPARE_ANEW}"
+            )
+
+
+def _require_admissible(seen: OnBroker, messages: Mapping[Address, bytes]) -> None:
+    # Every message as a device judges it: with empty hands, and holding what stands there now.
+    live, refused = _verified(seen.trusted, {**seen.messages, **messages})
+    for address, data in messages.items():
+        error = refused.get(address)
+        if isinstance(address, DeltaAddress):
+            place = Place(seen.trusted.environment, address.namespace, Kind.DELTA)
+            try:
+                verify(open_envelope(data, place), seen.root, Role.PUBLISHER)
+            except Refused as found_wrong:
+                error = found_wrong
+        if isinstance(address, HeadAddress) and error is None:
+            error = _refused_on_top(seen, address, messages)
+            if error is None and not live[address.namespace].is_whole:
+                raise CeremonyRefused(
+                    f"{address.namespace}: part of what its head names is neither in this release nor on the broker; "
+                    f"{_PREPARE_ANEW}"
+                )
+        if error is not None:
+            raise CeremonyRefused(f"devices would refuse it ({error.attack}): {error}")
+
+
+def _refused_on_top(
+    seen: OnBroker, address: HeadAddress, messages: Mapping[Address, bytes]
+) -> Refused | None:
+    # A device that holds what is live: the head, and the delta in it or beside it.
+    if address not in seen.messages or address.namespace not in seen.live:
+        return None
+    try:
+        trusted, _ = trust.admit(seen.trusted, address, seen.messages[address], now=_EXPIRY_UNCHECKED)
+        for at, data in seen.messages.items():
+            if isinstance(at, SnapshotAddress) and at.namespace == address.namespace:
+                trusted, _ = trust.admit(trusted, at, data, now=_EXPIRY_UNCHECKED)
+        trusted, outcome = trust.admit(trusted, address, messages[address], now=_EXPIRY_UNCHECKED)
+        if isinstance(outcome, trust.Wanted):
+            if outcome.refused is not None:
+                return outcome.refused
+            if outcome.has_delta and outcome.held is not None:
+                at = DeltaAddress(address.namespace, outcome.offering.version, outcome.held)
+                if at in messages:
+                    trust.admit(trusted, at, messages[at], now=_EXPIRY_UNCHECKED)
+    except Refused as error:
+        return error
+    return None
+
+
+def _for_rollout(
+    order: Rollout, seen: OnBroker, issued: Mapping[Namespace, Issued], terms: Terms
+) -> Iterator[Plan]:
+    names = sorted(order.namespaces) or [name for name, head in newest_heads(seen, issued) if head.candidate]
+    if not names:
+        raise PlanRefused("no candidate is out; begin with flagcast publish PATH --candidate PERCENT")
+    for name in names:
+        live, known = seen.live.get(name), issued.get(name, Issued())
+        match order.step:
+            case Step.SHARE:
+                yield plan_share(name, order.share, live, known, terms)
+            case Step.PROMOTE:
+                yield plan_promote(name, live, known, terms)
+            case Step.ABORT:
+                yield plan_abort(name, live, known, terms)
+
+
+def _rollout_status(head: Head, entries: list[LedgerEntry]) -> RolloutStatus:
+    if head.candidate is None:
+        return RolloutStatus(head.namespace, head)
+    version = head.candidate.offering.version
+    steps = [
+        (each.published, each.candidate.share)
+        for each in entries  # newest first
+        if each.namespace == head.namespace
+        and each.published is not None
+        and each.candidate is not None
+        and each.candidate.offering.version == version
+    ]
+    return RolloutStatus(
+        head.namespace,
+        head,
+        min((at for at, _ in steps), default=None),
+        next((share for _, share in steps if share), None),
     )
-    return Outcome(plans, tuple(sorted((seen.live.keys() | issued.keys()) - goal.keys())))
+
+
+def _for_rollback(
+    order: Rollback,
+    seen: OnBroker,
+    issued: Mapping[Namespace, Issued],
+    terms: Terms,
+    ledger: Ledger | None,
+) -> Plan:
+    name = order.namespace
+    if name is None:
+        if len(issued) > 1:
+            raise InvalidInput(f"--namespace: name the one to roll back: {', '.join(sorted(issued))}")
+        name = next(iter(issued), None)
+    if name is None or ledger is None or name not in issued:
+        raise PlanRefused(f"{name or 'rollback'}: nothing of it was ever published from this ledger")
+    known, live = issued[name], seen.live.get(name)
+    back: Content | None = None
+    if order.version is not None:
+        back = ledger.content(name, order.version)
+        if back is None:
+            raise PlanRefused(
+                f"{name}: version {order.version} was never published from this ledger; flagcast log shows what was"
+            )
+    else:
+        head = newest_head(live, known)
+        current = head.stable if head is not None else known.published
+        back = ledger.content_before(name, current.digest) if current is not None else None
+        if back is None:
+            raise PlanRefused(f"{name}: nothing else was published before what is published now")
+    return plan_rollback(name, back, live, known, terms)
+
+
+def newest_heads(seen: OnBroker, issued: Mapping[Namespace, Issued]) -> list[tuple[Namespace, Head]]:
+    """The head that each namespace was told last, from the broker or, where it lost or aged it, from the ledger."""
+    found = (
+        (name, newest_head(seen.live.get(name), issued.get(name, Issued())))
+        for name in sorted(seen.live.keys() | issued.keys())
+    )
+    return [(name, head) for name, head in found if head is not None]
+
+
+def _upkeep_plans(
+    settings: Project,
+    seen: OnBroker,
+    issued: Mapping[Namespace, Issued],
+    now: int,
+    say: Callable[[str], None],
+) -> Iterator[Plan]:
+    terms = _terms(settings, seen.root, now)
+    for name, known in issued.items():
+        live = seen.live.get(name)
+        if live is not None and live.head.sequence > known.sequence:
+            continue  # another publisher's, which the warnings name
+        try:
+            planned = plan_upkeep(name, live, known, terms)
+        except (PlanRefused, InvalidInput) as error:
+            say(f"warning: {error}")
+        else:
+            if planned is not None:
+                yield planned
+
+
+def _signers_if_any(
+    settings: Project, seen: OnBroker, plans: list[Plan], now: int, say: Callable[[str], None]
+) -> list[Signer]:
+    # Without enough keys what stands on the broker can be kept there, but nothing can be renewed. A head whose number alone is
+    # behind, as while a release is being signed elsewhere, still does its work.
+    root = seen.root
+    if now >= root.expires:
+        say(f"warning: {_root_expired(root)}")
+        return []
+    threshold = root.roles[Role.PUBLISHER].threshold
+    try:
+        signers = keychain.publishers(settings, root, from_environment)
+    except InvalidConfiguration as error:
+        why = f"a new head is due and cannot be signed here: {error}"
+    else:
+        if len(signers) >= threshold:
+            return signers
+        why = (
+            f"a new head is due, {threshold} keys must sign it and {len(signers)} are here; sign it with flagcast publish "
+            "--prepare"
+        )
+    good = {name for name, live in seen.live.items() if live.is_whole and now < renew_at(live.head)}
+    names = ", ".join(each.namespace for each in plans if each.namespace not in good)
+    if names:
+        say(f"warning: {names}: {why}")
+    return []
+
+
+def _root_expired(root: Root) -> str:
+    return (
+        f"root {root.number} expired at {clock.as_text(root.expires)}, and devices take nothing new under it; make the next "
+        "root with flagcast keys rotate root, then publish"
+    )
 
 
 def _warnings(
@@ -194,8 +800,11 @@ def _warnings(
 ) -> Iterator[str]:
     if now < seen.root.issued:
         yield f"this machine's clock ({clock.as_text(now)}) is before the root was made"
-    if now >= seen.root.expires:
-        yield f"root {seen.root.number} expired at {clock.as_text(seen.root.expires)}; devices take nothing new"
+    if 0 < seen.root.expires - now <= ROOT_WARNING_SECONDS:
+        yield (
+            f"root {seen.root.number} expires at {clock.as_text(seen.root.expires)}, and devices take nothing new from then on; "
+            "make the next root with flagcast keys rotate root"
+        )
     for address, error in seen.refused.items():
         topic = settings.topics.of(address)
         yield f"{topic} on the broker is not believed ({error.attack}): {error}; numbers go on without it"
@@ -219,7 +828,6 @@ def _warnings(
 
 
 def _keep(settings: Project, connection: mqtt.Connection, messages: Mapping[Address, bytes]) -> None:
-    # Published, and seen to be there by reading it back: a PUBACK alone says neither retained nor permitted.
     if not messages:
         return
     by_topic = {settings.topics.of(address): data for address, data in messages.items()}
@@ -235,17 +843,8 @@ def _keep(settings: Project, connection: mqtt.Connection, messages: Mapping[Addr
         )
 
 
-def _signers(settings: Project, root: Root) -> list[Signer]:
-    path = settings.publisher_key
-    loaded = signer.load(path, PUBLISHER_NAME)
-    if loaded.public.id not in root.roles[Role.PUBLISHER].keys:
-        raise InvalidConfiguration(
-            f"{path}: root {root.number} does not name this key as a publisher's; devices would refuse what it signs"
-        )
-    return [loaded]
-
-
-def _connect(settings: Project) -> mqtt.Connection:
+def connect(settings: Project, client_id: str = "") -> mqtt.Connection:
+    """A connection to the project's broker; see `mqtt.connect`. Raises BrokerError, InvalidConfiguration."""
     broker = settings.broker
     login = mqtt.Login(
         broker.user,
@@ -255,7 +854,7 @@ def _connect(settings: Project) -> mqtt.Connection:
         broker.cert_file,
         broker.key_file,
     )
-    return mqtt.connect(broker.host, broker.port, login, protocol=broker.protocol)
+    return mqtt.connect(broker.host, broker.port, login, protocol=broker.protocol, client_id=client_id)
 
 
 def _read(settings: Project, roots: tuple[bytes, ...], connection: mqtt.Connection) -> OnBroker:
@@ -269,25 +868,40 @@ def _read(settings: Project, roots: tuple[bytes, ...], connection: mqtt.Connecti
         elif data:  # an empty one is a topic that was cleared while we looked
             messages[address] = data
     trusted, refused = _walk_roots(settings.environment, roots, messages)
+    live, wrong = _verified(trusted, messages)
+    return OnBroker(trusted, messages, live, {**refused, **wrong}, tuple(foreign))
+
+
+def _compared(seen: OnBroker, kept: Mapping[Address, bytes]) -> OnBroker:
+    # A delta is judged against the content that it begins from, which the publisher does not hold; its bytes are known.
+    live = {}
+    for name, each in seen.live.items():
+        wrong = [
+            address
+            for address in named(each.head)
+            if isinstance(address, DeltaAddress)
+            and seen.messages.get(address) != kept.get(address, seen.messages.get(address, b""))
+        ]
+        live[name] = replace(each, lost=tuple(sorted({*each.lost, *wrong}, key=repr)))
+    return replace(seen, live=live)
+
+
+def _verified(
+    trusted: trust.Trusted, messages: Mapping[Address, bytes]
+) -> tuple[dict[Namespace, Live], dict[Address, Refused]]:
     live: dict[Namespace, Live] = {}
+    refused: dict[Address, Refused] = {}
     for address in [address for address in messages if isinstance(address, HeadAddress)]:
-        seen = _verify(trusted, address, messages, refused)
-        if seen is not None:
-            live[address.namespace] = seen
-    return OnBroker(trusted.root, messages, live, refused, tuple(foreign))
+        found_there = _verify(trusted, address, messages, refused)
+        if found_there is not None:
+            live[address.namespace] = found_there
+    return live, refused
 
 
 def _walk_roots(
     environment: Environment, roots: tuple[bytes, ...], messages: Mapping[Address, bytes]
 ) -> tuple[trust.Trusted, dict[Address, Refused]]:
-    try:
-        trusted = trust.begin(environment, Device(DeviceId(PUBLISHER_NAME)), roots[0])
-        for number, data in enumerate(roots[1:], 2):
-            trusted, _ = trust.admit(trusted, RootAddress(number), data, now=_EXPIRY_UNCHECKED)
-    except Refused as error:
-        raise InvalidConfiguration(
-            f"{project.ROOTS_NAME}: the project's own roots do not verify: {error}"
-        ) from error
+    trusted = keychain.walk(environment, roots).trusted
     refused: dict[Address, Refused] = {}
     successor = RootAddress(trusted.root.number + 1)
     if successor in messages:
@@ -309,31 +923,52 @@ def _verify(
     messages: Mapping[Address, bytes],
     refused: dict[Address, Refused],
 ) -> Live | None:
-    # As a device with empty hands would: the head first, then the parts that it names.
+    # As devices with empty hands would: the head first, then the parts of what is stable, and those of the candidate.
     try:
-        trusted, outcome = trust.admit(trusted, address, messages[address], now=_EXPIRY_UNCHECKED)
+        trusted, _ = trust.admit(trusted, address, messages[address], now=_EXPIRY_UNCHECKED)
     except Refused as error:
         refused[address] = error
         return None
-    namespace = address.namespace
-    head: Head = trusted.pending[namespace].head
-    if not isinstance(outcome, trust.Wanted) or outcome.offering != head.stable:
-        return Live(head, None)
-    for part in range(head.stable.parts):
-        at = SnapshotAddress(namespace, head.stable.version, part)
+    head = trusted.pending[address.namespace].head
+    candidate = None if head.candidate is None else head.candidate.offering
+    return Live(
+        head,
+        _verify_content(trusted, head, head.stable, messages, refused),
+        None if candidate is None else _verify_content(trusted, head, candidate, messages, refused),
+        tuple(
+            sorted(
+                (at for at in named(head) if isinstance(at, DeltaAddress) and at not in messages), key=repr
+            )
+        ),
+    )
+
+
+def _verify_content(
+    trusted: trust.Trusted,
+    head: Head,
+    offering: Offering,
+    messages: Mapping[Address, bytes],
+    refused: dict[Address, Refused],
+) -> tuple[Record, ...] | None:
+    # Which of its contents a head offers depends on the device; here it is each in turn.
+    namespace = head.namespace
+    waiting = replace(trusted.pending[namespace], offering=offering)
+    trusted = replace(trusted, pending={**trusted.pending, namespace: waiting})
+    for part in range(offering.parts):
+        at = SnapshotAddress(namespace, offering.version, part)
         if at not in messages:
             continue
         try:
             trusted, outcome = trust.admit(trusted, at, messages[at], now=_EXPIRY_UNCHECKED)
         except Refused as error:
             refused[at] = error
-            return Live(head, None)
+            return None
         if isinstance(outcome, trust.AdmittedUpdate):
-            return Live(head, outcome.changed)
-    return Live(head, None)
+            return outcome.changed
+    return None
 
 
-def _signed(drafts: Iterable[Draft], signers: list[Signer], threshold: int) -> dict[Address, bytes]:
+def _signed(drafts: Iterable[Draft], signers: Sequence[Signer], threshold: int) -> dict[Address, bytes]:
     return {
         draft.address: signer.sign_message(draft.payload, draft.place, signers, threshold) for draft in drafts
     }

@@ -1,39 +1,64 @@
 """Signing keys: made, kept in files, and used.
 
-A key is an Ed25519 key (RFC 8032) in a file of its own, PKCS#8 PEM without a password, mode 0600. The only module of the
-publisher that holds key objects; what leaves it are signatures and public keys.
+A `Signer` is whatever holds an Ed25519 key (RFC 8032) and signs with it. Here it is a file of its own: PKCS#8 PEM, mode 0600,
+with a passphrase or without, and its public half in a file beside it. This is the only module of the publisher that holds key
+objects; what leaves it are signatures and public keys.
 """
 
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_pem_public_key,
 )
 
 from flagcast_shared.envelope import seal, to_sign
-from flagcast_shared.errors import InvalidConfiguration
+from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
+from flagcast_shared.limits import KEY_MAX_BYTES
 from flagcast_shared.messages import Place
 from flagcast_shared.root import PublicKey
 from flagcast_shared.topics import Kind
 
+from . import files
+from .passphrase import VARIABLE, Unlock, from_environment
+
 KEY_FILE_MAX_BYTES: Final = 16_384
 """A PEM file of an Ed25519 key is 119 bytes; whatever is larger than this is another file."""
+PUBLIC_SUFFIX: Final = ".pub"
+"""What the name of a key's file gets for that of its public half."""
 
 _WORLD: Final = stat.S_IRWXO
+_ENCRYPTED: Final = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"  # RFC 7468, 11
+_PEM: Final = b"-----BEGIN "
+_NAME: Final = b"name: "
 
 
-class Signer:
-    """One signing key."""
+class Signer(Protocol):
+    """One signing key, wherever it is kept: in a file, in a token, in a service."""
+
+    @property
+    def public(self) -> PublicKey:
+        """What a root lists."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """The Ed25519 signature (RFC 8032, 5.1.6), 64 bytes; the same for the same data."""
+        ...
+
+
+class FileSigner:
+    """A signing key that is kept in a file."""
 
     __slots__ = ("_key", "public")
 
@@ -46,69 +71,112 @@ class Signer:
 
     def __repr__(self) -> str:
         """The public half only, so that no log ever holds the other."""
-        return f"Signer({self.public.name!r}, {self.public.id.hex()})"
+        return f"FileSigner({self.public.name!r}, {self.public.id.hex()})"
 
     def sign(self, data: bytes) -> bytes:
         """The signature, 64 bytes; the same for the same data (RFC 8032, 5.1.6)."""
         return self._key.sign(data)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, passphrase: bytes | None = None) -> None:
         """Write the key into a new file that only its owner may read; an existing file is never touched.
 
         Raises:
             InvalidConfiguration: the file exists or cannot be written.
         """
-        pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            raise InvalidConfiguration(
-                f"{path}: a key is already there, and keys are never overwritten"
-            ) from None
-        except OSError as error:
-            raise InvalidConfiguration(f"{path}: the key cannot be written: {error.strerror}") from error
+        protection = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+        pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
+        _write_new(path, pem, files.PRIVATE_MODE)
 
 
-def create(name: str) -> Signer:
+def create(name: str) -> FileSigner:
     """A new key; `name` is for people and stands in the root."""
-    return Signer(Ed25519PrivateKey.generate(), name)
+    return FileSigner(Ed25519PrivateKey.generate(), name)
 
 
-def load(path: Path, name: str) -> Signer:
-    """The key of a file.
+def load(path: Path, name: str, unlock: Unlock = from_environment) -> FileSigner:
+    """The key of a file. `unlock` is asked for the passphrase of one that is encrypted.
 
     Raises:
-        InvalidConfiguration: no such file, not an Ed25519 key, protected by a password, or readable by everybody.
+        InvalidConfiguration: no such file, not an Ed25519 key, readable by everybody, or the passphrase is missing or wrong.
     """
+    pem = _read_private(path)
+    passphrase = None
+    if _ENCRYPTED in pem:
+        passphrase = unlock(path)
+        if passphrase is None:
+            raise InvalidConfiguration(
+                f"{path}: protected by a passphrase; give --passphrase to be asked for it, or name a file that holds it with "
+                f"--passphrase-file or {VARIABLE}"
+            )
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            pem = file.read(KEY_FILE_MAX_BYTES + 1)
-    except OSError as error:
-        raise InvalidConfiguration(f"{path}: the signing key cannot be read: {error.strerror}") from error
-    if mode & _WORLD:
-        raise InvalidConfiguration(
-            f"{path}: every user of this machine may use this signing key; run: chmod 600 {path}"
-        )
-    if len(pem) > KEY_FILE_MAX_BYTES:
-        raise InvalidConfiguration(f"{path}: larger than {KEY_FILE_MAX_BYTES} bytes; not a signing key")
-    try:
-        key = load_pem_private_key(pem, password=None)
-    except TypeError:
-        raise InvalidConfiguration(
-            f"{path}: protected by a password; allowed is PKCS#8 PEM without one"
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
+        key = load_pem_private_key(pem, password=passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if passphrase is not None:
+            raise InvalidConfiguration(f"{path}: the passphrase is wrong, or the file is damaged") from None
         raise InvalidConfiguration(
             f"{path}: not a signing key; allowed is an Ed25519 key as PKCS#8 PEM"
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise InvalidConfiguration(f"{path}: a key of another kind; allowed is Ed25519")
-    return Signer(key, name)
+    return FileSigner(key, name)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a key file takes a passphrase. Raises InvalidConfiguration."""
+    return _ENCRYPTED in _read_private(path)
+
+
+def public_file(path: Path) -> Path:
+    """Where the public half of a key file stands."""
+    return path.with_name(path.name + PUBLIC_SUFFIX)
+
+
+def encode_public(key: PublicKey) -> bytes:
+    """A public key as a file: its name in a line of its own, and PEM SubjectPublicKeyInfo (RFC 8410, RFC 7468)."""
+    pem = Ed25519PublicKey.from_public_bytes(key.raw).public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
+    return _NAME + key.name.encode() + b"\n" + pem
+
+
+def save_public(key: PublicKey, path: Path) -> None:
+    """Write the public half that belongs to the key file `path` into a new file beside it. Raises InvalidConfiguration."""
+    _write_new(public_file(path), encode_public(key), files.PUBLIC_MODE)
+
+
+def load_public(path: Path) -> PublicKey:
+    """The public key of a file; one without a name gets that of the file. Raises InvalidConfiguration."""
+    try:
+        content = files.read(path, KEY_FILE_MAX_BYTES)
+    except OSError as error:
+        raise InvalidConfiguration(f"{path}: the public key cannot be read: {error.strerror}") from error
+    wrong = InvalidConfiguration(f"{path}: not a public key; allowed is an Ed25519 key as PEM")
+    if content is None or _PEM not in content:
+        raise wrong
+    if b"PRIVATE KEY-----" in content:
+        raise InvalidConfiguration(
+            f"{path}: a private key, which stays where it is; take {public_file(path).name}"
+        )
+    before = content[: content.index(_PEM)]
+    try:
+        key = load_pem_public_key(content[len(before) :])
+        named = [line[len(_NAME) :].decode() for line in before.splitlines() if line.startswith(_NAME)]
+    except (ValueError, UnsupportedAlgorithm):
+        raise wrong from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise wrong
+    try:
+        name = parse_name(named[0] if named else path.name.removesuffix(PUBLIC_SUFFIX))
+    except InvalidIdentifier as error:
+        raise InvalidConfiguration(f"{path}: {error}") from error
+    return PublicKey(key.public_bytes(Encoding.Raw, PublicFormat.Raw), name)
+
+
+def parse_name(text: str) -> str:
+    """The name of a key, for people: what prints in one line, 1 to 256 bytes. Raises InvalidIdentifier."""
+    if not text.strip() or not text.isprintable() or len(text.encode(errors="replace")) > KEY_MAX_BYTES:
+        raise InvalidIdentifier(f"name {text!r}: 1 to {KEY_MAX_BYTES} bytes that print, in one line")
+    return text
 
 
 def sign_message(payload: bytes, place: Place, signers: Sequence[Signer], threshold: int) -> bytes:
@@ -128,3 +196,30 @@ def sign_message(payload: bytes, place: Place, signers: Sequence[Signer], thresh
         for each in chosen
     ]
     return seal(payload, place, signatures, several=several)
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    try:
+        files.write_new(path, content, mode)
+    except FileExistsError:
+        raise InvalidConfiguration(
+            f"{path}: a key is already there, and keys are never overwritten"
+        ) from None
+    except OSError as error:
+        raise InvalidConfiguration(f"{path}: the key cannot be written: {error.strerror}") from error
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            pem = file.read(KEY_FILE_MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidConfiguration(f"{path}: the signing key cannot be read: {error.strerror}") from error
+    if mode & _WORLD:
+        raise InvalidConfiguration(
+            f"{path}: every user of this machine may use this signing key; run: chmod 600 {path}"
+        )
+    if len(pem) > KEY_FILE_MAX_BYTES:
+        raise InvalidConfiguration(f"{path}: larger than {KEY_FILE_MAX_BYTES} bytes; not a signing key")
+    return pem

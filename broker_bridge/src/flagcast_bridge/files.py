@@ -1,0 +1,78 @@
+"""Files that are complete or absent at any instant: a temporary file, fsync, one step to its name, fsync of the folder.
+
+The temporary file has a name of its own beside each file, so that what a killed process left is replaced by the next one.
+"""
+
+import os
+from pathlib import Path
+
+PRIVATE_MODE = 0o600
+PUBLIC_MODE = 0o644
+
+
+def write_new(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
+    """A new file with exactly this mode. Raises FileExistsError where something has that name, else OSError."""
+    temporary = _write_beside(path, content, mode)
+    try:
+        os.link(temporary, path)  # unlike a rename, it never takes the place of a file that is there
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+
+
+def replace(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
+    """Put a file in the place of one that may be there. Raises OSError."""
+    temporary = _write_beside(path, content, mode)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file another name in the same folder. Raises OSError."""
+    path.rename(target)
+    sync_folder(target.parent)
+
+
+def tidy(path: Path) -> None:
+    """Remove the temporary file that a process may have left which was killed while it wrote this one. Raises OSError."""
+    _temporary(path).unlink(missing_ok=True)
+
+
+def read(path: Path, limit: int) -> bytes | None:
+    """The content; None where it is larger than `limit` bytes. Raises OSError."""
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    return None if len(content) > limit else content
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk take the names of a folder's files. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_beside(path: Path, content: bytes, mode: int) -> Path:
+    temporary = _temporary(path)
+    tidy(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")

@@ -1,0 +1,202 @@
+"""What devices counted, added up once, whatever the broker or the power does in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from publishing import Flagcast, make_project
+
+from brokers import Broker, start_mosquitto
+from flagcast_bridge import mqtt, project
+from flagcast_bridge.collector import QUIET_SECONDS
+from flagcast_bridge.ledger import USAGE_REMEMBERED_SECONDS, LedgerError, UsageBook
+from flagcast_shared.ids import DeviceId, Environment, FlagKey, Namespace
+from flagcast_shared.limits import USAGE_COUNT_MAX
+from flagcast_shared.reports import Count, Usage, encode_usage
+from flagcast_shared.topics import DeviceAddress
+
+NOW = 1_750_000_000
+DAY = 86_400
+TEST = Environment("test")
+A, B = DeviceId("a"), DeviceId("b")
+PATIENCE_SECONDS = 30.0
+
+
+def batch(number: int, evaluations: int = 1, *, flag: str = "lights", dropped: int = 0) -> Usage:
+    counts = (Count(Namespace("default"), FlagKey(flag), "true", "match", evaluations),)
+    return Usage(number.to_bytes(16, "big"), NOW, NOW + 60, counts, dropped)
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[UsageBook]:
+    with closing(UsageBook(tmp_path / "usage.sqlite", TEST, NOW)) as opened:
+        yield opened
+
+
+def total(book: UsageBook, since: int = 0) -> int:
+    return sum(each.evaluations for each in book.totals(since))
+
+
+def test_a_batch_is_added_once_however_often_it_comes(book: UsageBook) -> None:
+    assert book.take(A, batch(1, 10), NOW)
+    for _ in range(3):
+        assert not book.take(A, batch(1, 10), NOW + 1)
+    assert total(book) == 10
+    assert book.take(B, batch(1, 10), NOW), "the same name of another device is another batch"
+    assert total(book) == 20
+    assert book.batches(0) == (2, 2, 0)
+
+
+def test_sums_are_by_day_flag_answer_and_reason(book: UsageBook) -> None:
+    book.take(A, batch(1, 10), NOW)
+    book.take(A, batch(2, 5, dropped=3), NOW + 2 * DAY)
+    book.take(A, batch(3, 7, flag="theme"), NOW + 2 * DAY)
+    assert [(each.flag, each.evaluations) for each in book.totals(0)] == [("lights", 15), ("theme", 7)]
+    assert [(each.flag, each.evaluations) for each in book.totals(NOW + DAY)] == [("lights", 5), ("theme", 7)]
+    assert book.totals(0, "kiosk") == []
+    assert book.batches(0) == (1, 3, 3)
+
+
+def test_names_are_forgotten_after_their_time_and_sums_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    with closing(UsageBook(path, TEST, NOW)) as book:
+        book.take(A, batch(1, 10), NOW)
+    with closing(UsageBook(path, TEST, NOW + USAGE_REMEMBERED_SECONDS)) as book:
+        assert not book.take(A, batch(1, 10), NOW)
+    with closing(UsageBook(path, TEST, NOW + USAGE_REMEMBERED_SECONDS + 1)) as book:
+        assert total(book) == 10
+        assert book.batches(0) == (0, 0, 0)
+
+
+def test_environments_are_apart(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    with closing(UsageBook(path, TEST, NOW)) as book:
+        book.take(A, batch(1, 10), NOW)
+    with closing(UsageBook(path, Environment("other"), NOW)) as book:
+        assert book.totals(0) == []
+        assert book.take(A, batch(1, 1), NOW)
+
+
+def test_the_largest_counts_add_up(book: UsageBook) -> None:
+    for number in range(100):
+        book.take(A, batch(number, USAGE_COUNT_MAX), NOW)
+    assert total(book) == 100 * USAGE_COUNT_MAX
+
+
+def test_a_file_that_is_no_database_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(LedgerError, match="not the counts that were written"):
+        UsageBook(path, TEST, NOW)
+
+
+@pytest.fixture(params=["5", "3.1.1"])
+def site(
+    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[tuple[Broker, Flagcast]]:
+    with start_mosquitto(tmp_path / "broker") as broker:
+        make_project(tmp_path / "project", broker.url, {"protocol": f'"{request.param}"'})
+        yield broker, Flagcast(tmp_path / "project", capsys)
+
+
+def send(broker: Broker, flagcast: Flagcast, *batches: tuple[DeviceId, bytes]) -> None:
+    topics = project.load(flagcast.folder).topics
+    with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:
+        for device, payload in batches:
+            sent = connection._client.publish(topics.of(DeviceAddress(device, "metrics")), payload, qos=1)
+            sent.wait_for_publish(PATIENCE_SECONDS)
+
+
+def shown(flagcast: Flagcast) -> int:
+    document = json.loads(flagcast.on_project("usage", "--format", "json").out)
+    return sum(each["evaluations"] for each in document["usage"])
+
+
+@pytest.mark.mosquitto
+def test_what_came_while_nobody_collected_is_collected_once(site: tuple[Broker, Flagcast]) -> None:
+    broker, flagcast = site
+    assert flagcast.on_project("usage", "collect", "--once").code == 0  # from now on the broker keeps it
+    batches = [(A, encode_usage(batch(number))) for number in range(50)]
+    send(broker, flagcast, *batches, *batches[:10], (B, b"not a batch"))
+    collected = flagcast.on_project("usage", "collect", "--once")
+    assert collected.code == 0
+    assert "batches added: 50, known already: 10" in collected.out
+    assert "devices/b/metrics: not counted" in collected.err
+    assert "batches added: 0, known already: 0" in flagcast.on_project("usage", "collect", "--once").out
+    assert shown(flagcast) == 50
+    assert "lights" in flagcast.on_project("usage").out
+
+
+@pytest.mark.mosquitto
+def test_a_collector_that_is_killed_loses_nothing_and_counts_nothing_twice(
+    site: tuple[Broker, Flagcast],
+) -> None:
+    broker, flagcast = site
+    flagcast.on_project("usage", "collect", "--once")
+    send(broker, flagcast, *((A, encode_usage(batch(number))) for number in range(300)))
+    book_path = project.load(flagcast.folder).usage
+    for _ in range(3):
+        before = shown(flagcast)
+        collector = start(flagcast)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while added(book_path) <= before and added(book_path) < 300 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        collector.kill()
+        collector.wait()
+    flagcast.on_project("usage", "collect", "--once")
+    assert shown(flagcast) == 300
+
+
+@pytest.mark.mosquitto
+def test_a_long_running_collector_survives_the_broker_and_ends_by_sigterm(
+    site: tuple[Broker, Flagcast], tmp_path: Path
+) -> None:
+    broker, flagcast = site
+    collector = start(flagcast)
+    try:
+        for number in range(2):
+            wait_for_collector(flagcast, broker, number)
+            broker.restart()
+    finally:
+        collector.send_signal(signal.SIGTERM)
+        assert collector.wait(PATIENCE_SECONDS) == 0
+    assert shown(flagcast) >= 2
+    assert QUIET_SECONDS < PATIENCE_SECONDS
+
+
+def wait_for_collector(flagcast: Flagcast, broker: Broker, number: int) -> None:
+    """Sends a batch, under new names while nobody is subscribed, until one of it is counted."""
+    book_path = project.load(flagcast.folder).usage
+    before = added(book_path)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    attempt = 0
+    while added(book_path) == before:
+        assert time.monotonic() < deadline
+        attempt += 1
+        send(broker, flagcast, (A, encode_usage(batch(number * 1000 + attempt))))
+        time.sleep(0.2)
+
+
+def added(path: Path) -> int:
+    """Evaluations in the book, read while the collector writes."""
+    if not path.exists():
+        return 0
+    with closing(UsageBook(path, TEST, int(time.time()))) as book:  # noqa: TID251  # the collector's clock
+        return total(book)
+
+
+def start(flagcast: Flagcast) -> "subprocess.Popen[bytes]":
+    program = str(Path(sys.executable).with_name("flagcast"))
+    return subprocess.Popen(
+        [program, "usage", "collect", "--project", str(flagcast.folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )

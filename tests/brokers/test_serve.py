@@ -1,0 +1,285 @@
+"""`flagcast serve` beside a real mosquitto and a real agent: what was published stays published, without anybody's help."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from devices import Device, provision
+from publishing import Flagcast, configure, features, make_project
+from serving import Serve
+
+from brokers import Broker, free_port, start_mosquitto
+from flagcast_bridge import clock, ledger, mqtt, project, publisher
+from flagcast_bridge.project import Project
+from flagcast_shared.ids import Namespace
+from flagcast_shared.messages import Head
+
+pytestmark = pytest.mark.mosquitto
+
+DEFAULT = Namespace("default")
+HEAD = "flags/default/head"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A broker, a project on it, and the command."""
+
+    broker: Broker
+    project: Project
+    flagcast: Flagcast
+
+    def publish(self, *arguments: str, **flags: bool) -> None:
+        path = self.project.folder / "features.yml"
+        path.write_text(features(flags))
+        done = self.flagcast.on_project("publish", path, *arguments)
+        assert done.code == 0, done.err
+
+    def head(self) -> Head | None:
+        """The head that stands on the broker, verified."""
+        live = publisher.read_broker(self.project).live.get(DEFAULT)
+        return None if live is None else live.head
+
+    def sequence(self) -> int:
+        """The number of that head; 0 where there is none, or no broker."""
+        with suppress(mqtt.BrokerError):
+            head = self.head()
+            return 0 if head is None else head.sequence
+        return 0
+
+    def retained(self) -> dict[str, bytes]:
+        with self.connect() as connection:
+            found = connection.read_all(["flagcast/#"])
+        return {topic.removeprefix("flagcast/1/test/"): data for topic, data in found.items() if data}
+
+    def put(self, topic: str, data: bytes) -> None:
+        with self.connect() as connection:
+            connection.publish([(f"flagcast/1/test/{topic}", data)])
+
+    def connect(self) -> mqtt.Connection:
+        return mqtt.connect(self.broker.host, self.broker.port, mqtt.Login())
+
+
+@pytest.fixture(autouse=True)
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine a broker has sent all retained messages long before the time that networks are given."""
+    monkeypatch.setattr(mqtt, "QUIET_SECONDS", 0.2)
+
+
+@pytest.fixture
+def site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Site]:
+    with start_mosquitto(tmp_path / "broker") as broker:
+        made = make_project(tmp_path / "fleet", broker.url)
+        yield Site(broker, made, Flagcast(made.folder, capsys))
+
+
+@pytest.fixture
+def serve(site: Site, tmp_path: Path) -> Iterator[Serve]:
+    """It runs beside a broker that shows version 1 under head 1, and has looked at it once."""
+    site.publish(a=True)
+    with Serve(site.project.folder, tmp_path / "serve.log") as running:
+        running.wait_for("checked")
+        yield running
+
+
+@pytest.fixture
+def device(site: Site, tmp_path: Path) -> Iterator[Device]:
+    with provision(tmp_path / "device", site.project.root_file(1), site.broker.url) as made:
+        yield made
+
+
+def test_a_broker_that_forgot_everything_has_it_again_and_an_agent_that_is_new_gets_it(
+    site: Site, device: Device, tmp_path: Path
+) -> None:
+    site.publish(a=True)
+    before = site.retained()
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
+        serve.wait_for("checked")
+        site.broker.kill()
+        serve.wait_for('"connection lost"')
+        site.broker.start()  # it keeps nothing on disk
+        serve.wait_for('"put back"')
+        # The very bytes, so that no device that has them has news.
+        assert site.retained() == before
+        device.start()
+        device.wait_for("message=admitted")
+        assert device.evaluate("a", "e")["value"] is True
+        assert len(site.flagcast.on_project("log").out.splitlines()) == 1
+
+
+def test_a_broker_restored_from_an_old_save_is_brought_to_the_present(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = tmp_path / "mosquitto.db"
+    with start_mosquitto(tmp_path / "broker", persistence=True) as broker:
+        made = make_project(tmp_path / "fleet", broker.url)
+        site = Site(broker, made, Flagcast(made.folder, capsys))
+        site.publish(a=True)
+        broker.stop()
+        shutil.copy(broker.folder / "mosquitto.db", save)
+        broker.start()
+        site.publish(a=False)
+        with (
+            provision(tmp_path / "device", made.root_file(1), broker.url) as device,
+            Serve(made.folder, tmp_path / "serve.log") as serve,
+        ):
+            device.start()
+            device.wait_for("version=2")
+            serve.wait_for("checked")
+            broker.kill()
+            shutil.copy(save, broker.folder / "mosquitto.db")
+            broker.start()
+            serve.wait_for('"put back"')
+            head = site.head()
+            assert head is not None
+            assert (head.stable.version, head.sequence) == (2, 2)
+            assert device.evaluate("a", "e")["value"] is False
+
+
+def test_a_head_topic_that_somebody_cleared_or_wrote_on_comes_back(site: Site, serve: Serve) -> None:
+    head = site.retained()[HEAD]
+    for number, lie in enumerate((b"", b"forged"), 1):
+        site.put(HEAD, lie)
+        serve.wait_for('"put back"', number)
+        assert site.retained()[HEAD] == head
+
+
+def test_an_older_head_of_our_own_does_not_stay(site: Site, serve: Serve) -> None:
+    old = site.retained()[HEAD]
+    site.publish(a=False)
+    serve.wait_for("checked", 2)
+    new = site.retained()[HEAD]
+    site.put(HEAD, old)
+    serve.wait_for('"put back"')
+    assert site.retained()[HEAD] == new
+
+
+def test_a_snapshot_that_is_lost_is_put_back_when_a_device_asks(site: Site, serve: Serve) -> None:
+    before = site.retained()
+    site.put("flags/default/snapshot/1/0", b"")
+    with site.connect() as connection:
+        connection._client.publish("flagcast/1/test/devices/charger-17/refresh", b"x", qos=1)
+        serve.wait_for('"put back"')
+    assert site.retained() == before
+
+
+def test_a_head_is_signed_again_when_half_of_its_life_is_over(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(site.project.folder, {"head_lifetime_hours": "1"})
+    now = clock.now
+    with monkeypatch.context() as patched:
+        patched.setattr(clock, "now", lambda: now() - 1_800 + 8)  # in eight seconds half of it is over
+        site.publish(a=True)
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
+        serve.wait_for("checked")
+        assert site.sequence() == 1
+        serve.wait_for("published")
+        assert "action=refresh" in serve.lines("published")[0]
+        head = site.head()
+        assert head is not None
+        assert (head.sequence, head.stable.version) == (2, 1)
+        assert head.expires > now() + 3_500
+    (entry, _) = site.flagcast.on_project("log").out.splitlines()
+    assert "head 2  version 1  refresh  published" in entry
+
+
+def test_what_no_head_names_is_cleared_after_the_grace_period_and_not_before(
+    site: Site, tmp_path: Path
+) -> None:
+    configure(site.project.folder, {"grace_seconds": "6"})
+    site.publish(a=True)
+    site.publish(a=False)
+    assert "flags/default/snapshot/1/0" in site.retained()
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
+        serve.wait_for("cleared")
+        assert set(site.retained()) == {"root/1", HEAD, "flags/default/snapshot/2/0"}
+
+
+def test_publish_runs_beside_it(site: Site, serve: Serve) -> None:
+    site.publish(a=False)
+    serve.wait_for("checked", 2)
+    site.publish(a=True)
+    serve.wait_for("checked", 3)
+    assert not serve.lines('"put back"') + serve.lines("published")
+    assert site.sequence() == 3
+
+
+def test_it_waits_while_another_publisher_holds_the_ledger(site: Site, serve: Serve) -> None:
+    with ledger.lease(site.project.ledger, "process 1 on elsewhere"):
+        site.put(HEAD, b"")
+        serve.wait_for("waiting")
+        assert "process 1 on elsewhere" in serve.lines("waiting")[0]
+        assert HEAD not in site.retained()
+    serve.wait_for('"put back"')
+    assert HEAD in site.retained()
+    assert len(serve.lines("waiting")) == 1
+
+
+def test_it_begins_before_the_broker_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    made = make_project(tmp_path / "fleet", f"mqtt://127.0.0.1:{port}")
+    with Serve(made.folder, tmp_path / "serve.log") as serve:
+        serve.wait_for('"no connection"')
+        with start_mosquitto(tmp_path / "broker", port=port):
+            serve.wait_for("connected")
+            serve.wait_for('"put back"')  # the root, which was never there
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(site: Site, serve: Serve, number: signal.Signals) -> None:
+    assert serve.stop(number) == 0
+    assert serve.log.splitlines()[-1].endswith("message=stopped")
+    with ledger.lease(site.project.ledger, "me"):
+        pass
+
+
+def test_a_project_that_is_not_there_is_exit_code_2(tmp_path: Path) -> None:
+    with Serve(tmp_path / "absent", tmp_path / "serve.log") as serve:
+        assert serve._process.wait(20) == 2
+        assert "flagcast init" in serve.log
+
+
+def test_without_a_key_it_keeps_what_is_there_and_says_that_it_cannot_renew(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(site.project.folder, {"head_lifetime_hours": "1"})
+    now = clock.now
+    with monkeypatch.context() as patched:
+        patched.setattr(clock, "now", lambda: now() - 2_000)
+        site.publish(a=True)
+    before = site.retained()
+    project.load(site.project.folder).publisher_key.unlink()
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
+        serve.wait_until(lambda: "a new head is due and cannot be signed here" in serve.log, "a warning")
+        site.put(HEAD, b"")
+        serve.wait_for('"put back"')
+        assert site.retained() == before
+
+
+def test_with_fewer_keys_than_must_sign_it_keeps_what_is_there_and_names_the_way_to_renew_it(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(site.project.folder, {"head_lifetime_hours": "1"})
+    now = clock.now
+    colleague, here = tmp_path / "colleague.key", site.project.folder / "keys" / "colleague.key"
+    assert site.flagcast("keys", "make", colleague, "--name", "colleague").code == 0
+    public = f"{colleague}.pub"
+    done = site.flagcast.on_project("keys", "rotate", "publisher", "--add", public, "--threshold", "2")
+    assert done.code == 0, done.err
+    shutil.copy(colleague, here)
+    with monkeypatch.context() as patched:
+        patched.setattr(clock, "now", lambda: now() - 2_000)
+        site.publish(a=True)
+    here.unlink()
+    before = site.retained()
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
+        serve.wait_until(lambda: "2 keys must sign it and 1 are here" in serve.log, "a warning")
+        assert "flagcast publish --prepare" in serve.log
+        site.put(HEAD, b"")
+        serve.wait_for('"put back"')
+        assert site.retained() == before
+    assert len(site.flagcast.on_project("log").out.splitlines()) == 1
