@@ -9,10 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import yaml
+
+from flagcast_bridge import validate
+from flagcast_shared.ids import FlagKey, Namespace
+from flagcast_shared.model import AnySegment, BooleanFlag, Flag, Segment, VariantFlag
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -37,6 +42,18 @@ def write_flags(folder: Path, count: int) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     (target / "features.json").write_text(json.dumps(document), encoding="utf-8")
     return folder
+
+
+def make_entries(count: int) -> list[Flag | AnySegment]:
+    """The same flags and their segments as `write_flags` makes them, compiled."""
+    entries = validate.load(ROOT / "examples" / "default").namespaces[Namespace("default")]
+    flags = [entry for entry in entries if isinstance(entry, BooleanFlag | VariantFlag)]
+    segments = [entry for entry in entries if isinstance(entry, Segment)]
+    renamed = (
+        replace(flag, key=FlagKey(f"{flag.key}-{number}"))
+        for number, flag in zip(range(count), cycle(flags), strict=False)
+    )
+    return [*renamed, *segments]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from flagcast_shared.evaluation import compile_flags
 from flagcast_shared.ids import (
     DeviceId,
     Environment,
+    FlagKey,
     Namespace,
     Version,
     parse_device,
@@ -68,7 +69,18 @@ from flagcast_shared.records import (
     split_content,
     split_delta,
 )
-from flagcast_shared.reports import Report, decode_report, encode_report
+from flagcast_shared.reports import (
+    Count,
+    Refresh,
+    Report,
+    Usage,
+    decode_refresh,
+    decode_report,
+    decode_usage,
+    encode_refresh,
+    encode_report,
+    encode_usage,
+)
 from flagcast_shared.root import decode_root, encode_root
 from flagcast_shared.topics import (
     Address,
@@ -129,6 +141,11 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], Callable[[], list[bytes]]]]
         lambda: [encode_root(root) for root in release().roots],
     ),
     "decode_report": (decode_report, lambda: [encode_report(Report(1, 2, is_online=True))]),
+    "decode_refresh": (decode_refresh, lambda: [encode_refresh(Refresh((NAMESPACE,)))]),
+    "decode_usage": (
+        decode_usage,
+        lambda: [encode_usage(Usage(bytes(16), 1, 2, (Count(NAMESPACE, FlagKey("f"), "true", "match", 3),)))],
+    ),
     "anchor": (lambda data: anchor(data, ENVIRONMENT), lambda: [release().anchor]),
     "anchor_environment": (anchor_environment, lambda: [release().anchor]),
     "restore": (

@@ -21,7 +21,7 @@ from .errors import (
     TooLarge,
     TrailingBytes,
 )
-from .limits import DEPTH_MAX, NUMBER_MAX
+from .limits import DEPTH_MAX, NUMBER_MAX, TEXT_MAX_BYTES
 
 Value = None | bool | int | str | bytes | Sequence["Value"] | Mapping[int, "Value"] | Mapping[str, "Value"]
 """What travels: no floats, no tags; the keys of a map are all non-negative integers or all text."""
@@ -35,8 +35,14 @@ def encode(value: Value) -> bytes:
 
     cbor2's canonical order is the length-first one (RFC 8949, 4.2.3). It coincides with the bytewise order of 4.2.1
     as long as all keys of a map are of one type, which `Value` demands.
+
+    Raises:
+        Malformed: a text that is not Unicode (it holds a lone surrogate).
     """
-    return cbor2.dumps(value, canonical=True)
+    try:
+        return cbor2.dumps(value, canonical=True)
+    except UnicodeEncodeError as error:
+        raise Malformed(f"{error.object!r:.80} is not Unicode text") from error
 
 
 def decode(data: bytes, what: str) -> Value:
@@ -145,17 +151,17 @@ class Fields:
             return ()
         return array(self._map[number], self._at(number), high)
 
-    def texts(self, number: int, high: int) -> Mapping[str, str]:
-        """A map of text to text with at most so many entries; empty when the field is absent."""
+    def texts(self, number: int, high: int, max_bytes: int = TEXT_MAX_BYTES) -> Mapping[str, str]:
+        """A map of text to text with at most so many entries, each text of at most so many bytes of UTF-8; empty when the
+        field is absent.
+        """
         value = self._map.get(number, {})
         if not isinstance(value, Mapping):
             raise Malformed(f"{self._at(number)}: not a map")
         if len(value) > high:
             raise TooLarge(f"{self._at(number)}: {len(value)} entries, at most {high}")
-        for key, entry in value.items():
-            if not isinstance(key, str) or not isinstance(entry, str):
-                raise Malformed(f"{self._at(number)}: not a map of text to text")
-        return {str(key): str(entry) for key, entry in value.items()}
+        at = self._at(number)
+        return {text(key, at, max_bytes): text(entry, at, max_bytes) for key, entry in value.items()}
 
     def _at(self, number: int) -> str:
         return f"{self._what}, field {number}"

@@ -48,11 +48,18 @@ def content_type(kind: Kind) -> str:
 
 
 def to_sign(payload: bytes, place: Place, key: KeyId, *, several: bool) -> bytes:
-    """The bytes that a key signs: the Sig_structure of RFC 9052, 4.4; `several` for COSE_Sign."""
+    """The bytes that a key signs for a place; `several` for COSE_Sign."""
     aad = encode(["flagcast", FORMAT, place.environment, place.namespace, place.kind.value])
     if several:
-        return encode(["Signature", _body_header(place.kind), _signer_header(key), aad, payload])
-    return encode(["Signature1", _sign1_header(place.kind, key), aad, payload])
+        return sig_structure(_body_header(place.kind), _signer_header(key), aad, payload)
+    return sig_structure(_sign1_header(place.kind, key), None, aad, payload)
+
+
+def sig_structure(protected: bytes, signer: bytes | None, external_aad: bytes, payload: bytes) -> bytes:
+    """The Sig_structure of RFC 9052, 4.4; `signer` is a signer's protected header, None in a COSE_Sign1."""
+    if signer is None:
+        return encode(["Signature1", protected, external_aad, payload])
+    return encode(["Signature", protected, signer, external_aad, payload])
 
 
 def seal(payload: bytes, place: Place, signatures: Sequence[tuple[KeyId, bytes]], *, several: bool) -> bytes:

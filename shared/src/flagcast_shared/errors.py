@@ -38,6 +38,7 @@ FlagcastError
     ├── NamespaceNotFound
     ├── TypeMismatch
     ├── FlagNotUsable
+    ├── InvalidContext        a context, or the entity in it, of another type than a context has
     └── CallTooLarge          a context, an entity id or a batch over a limit
 
 A leaf's `attack` is the word that logs, reports and metrics use for it.
@@ -252,6 +253,10 @@ class TypeMismatch(InvalidCall):
 
 class FlagNotUsable(InvalidCall):
     """The flag, or a segment it refers to, uses a word this release does not know or refers to nothing."""
+
+
+class InvalidContext(InvalidCall):
+    """The evaluation context is no object, or what names the entity in it is no text."""
 
 
 class CallTooLarge(InvalidCall):

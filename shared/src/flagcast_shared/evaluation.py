@@ -158,6 +158,16 @@ class CompiledFlags:
         """
         return self._copy()._with(changed, removed)  # noqa: SLF001 - of this class
 
+    def changed_since(self, earlier: "CompiledFlags") -> frozenset[FlagKey]:
+        """The flags that came, went or were compiled anew between an earlier form of these flags and this one.
+
+        A flag that refers to a changed segment is among them. Of two forms that share nothing, all flags are.
+        """
+        before = earlier._states  # noqa: SLF001 - of this class
+        # Compiling a flag makes a new state.
+        changed = {key for key, state in self._states.items() if before.get(key) is not state}
+        return frozenset(changed | (before.keys() - self._states.keys()))
+
     def _copy(self) -> "CompiledFlags":
         copy = CompiledFlags(self._device)
         for name in self.__slots__:

@@ -40,10 +40,16 @@ PROVENANCE_MAX_ENTRIES = 8
 """Where a release came from; it is in every head, so it stays small."""
 
 PROVENANCE_TEXT_MAX_CHARACTERS = 128
-"""One word of provenance; a git commit is 40 or 64 characters."""
+"""One word of provenance, or of a label, as a publisher takes it; a git commit is 40 or 64 characters."""
+
+PROVENANCE_TEXT_MAX_BYTES = 4 * PROVENANCE_TEXT_MAX_CHARACTERS
+"""The same as a reader takes it: in UTF-8, a character has at most four bytes."""
 
 LABELS_MAX = 16
 """Labels that a candidate asks for, and labels that a device carries."""
+
+LABEL_MAX_BYTES = PROVENANCE_TEXT_MAX_BYTES
+"""The name or value of a label that a candidate asks for; it is in every head of a staged rollout."""
 
 ROOTS_MAX = 1_024
 """Roots walked from an anchor to the root in force: one a week for twenty years."""
@@ -59,6 +65,21 @@ DELTAS_MAX = 64
 
 REPORT_MAX_BYTES = 2_048
 """A device's report; thousands of devices write one each into the broker's retained store."""
+
+REFRESH_NAMESPACES_MAX = 16
+"""Namespaces that a device names when it asks for heads; a publisher that hears one publishes everything that is missing."""
+
+USAGE_MAX_BYTES = 16_384
+"""One batch of evaluation counts: some 300 flags. A device keeps many of them while it is offline, and sends one at a time."""
+
+USAGE_COUNTS_MAX = 4_096
+"""Counts of one batch: more than fit into its bytes, so that a reader's list is bounded too."""
+
+USAGE_COUNT_MAX = 10**12
+"""One count: a device that answers a million times a second for a week. Sums of many stay within 63 bits."""
+
+USAGE_BATCH_ID_BYTES = 16
+"""Drawn by chance: two batches of a fleet never have the same."""
 
 NUMBER_MAX = 2**63 - 1
 """Versions, sequences and epochs stay within what SQLite and every language keep as a signed integer."""

@@ -15,10 +15,12 @@ from .limits import (
     DELTAS_MAX,
     INLINE_DELTA_MAX_BYTES,
     KEY_MAX_BYTES,
+    LABEL_MAX_BYTES,
     LABELS_MAX,
     MESSAGE_MAX_BYTES,
     PARTS_MAX,
     PROVENANCE_MAX_ENTRIES,
+    PROVENANCE_TEXT_MAX_BYTES,
 )
 from .topics import FORMAT, Kind
 
@@ -130,7 +132,7 @@ def decode_head(payload: bytes, place: Place) -> Head:
     """A head from its payload, which must name the place it was found at."""
     fields = open_payload(payload, place)
     issued = fields.integer(7)
-    provenance = fields.texts(11, PROVENANCE_MAX_ENTRIES)
+    provenance = fields.texts(11, PROVENANCE_MAX_ENTRIES, PROVENANCE_TEXT_MAX_BYTES)
     inline = None
     if 12 in fields:
         body = Fields(fields.get(12), "head, inline delta")
@@ -238,5 +240,5 @@ def _read_candidate(fields: Fields) -> Candidate:
         _read_offering(fields),
         fields.integer(6, 0, SHARE_ALL),
         fields.bytes(7, 1, 32),
-        fields.texts(8, LABELS_MAX),
+        fields.texts(8, LABELS_MAX, LABEL_MAX_BYTES),
     )

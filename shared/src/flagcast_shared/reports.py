@@ -1,17 +1,25 @@
-"""What a device says of itself on its report topic: birth, what it applied or rejected, and the will that says offline.
+"""What a device says: its state (birth, what it applied or rejected, the will), that it misses heads, how its flags are used.
 
-A report is a device's own word, not signed and never an acknowledgement of the broker's. It holds no entity id and no
+All of it is a device's own word, not signed and never an acknowledgement of the broker's. None of it holds an entity id or a
 context value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
-from .codec import Fields, Value, decode, encode, text
-from .errors import Malformed, TooLarge, UnknownFormat
-from .ids import Epoch, Namespace, Version
-from .limits import KEY_MAX_BYTES, REPORT_MAX_BYTES
+from .codec import Fields, Value, array, decode, encode, integer, text
+from .errors import InvalidIdentifier, Malformed, TooLarge, UnknownFormat
+from .ids import Epoch, FlagKey, Namespace, Version, parse_namespace
+from .limits import (
+    KEY_MAX_BYTES,
+    REFRESH_NAMESPACES_MAX,
+    REPORT_MAX_BYTES,
+    USAGE_BATCH_ID_BYTES,
+    USAGE_COUNT_MAX,
+    USAGE_COUNTS_MAX,
+    USAGE_MAX_BYTES,
+)
 from .topics import FORMAT
 
 
@@ -35,7 +43,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A device's state. Birth and will of one connection carry the same `session`; `number` counts within it."""
+    """A device's state. Birth and will of one connection carry the same `session`; `number` counts within it.
+
+    An offline report says what was held when it was made: a will that is when its connection was asked for.
+    """
 
     session: int
     number: int
@@ -47,9 +58,46 @@ class Report:
     rejection: Rejection | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """A device found no head of these namespaces; none means any."""
+
+    namespaces: tuple[Namespace, ...] = ()
+
+
+class Count(NamedTuple):
+    """How often a flag gave an answer ("true", "false" or a variant's key, "" for none) for a reason of Flipt's."""
+
+    namespace: Namespace
+    flag: FlagKey
+    answer: str
+    reason: str
+    evaluations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The evaluations that a device answered between two instants of its clock (Unix seconds).
+
+    `batch` is drawn by chance, once for every batch: whoever has counted it does not count it again. `dropped` evaluations,
+    of this span or earlier ones, were not kept.
+    """
+
+    batch: bytes
+    since: int
+    until: int
+    counts: tuple[Count, ...]
+    dropped: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """All that are counted in it."""
+        return sum(each.evaluations for each in self.counts)
+
+
 def encode_report(report: Report) -> bytes:
     """1 format, 2 session, 3 number, 4 online, 5 at, 6 agent release, 7 root, 8 namespace to {1 epoch, 2 version, 3 sequence},
-    9 rejection {1 attack, 2 namespace, 3 at}.
+    9 rejection {1 attack, 2 namespace, 3 at}. An offline report that says no time has the first four alone.
 
     Namespaces that REPORT_MAX_BYTES has no room for are left out, the last by name first: a device of many namespaces
     says less of itself, and goes on.
@@ -58,7 +106,7 @@ def encode_report(report: Report) -> bytes:
         TooLarge: there is no room for the rest.
     """
     fields: dict[int, Value] = {1: FORMAT, 2: report.session, 3: report.number, 4: report.is_online}
-    if report.is_online:
+    if report.is_online or report.at:
         fields |= {5: report.at, 6: report.agent, 7: report.root}
         if report.rejection is not None:
             fields[9] = {1: report.rejection.attack, 2: report.rejection.namespace, 3: report.rejection.at}
@@ -74,9 +122,7 @@ def decode_report(data: bytes) -> Report:
     """A report from its bytes. Raises Malformed or one of its leaves."""
     if len(data) > REPORT_MAX_BYTES:
         raise TooLarge(f"report: {len(data)} bytes, at most {REPORT_MAX_BYTES}")
-    fields = Fields(decode(data, "report"), "report")
-    if (spoken := fields.integer(1)) != FORMAT:
-        raise UnknownFormat(f"report: format {spoken}; this release speaks format {FORMAT}")
+    fields = _open(data, "report")
     applied: dict[Namespace, Applied] = {}
     listed = fields.get(8) if 8 in fields else {}
     if not isinstance(listed, Mapping):
@@ -102,8 +148,110 @@ def decode_report(data: bytes) -> Report:
     )
 
 
+def encode_refresh(refresh: Refresh) -> bytes:
+    """1 format, 2 namespaces; the first of them where there are more than REFRESH_NAMESPACES_MAX."""
+    names: list[Value] = [str(name) for name in refresh.namespaces[:REFRESH_NAMESPACES_MAX]]
+    return encode({1: FORMAT, 2: names})
+
+
+def decode_refresh(data: bytes) -> Refresh:
+    """A device's wish from its bytes. Raises Malformed or one of its leaves."""
+    if len(data) > REPORT_MAX_BYTES:
+        raise TooLarge(f"refresh: {len(data)} bytes, at most {REPORT_MAX_BYTES}")
+    fields = _open(data, "refresh")
+    try:
+        return Refresh(
+            tuple(
+                parse_namespace(text(name, "refresh, namespace", KEY_MAX_BYTES))
+                for name in fields.array(2, REFRESH_NAMESPACES_MAX)
+            )
+        )
+    except InvalidIdentifier as error:
+        raise Malformed(f"refresh: {error}") from error
+
+
+def encode_usage(usage: Usage) -> bytes:
+    """1 format, 2 batch, 3 since, 4 until, 5 dropped, 6 namespace to flag to a list of [answer, reason, evaluations].
+
+    Raises:
+        TooLarge: more than one message takes; `split_counts` keeps below that.
+    """
+    spaces: dict[str, dict[str, list[Value]]] = {}
+    for namespace, flag, answer, reason, evaluations in usage.counts:
+        rows = spaces.setdefault(str(namespace), {}).setdefault(str(flag), [])
+        rows.append([answer, reason, min(evaluations, USAGE_COUNT_MAX)])
+    fields: dict[int, Value] = {1: FORMAT, 2: usage.batch, 3: usage.since, 4: usage.until, 6: spaces}
+    if usage.dropped:
+        fields[5] = min(usage.dropped, USAGE_COUNT_MAX)
+    encoded = encode(fields)
+    if len(encoded) > USAGE_MAX_BYTES:
+        raise TooLarge(f"usage: {len(encoded)} bytes, at most {USAGE_MAX_BYTES}")
+    return encoded
+
+
+def decode_usage(data: bytes) -> Usage:
+    """Counts from their bytes. Raises Malformed or one of its leaves."""
+    if len(data) > USAGE_MAX_BYTES:
+        raise TooLarge(f"usage: {len(data)} bytes, at most {USAGE_MAX_BYTES}")
+    fields = _open(data, "usage")
+    counts: list[Count] = []
+    for namespace, flags in _by_name(fields.get(6), "usage, namespaces"):
+        for flag, rows in _by_name(flags, "usage, flags"):
+            for row in array(rows, "usage, counts", USAGE_COUNTS_MAX):
+                cells = array(row, "usage, count", 3)
+                if len(cells) != 3:
+                    raise Malformed(f"usage, count: {len(cells)} elements, not 3")
+                counts.append(
+                    Count(
+                        Namespace(namespace),
+                        FlagKey(flag),
+                        text(cells[0], "usage, answer", KEY_MAX_BYTES),
+                        text(cells[1], "usage, reason", KEY_MAX_BYTES),
+                        integer(cells[2], "usage, evaluations", 1, USAGE_COUNT_MAX),
+                    )
+                )
+    return Usage(
+        fields.bytes(2, USAGE_BATCH_ID_BYTES, USAGE_BATCH_ID_BYTES),
+        fields.integer(3),
+        fields.integer(4),
+        tuple(counts),
+        fields.integer(5, 0, USAGE_COUNT_MAX) if 5 in fields else 0,
+    )
+
+
+def split_counts(counts: Sequence[Count]) -> list[tuple[Count, ...]]:
+    """The same counts in groups that one message each takes, in order."""
+    groups: list[list[Count]] = []
+    room = 0
+    for each in counts:
+        size = _COUNT_ROOM_BYTES + sum(len(word.encode()) for word in each[:4])
+        if size > room or len(groups[-1]) == USAGE_COUNTS_MAX:
+            groups.append([])
+            room = USAGE_MAX_BYTES - _USAGE_ROOM_BYTES
+        groups[-1].append(each)
+        room -= size
+    return [tuple(group) for group in groups]
+
+
 _MAP_ROOM_BYTES: Final = 4
 # The field's number and the head of a map of up to 65,535 entries.
+_USAGE_ROOM_BYTES: Final = 96
+# The fields of a batch besides its counts, each number in its longest form.
+_COUNT_ROOM_BYTES: Final = 32
+# The heads of four texts, of two maps and two lists, and a number in its longest form.
+
+
+def _open(data: bytes, what: str) -> Fields:
+    fields = Fields(decode(data, what), what)
+    if (spoken := fields.integer(1)) != FORMAT:
+        raise UnknownFormat(f"{what}: format {spoken}; this release speaks format {FORMAT}")
+    return fields
+
+
+def _by_name(value: Value, what: str) -> list[tuple[str, Value]]:
+    if not isinstance(value, Mapping):
+        raise Malformed(f"{what}: not a map")
+    return [(text(name, what, KEY_MAX_BYTES), entry) for name, entry in value.items()]
 
 
 def _applied_fields(applied: Mapping[Namespace, Applied], room: int) -> dict[str, Value]:

@@ -99,6 +99,10 @@ class Topics:
         """Subscribes to every root."""
         return f"{self.base}/root/+"
 
+    def all_heads(self) -> str:
+        """Subscribes to every namespace's head; for publishers."""
+        return f"{self.base}/flags/+/head"
+
     def all_flags(self) -> str:
         """Subscribes to everything published about flags; for publishers, never for devices."""
         return f"{self.base}/flags/#"

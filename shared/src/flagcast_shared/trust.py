@@ -53,7 +53,7 @@ from .messages import (
     decode_head,
     decode_part,
 )
-from .records import Record, content_digest, decode_record, digest_of, split_content, split_delta
+from .records import Record, content_digest, decode_record, digest_of, exchange, split_content, split_delta
 from .root import Role, Root, decode_root, root_place
 from .topics import Address, DeltaAddress, HeadAddress, Kind, RootAddress, SnapshotAddress
 
@@ -63,6 +63,7 @@ class Holding:
     """What is admitted of one namespace: the head, and the digests of the content's records.
 
     `epoch` and `version` are the content's; the head may name an older content when a candidate was narrowed.
+    `ascending` are the digests of `records` in the order of the content digest, so that a change costs no sorting.
     """
 
     head: Head
@@ -72,6 +73,7 @@ class Holding:
     version: Version
     digest: Digest
     records: Mapping[RecordId, Digest]
+    ascending: Sequence[Digest]
 
     def is_stale(self, now: int) -> bool:
         """Whether the head has expired; what is held goes on being evaluated."""
@@ -227,10 +229,18 @@ def restore(trusted: Trusted, stored: Stored) -> tuple[Trusted, AdmittedUpdate]:
     head = decode_head(payload, place)
     records = tuple(decode_record(data) for data in stored.records)
     digests = {record.id: record.digest for record in records}
-    if len(digests) != len(records) or content_digest(digests.values()) != stored.digest:
+    ascending = sorted(digests.values())
+    if len(digests) != len(records) or content_digest(ascending) != stored.digest:
         raise DigestMismatch(f"{stored.namespace}: the records on disk are not those that were admitted")
     holding = Holding(
-        head, stored.head_data, digest_of(payload), stored.epoch, stored.version, stored.digest, digests
+        head,
+        stored.head_data,
+        digest_of(payload),
+        stored.epoch,
+        stored.version,
+        stored.digest,
+        digests,
+        ascending,
     )
     update = AdmittedUpdate(stored.namespace, holding, records, (), is_complete=True)
     return _with_holding(trusted, update), update
@@ -384,7 +394,14 @@ def _same_content(
     namespace: Namespace, fresh: _Pending, held: Holding, epoch: Epoch, version: Version
 ) -> AdmittedUpdate:
     holding = Holding(
-        fresh.head, fresh.head_data, fresh.head_digest, epoch, version, held.digest, held.records
+        fresh.head,
+        fresh.head_data,
+        fresh.head_digest,
+        epoch,
+        version,
+        held.digest,
+        held.records,
+        held.ascending,
     )
     return AdmittedUpdate(namespace, holding, (), (), is_complete=False, warning=fresh.warning)
 
@@ -434,7 +451,9 @@ def _admit_part(trusted: Trusted, address: SnapshotAddress, data: bytes) -> tupl
 def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) -> AdmittedUpdate:
     joined = b"".join(body for _, body in sorted(pending.parts.items()))
     listed = split_content(inflate(joined, CONTENT_MAX_BYTES, f"{namespace}, snapshot"))
-    if content_digest(digest_of(data) for data in listed) != pending.offering.digest:
+    hashed = [digest_of(data) for data in listed]
+    ascending = sorted(hashed)
+    if content_digest(ascending) != pending.offering.digest:
         raise DigestMismatch(
             f"{namespace}: the snapshot is not the content that head {pending.head.sequence} signed"
         )
@@ -443,8 +462,7 @@ def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) ->
     unchanged = {digest: identity for identity, digest in known.items()}
     digests: dict[RecordId, Digest] = {}
     changed = []
-    for data in listed:
-        digest = digest_of(data)
+    for data, digest in zip(listed, hashed, strict=True):
         identity = unchanged.get(digest)
         if identity is None:
             record = decode_record(data)
@@ -454,7 +472,8 @@ def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) ->
             raise Malformed(f"{namespace}: {identity.kind} {identity.key} stands twice")
         digests[identity] = digest
     removed = tuple(identity for identity in known if identity not in digests)
-    return _content_update(namespace, pending, digests, tuple(changed), removed, is_complete=held is None)
+    records = (digests, ascending)
+    return _content_update(namespace, pending, records, tuple(changed), removed, is_complete=held is None)
 
 
 def _admit_delta(trusted: Trusted, address: DeltaAddress, data: bytes) -> tuple[Trusted, Outcome]:
@@ -484,27 +503,35 @@ def _admit_delta(trusted: Trusted, address: DeltaAddress, data: bytes) -> tuple[
 
 def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: bytes) -> AdmittedUpdate:
     removed, listed = split_delta(inflate(body, CONTENT_MAX_BYTES, f"{namespace}, delta"))
-    digests = dict(held.records)
     for identity in removed:
-        if digests.pop(identity, None) is None:
+        if identity not in held.records:
             raise DeltaMismatch(
                 f"{namespace}: the delta removes {identity.kind} {identity.key}, which is not held"
             )
     changed = tuple(decode_record(data) for data in listed)
-    if len({*removed, *(record.id for record in changed)}) != len(removed) + len(changed):
+    touched = {*removed, *(record.id for record in changed)}
+    if len(touched) != len(removed) + len(changed):
         raise Malformed(f"{namespace}: the delta names a record twice")
-    digests.update((record.id, record.digest) for record in changed)
-    if content_digest(digests.values()) != pending.offering.digest:
+    ascending = exchange(
+        held.ascending,
+        gone=[held.records[identity] for identity in touched if identity in held.records],
+        come=[record.digest for record in changed],
+    )
+    if content_digest(ascending) != pending.offering.digest:
         raise DigestMismatch(
             f"{namespace}: the delta does not lead to the content that head {pending.head.sequence} signed"
         )
-    return _content_update(namespace, pending, digests, changed, tuple(removed), is_complete=False)
+    digests = dict(held.records)
+    for identity in removed:
+        del digests[identity]
+    digests.update((record.id, record.digest) for record in changed)
+    return _content_update(namespace, pending, (digests, ascending), changed, removed, is_complete=False)
 
 
 def _content_update(
     namespace: Namespace,
     pending: _Pending,
-    digests: Mapping[RecordId, Digest],
+    records: tuple[Mapping[RecordId, Digest], Sequence[Digest]],
     changed: Sequence[Record],
     removed: Sequence[RecordId],
     *,
@@ -517,7 +544,7 @@ def _content_update(
         pending.head.epoch,
         pending.offering.version,
         pending.offering.digest,
-        digests,
+        *records,
     )
     return AdmittedUpdate(
         namespace, holding, tuple(changed), tuple(removed), is_complete=is_complete, warning=pending.warning

@@ -1,0 +1,345 @@
+"""Every local protocol over the Unix socket, against an empty handler of the same server in the same run.
+
+Servers run as processes of their own. The empty gRPC handlers stand on grpclib's own server, read the request and send a blank
+response; the empty page stands on our HTTP/1.1 connection. So the ratio shows what Flagcast adds to a call. The gRPC client is
+grpcio's; the HTTP client writes a fixed request and reads up to the announced length.
+"""
+
+import asyncio
+import importlib
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from harness import Goal, Options, Row, run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+FLIPT = "/flipt.evaluation.EvaluationService"
+FLAGD = "/flagd.evaluation.v2.Service"
+CLIENTS = (1, 4, 16)
+BATCH = 100
+CONTEXT = {"region": "north", "firmware": "2.1.0"}
+
+Call = Callable[[], object]
+Connect = Callable[[ExitStack, Path], Call]
+"""A connection of its own to the server behind a socket, and a call on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How one flag is asked for, and many at once where that exists. `empty` names the server with the empty handler."""
+
+    name: str
+    one: Connect
+    empty: str
+    many: Connect | None = None
+    many_name: str = ""
+
+
+def measure(options: Options) -> Iterator[Row]:
+    rounds, calls = (5, 80) if options.quick else (20, 300)
+    with ExitStack() as stack:
+        servers = {
+            "agent": stack.enter_context(_served(_serve_agent)),
+            "grpc": stack.enter_context(_served(_serve_empty_grpc)),
+            "http": stack.enter_context(_served(_serve_empty_http)),
+        }
+        for protocol in _protocols():
+            yield from _latency(protocol, stack, servers, rounds, calls)
+        seconds = 0.4 if options.quick else 3.0
+        for protocol in _protocols():
+            for clients in CLIENTS:
+                yield Row(
+                    f"{protocol.name}, {clients} client{'s' if clients > 1 else ''}",
+                    _throughput(protocol, servers["agent"].path, clients, seconds),
+                    "calls/s",
+                    "empty handler",
+                    _throughput(protocol, servers[protocol.empty].path, clients, seconds),
+                )
+        yield Row(
+            "resident memory, every protocol in use",
+            servers["agent"].resident_mib(),
+            "MiB",
+            "empty gRPC handler",
+            servers["grpc"].resident_mib(),
+        )
+
+
+def _latency(
+    protocol: Protocol, stack: ExitStack, servers: "dict[str, _Server]", rounds: int, calls: int
+) -> Iterator[Row]:
+    asked = {
+        "agent": protocol.one(stack, servers["agent"].path),
+        "empty": protocol.one(stack, servers[protocol.empty].path),
+    }
+    times = _in_turns(asked, rounds, calls)
+    p50 = {name: statistics.median(found) for name, found in times.items()}
+    p99 = {name: statistics.quantiles(found, n=100)[98] for name, found in times.items()}
+    yield Row(
+        f"{protocol.name}, p50",
+        p50["agent"],
+        "ms",
+        "empty handler",
+        p50["empty"],
+        goal=Goal("<=", 1.3, "ratio"),
+    )
+    yield Row(f"{protocol.name}, p99", p99["agent"], "ms", "empty handler", p99["empty"])
+    if protocol.many is not None:
+        times = _in_turns(
+            {"one": asked["agent"], "many": protocol.many(stack, servers["agent"].path)}, rounds, calls // 4
+        )
+        yield Row(
+            f"{protocol.many_name} of {BATCH}, p50",
+            statistics.median(times["many"]),
+            "ms",
+            "one",
+            statistics.median(times["one"]),
+            # One by HTTP/1.1 costs so little that evaluating a hundred is most of what is measured.
+            goal=Goal("<=", 3.0, "ratio") if protocol.empty == "grpc" else None,
+        )
+
+
+def _in_turns(asked: dict[str, Call], rounds: int, calls: int) -> dict[str, list[float]]:
+    # So that a slow minute of the machine slows all of them.
+    times: dict[str, list[float]] = {name: [] for name in asked}
+    for call in asked.values():
+        _times(call, 10)
+    for _ in range(rounds):
+        for name, call in asked.items():
+            times[name] += _times(call, calls)
+    return times
+
+
+def _protocols() -> list[Protocol]:
+    from flagcast_agent.api.protos import flagd_evaluation_v2_pb2 as flagd
+    from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
+
+    single = flipt.EvaluationRequest(flag_key="theme", entity_id="entity-1", context=CONTEXT)
+    batch = flipt.BatchEvaluationRequest(requests=[single] * BATCH)
+    resolve = flagd.ResolveStringRequest(flag_key="theme")
+    every = flagd.ResolveAllRequest()
+    for request in (resolve, every):
+        for key, value in {"targetingKey": "entity-1", **CONTEXT}.items():
+            request.context.fields[key].string_value = value
+    json_context = b'{"targetingKey":"entity-1","region":"north","firmware":"2.1.0"}'
+    ofrep = "/ofrep/v1/evaluate/flags"
+    return [
+        Protocol(
+            "Flipt by gRPC",
+            _grpc(f"{FLIPT}/Variant", single.SerializeToString()),
+            "grpc",
+            _grpc(f"{FLIPT}/Batch", batch.SerializeToString()),
+            "Flipt's Batch",
+        ),
+        Protocol(
+            "flagd by gRPC",
+            _grpc(f"{FLAGD}/ResolveString", resolve.SerializeToString()),
+            "grpc",
+            _grpc(f"{FLAGD}/ResolveAll", every.SerializeToString()),
+            "flagd's ResolveAll",
+        ),
+        Protocol(
+            "flagd by Connect",
+            _http(f"{FLAGD}/ResolveString", "application/proto", resolve.SerializeToString()),
+            "http",
+        ),
+        Protocol(
+            "OFREP",
+            _http(f"{ofrep}/theme", "application/json", b'{"context":' + json_context + b"}"),
+            "http",
+            _http(ofrep, "application/json", b'{"context":' + json_context + b"}"),
+            "OFREP's bulk",
+        ),
+    ]
+
+
+class _Server:
+    def __init__(self, path: Path, process: multiprocessing.process.BaseProcess) -> None:
+        self.path = path
+        self._process = process
+
+    def resident_mib(self) -> float:
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@contextmanager
+def _served(serve: Callable[[str, Connection], None]) -> Iterator[_Server]:
+    spawning = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="fc-") as folder:
+        path = Path(folder) / "agent.sock"
+        ours, theirs = spawning.Pipe()
+        process = spawning.Process(target=serve, args=(str(path), theirs), daemon=True)
+        process.start()
+        if not ours.poll(20):
+            raise SystemExit("the server did not start")
+        ours.recv()
+        try:
+            yield _Server(path, process)
+        finally:
+            process.kill()
+            process.join()
+
+
+def _serve_agent(path: str, ready: Connection) -> None:
+    from admitted import History
+    from local_server import ENTRIES, STATUS
+
+    from flagcast_agent import clock
+    from flagcast_agent.api.answers import Answers
+    from flagcast_agent.api.server import LocalServer
+    from flagcast_agent.api.socket import SocketOptions, UnixSocket
+    from flagcast_agent.evaluator import Evaluator
+    from flagcast_agent.usage import Tally
+    from flagcast_shared.ids import Environment, FlagKey, Namespace
+    from flagcast_shared.model import BooleanFlag, ThresholdRollout
+
+    # With what the example has already, a hundred flags for whoever asks for all of them.
+    more = [
+        BooleanFlag(FlagKey(f"flag-{number}"), enabled=False, rollouts=(ThresholdRollout(50, value=True),))
+        for number in range(BATCH - sum(not hasattr(entry, "match") for entry in ENTRIES))
+    ]
+
+    async def serve() -> None:
+        evaluator = Evaluator({"device.model": "cam-2"})
+        evaluator.tally = Tally()
+        evaluator.activate(History().begin([*ENTRIES, *more]), now=0)
+        answers = Answers(
+            evaluator,
+            environment=Environment("test"),
+            default_namespace=Namespace("default"),
+            now=clock.now_precise,
+            monotonic=clock.monotonic,
+            fresh_id=clock.fresh_id,
+        )
+        with UnixSocket(SocketOptions(Path(path))) as bound:
+            await LocalServer(answers, evaluator, lambda: STATUS).start([bound.socket])
+            ready.send("ready")
+            await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+def _serve_empty_grpc(path: str, ready: Connection) -> None:
+    from google.protobuf.message import Message
+    from grpclib.const import Cardinality, Handler
+    from grpclib.server import Server, Stream
+
+    from flagcast_agent.api.protos import flagd_evaluation_v2_pb2 as flagd
+    from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
+
+    class Empty:
+        def __mapping__(self) -> dict[str, Handler]:
+            return {
+                f"{FLIPT}/Variant": self._blank(flipt.EvaluationRequest, flipt.VariantEvaluationResponse),
+                f"{FLAGD}/ResolveString": self._blank(
+                    flagd.ResolveStringRequest, flagd.ResolveStringResponse
+                ),
+            }
+
+        @staticmethod
+        def _blank(request: type[Message], response: type[Message]) -> Handler:
+            async def answer(stream: Stream[Any, Any]) -> None:
+                await stream.recv_message()
+                await stream.send_message(response())
+
+            return Handler(answer, Cardinality.UNARY_UNARY, request, response)
+
+    async def serve() -> None:
+        await Server([Empty()]).start(path=path)
+        ready.send("ready")
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+def _serve_empty_http(path: str, ready: Connection) -> None:
+    from flagcast_agent.api.load import Load
+    from flagcast_agent.api.web import Reply, WebConnection
+
+    async def serve() -> None:
+        load, blank = Load(), Reply(200, "application/json", b"{}")
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_server(lambda: WebConnection(lambda _: blank, load, is_tcp=False), path)
+        ready.send("ready")
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+def _grpc(method: str, payload: bytes) -> Connect:
+    def connect(stack: ExitStack, path: Path) -> Call:
+        # Imported here, so that the servers, which import this module too, do not carry it. It ships no types.
+        grpc: Any = importlib.import_module("grpc")
+        channel = stack.enter_context(
+            grpc.insecure_channel(f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)])
+        )
+        call = channel.unary_unary(method)
+        return lambda: call(payload)
+
+    return connect
+
+
+def _http(target: str, content_type: str, body: bytes) -> Connect:
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
+
+    def connect(stack: ExitStack, path: Path) -> Call:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connection.connect(str(path))
+
+        def call() -> bytes:
+            connection.sendall(request)
+            data = connection.recv(65536)
+            while True:
+                head, found, rest = data.partition(b"\r\n\r\n")
+                if found:
+                    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                    if len(rest) >= length:
+                        assert head.startswith(b"HTTP/1.1 200"), data
+                        return rest
+                data += connection.recv(65536)
+
+        return call
+
+    return connect
+
+
+def _times(call: Call, calls: int) -> list[float]:
+    found = []
+    for _ in range(calls):
+        start = time.perf_counter_ns()
+        call()
+        found.append((time.perf_counter_ns() - start) / 1e6)
+    return found
+
+
+def _throughput(protocol: Protocol, path: Path, clients: int, seconds: float) -> float:
+    with ExitStack() as stack, ThreadPoolExecutor(clients) as pool:
+        calls = [protocol.one(stack, path) for _ in range(clients)]
+        end = time.perf_counter() + seconds
+
+        def ask(call: Call) -> int:
+            count = 0
+            while time.perf_counter() < end:
+                call()
+                count += 1
+            return count
+
+        return sum(pool.map(ask, calls)) / seconds
+
+
+if __name__ == "__main__":
+    sys.exit(run("the local protocols over the Unix socket", measure))
