@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from admitted import History
-from local_api import NOW, RunningServer, flag_from_the_future, running
+from local_server import NOW, RunningServer, flag_from_the_future, running
 
 from flagcast_agent.limits import BATCH_MAX_REQUESTS, CONTEXT_MAX_BYTES, CONTEXT_MAX_ENTRIES
 from flagcast_shared.ids import FlagKey, RecordId

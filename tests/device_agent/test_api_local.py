@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from local_api import STATUS, RunningServer, running
+from local_server import STATUS, RunningServer, running
 
 from flagcast_agent.api.answers import Question
 from flagcast_agent.api.local import AgentNotReachable, Evaluation, ListedFlag, LocalClient
@@ -202,7 +202,7 @@ def test_a_fresh_status_for_people() -> None:
     fresh = replace(
         STATUS.namespaces[0], freshness="fresh", expires=STATUS.now + 90_061, age=61, last_rejection=None
     )
-    status = replace(STATUS, clock_is_trusted=True, link=LinkStatus("connected", 0), namespaces=(fresh,))
+    status = replace(STATUS, clock_is_trusted=True, link=LinkStatus("live", 0), namespaces=(fresh,))
     text = "\n".join(status.as_text())
     assert "issued 1 min 1 s ago, expires in 1 d 1 h" in text
     assert "clock" not in text

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flagcast_agent.api.socket import SocketOptions, UnixSocket, bind_loopback
+from flagcast_agent.api.socket import SocketOptions, UnixSocket, bind_loopback, handed_over
 from flagcast_shared.errors import InvalidConfiguration
 
 HOLDER = """
@@ -225,3 +225,71 @@ def test_a_port_in_use_is_refused() -> None:
         listener.listen()
         with pytest.raises(InvalidConfiguration, match="in use"):
             bind_loopback(listener.getsockname()[1])
+
+
+# A service manager's socket.
+
+HANDED_OVER = """
+import os, socket, sys
+from pathlib import Path
+from flagcast_agent.api.socket import SocketOptions, UnixSocket, handed_over
+from flagcast_shared.errors import InvalidConfiguration
+os.environ["LISTEN_PID"] = str(os.getpid())
+try:
+    with UnixSocket(SocketOptions(Path(sys.argv[1])), handed_over(os.environ)) as bound:
+        print("bound", sorted(name for name in os.environ if name.startswith("LISTEN")), flush=True)
+        connection, _ = bound.socket.accept()
+        connection.sendall(b"hello")
+except InvalidConfiguration as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def hand_over(given: socket.socket, path: Path, *, count: str = "1") -> "subprocess.Popen[str]":
+    """A process that finds a socket as the first descriptor after the standard ones."""
+    shell = f'exec 3<&{given.fileno()}; exec "$@"'
+    return subprocess.Popen(
+        ["bash", "-c", shell, "bash", sys.executable, "-c", HANDED_OVER, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LISTEN_FDS": count},
+        pass_fds=[given.fileno()],
+    )
+
+
+def test_who_connects_while_the_agent_is_started_anew_waits_and_is_answered(folder: Path) -> None:
+    path = folder / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(str(path))
+        given.listen()
+        for _ in range(2):  # the second time after the first process has ended
+            with socket.socket(socket.AF_UNIX) as early:
+                early.settimeout(20)
+                early.connect(str(path))
+                with hand_over(given, path) as process:
+                    assert early.recv(10) == b"hello"
+                    assert process.stdout is not None
+                    assert process.stdout.read() == "bound []\n"
+            assert path.exists()
+
+
+def test_a_handed_over_socket_that_does_not_fit_is_refused(folder: Path) -> None:
+    path = folder / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(str(path))
+
+        def said(where: Path, count: str = "1") -> str:
+            with hand_over(given, where, count=count) as process:
+                assert process.stdout is not None
+                return process.stdout.read()
+
+        assert "no listening Unix socket" in said(path)
+        given.listen()
+        assert "they must be the same" in said(folder / "other.sock")
+        assert "hands over 2 sockets" in said(path, "2")
+
+
+def test_a_socket_that_was_handed_to_another_process_is_not_taken() -> None:
+    environment = {"LISTEN_PID": "1", "LISTEN_FDS": "1"}
+    assert handed_over(environment) is None
+    assert environment == {"LISTEN_PID": "1", "LISTEN_FDS": "1"}

@@ -17,7 +17,7 @@ from grpclib.client import Channel
 from grpclib.health.v1 import health_pb2
 from grpclib.reflection.v1 import reflection_pb2
 from grpclib.reflection.v1alpha import reflection_pb2 as reflection_v1alpha_pb2
-from local_api import ENTRIES, RunningServer, running
+from local_server import ENTRIES, RunningServer, running
 from raw_http2 import EVALUATE, RawClient, framed
 
 from flagcast_agent.api import grpc as api
@@ -25,6 +25,7 @@ from flagcast_agent.api.answers import Question
 from flagcast_agent.api.local import AgentNotReachable, LocalClient
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
 from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
+from flagcast_agent.api.resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE
 from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_MAX_BYTES
 
 grpc: Any = importlib.import_module("grpc")  # it ships no types
@@ -179,7 +180,9 @@ def test_a_header_that_is_not_ascii_ends_its_connection_alone(server: RunningSer
     [
         b"\0" * 100,
         bytes(range(256)) * 10,
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PRI\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 200,
     ],
 )
@@ -251,7 +254,11 @@ def test_calls_that_are_reset_at_once_leave_nothing_behind(server: RunningServer
         client.flush()
         assert ask(client)["grpc-status"] == OK
         until(lambda: server.open_calls() == 0)
-        assert not any(connection.processor.streams for connection in server.server._load.connections)
+        assert not any(
+            connection.processor.streams
+            for connection in server.server._load.connections
+            if isinstance(connection, api.GrpcConnection)
+        )
 
 
 def test_a_client_that_does_not_read_its_answers_keeps_nobody_waiting(server: RunningServer) -> None:
@@ -364,7 +371,13 @@ def test_reflection_describes_every_service(server: RunningServer, version: str,
             request_serializer=messages.ServerReflectionRequest.SerializeToString,
             response_deserializer=messages.ServerReflectionResponse.FromString,
         )
-        services = [api.EVALUATION_SERVICE, api.AGENT_SERVICE, "grpc.health.v1.Health"]
+        services = [
+            api.EVALUATION_SERVICE,
+            FLAGD_V1_SERVICE,
+            FLAGD_V2_SERVICE,
+            api.AGENT_SERVICE,
+            "grpc.health.v1.Health",
+        ]
         questions = [
             messages.ServerReflectionRequest(list_services=""),
             *(messages.ServerReflectionRequest(file_containing_symbol=name) for name in services),

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from admitted import History
-from local_api import ENTRIES
+from local_server import ENTRIES
 
 from flagcast_agent.evaluator import Evaluator, Knowledge
 from flagcast_shared.errors import DeltaMismatch, FlagNotFound, NamespaceNotFound, TypeMismatch

@@ -20,6 +20,7 @@ from updating_child import content_of
 
 from flagcast_agent.store import (
     SCHEMA_VERSION,
+    Reader,
     Store,
     StoreCorrupt,
     StoreError,
@@ -292,10 +293,29 @@ def test_any_byte_of_the_file_may_change(agent: AgentShell, publisher: Publisher
 def test_truncated_file(agent: AgentShell, publisher: PublisherSimulator) -> None:
     agent.close()
     whole = agent.path.read_bytes()
-    for size in (99, 100, 4096, len(whole) // 2):
+    for size in (1, 2, 16, 99, 100, 4096, len(whole) // 2):
         agent.path.write_bytes(whole[:size])
         with pytest.raises(StoreCorrupt):
             AgentShell(agent.path, publisher)
+        with pytest.raises(StoreCorrupt):
+            Reader(agent.path).look({})
+
+
+def test_file_of_no_bytes_is_new_unless_its_log_is_not(
+    agent: AgentShell, publisher: PublisherSimulator, path: Path
+) -> None:
+    log = path.with_name(f"{path.name}-wal")
+    kept = log.read_bytes()
+    agent.close()
+    path.write_bytes(b"")
+    reborn = AgentShell(path, publisher)
+    assert not reborn.sync.trusted.holdings
+    reborn.close()
+    path.write_bytes(b"")
+    log.write_bytes(kept)
+    with pytest.raises(StoreCorrupt):
+        AgentShell(path, publisher)
+    assert log.read_bytes() == kept
 
 
 def test_database_of_a_later_release(agent: AgentShell) -> None:

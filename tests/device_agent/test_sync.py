@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from publisher_simulator import DAY, NOW, PublisherSimulator, SigningKey
 from releases import BETA, EVIL, OFF, ON, OTHER
 
+from flagcast_agent import link as links
 from flagcast_agent import sync as core
+from flagcast_agent.link import LinkState
 from flagcast_agent.sync import (
     Activate,
     Connect,
@@ -21,7 +23,6 @@ from flagcast_agent.sync import (
     ConnectFailed,
     Disconnected,
     Fault,
-    LinkState,
     Persisted,
     PersistFailed,
     PersistRoot,
@@ -30,7 +31,7 @@ from flagcast_agent.sync import (
     Received,
     Started,
     Subscribe,
-    SubscriptionRefused,
+    Subscribed,
     Sync,
     Ticked,
     Unsubscribe,
@@ -102,7 +103,7 @@ def test_the_farewell_is_what_the_will_would_say(agent: AgentShell) -> None:
     (connect,) = agent.handle(Started())
     assert isinstance(connect, Connect)
     agent.handle(Connected())
-    farewell = agent.sync.farewell()
+    farewell = agent.sync.farewell(agent.now)
     said, will = decode_report(farewell.payload), decode_report(connect.will)
     assert farewell.topic == connect.will_topic
     assert not said.is_online
@@ -113,7 +114,7 @@ def test_the_farewell_is_what_the_will_would_say(agent: AgentShell) -> None:
 def fail(agent: AgentShell, fault: Fault = Fault.NETWORK) -> float:
     """One failed attempt; returns the wait in seconds, which has passed, and the agent tries again."""
     agent.handle(ConnectFailed(fault, "no route"))
-    assert agent.sync.link is LinkState.BACKING_OFF
+    assert agent.sync.link is (LinkState.REFUSED if fault is Fault.REFUSED else LinkState.BACKING_OFF)
     deadline = agent.sync.next_deadline()
     assert deadline is not None
     wait = deadline - agent.monotonic
@@ -128,9 +129,9 @@ def test_waits_grow_to_a_cap_and_are_never_below_a_second(agent: AgentShell, jit
     agent.handle(Started())
     agent.jitter = jitter
     waits = [fail(agent) for _ in range(30)]
-    assert all(core.RECONNECT_MIN_SECONDS <= wait <= core.BACKOFF_CAP_SECONDS + 0.001 for wait in waits)
+    assert all(links.RECONNECT_MIN_SECONDS <= wait <= links.BACKOFF_CAP_SECONDS + 0.001 for wait in waits)
     assert all(later > earlier - 0.001 for earlier, later in pairwise(waits))
-    assert waits[-1] == pytest.approx(core.RECONNECT_MIN_SECONDS + core.BACKOFF_CAP_SECONDS * jitter, abs=2)
+    assert waits[-1] == pytest.approx(links.RECONNECT_MIN_SECONDS + links.BACKOFF_CAP_SECONDS * jitter, abs=2)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,17 +160,17 @@ def test_a_refused_device_asks_much_more_slowly(agent: AgentShell) -> None:
     agent.handle(Started())
     agent.jitter = 0.0
     waits = [fail(agent, Fault.REFUSED) for _ in range(12)]
-    assert waits[0] >= core.BACKOFF_REFUSED_FIRST_SECONDS / 2
-    assert waits[-1] >= core.BACKOFF_REFUSED_CAP_SECONDS / 2
+    assert waits[0] >= links.BACKOFF_REFUSED_FIRST_SECONDS / 2
+    assert waits[-1] >= links.BACKOFF_REFUSED_CAP_SECONDS / 2
     agent.jitter = 0.999
-    assert fail(agent, Fault.REFUSED) <= core.BACKOFF_REFUSED_CAP_SECONDS
+    assert fail(agent, Fault.REFUSED) <= links.BACKOFF_REFUSED_CAP_SECONDS
 
 
 def test_a_network_failure_ends_the_slow_waits(agent: AgentShell) -> None:
     agent.handle(Started())
     agent.jitter = 0.0
     fail(agent, Fault.REFUSED)
-    assert fail(agent, Fault.NETWORK) == core.RECONNECT_MIN_SECONDS
+    assert fail(agent, Fault.NETWORK) == links.RECONNECT_MIN_SECONDS
 
 
 def lose(agent: AgentShell, after: float) -> float:
@@ -187,9 +188,9 @@ def lose(agent: AgentShell, after: float) -> float:
 def test_only_a_stable_connection_starts_the_waits_afresh(agent: AgentShell) -> None:
     agent.handle(Started())
     agent.jitter = 0.999
-    flapping = [lose(agent, after=core.STABLE_AFTER_SECONDS - 1) for _ in range(8)]
+    flapping = [lose(agent, after=links.STABLE_AFTER_SECONDS - 1) for _ in range(8)]
     assert all(later > earlier for earlier, later in pairwise(flapping))
-    afresh = lose(agent, after=core.STABLE_AFTER_SECONDS)
+    afresh = lose(agent, after=links.STABLE_AFTER_SECONDS)
     assert afresh == flapping[0]
     assert lose(agent, after=1.0) > afresh
 
@@ -200,7 +201,7 @@ def test_protocol_falls_back_and_returns(agent: AgentShell) -> None:
     spoken = [first.protocol]
     for _ in range(3):
         agent.handle(ConnectFailed(Fault.PROTOCOL, "unacceptable protocol version"))
-        (again,) = agent.tick(core.BACKOFF_CAP_SECONDS)
+        (again,) = agent.tick(links.BACKOFF_CAP_SECONDS)
         assert isinstance(again, Connect)
         spoken.append(again.protocol)
     assert spoken == ["5", "3.1.1", "5", "3.1.1"]
@@ -210,7 +211,7 @@ def test_protocol_falls_back_and_returns(agent: AgentShell) -> None:
 def test_other_failures_do_not_change_the_protocol(agent: AgentShell, fault: Fault) -> None:
     agent.handle(Started())
     agent.handle(ConnectFailed(fault, "x"))
-    (again,) = agent.tick(core.BACKOFF_REFUSED_CAP_SECONDS)
+    (again,) = agent.tick(links.BACKOFF_REFUSED_CAP_SECONDS)
     assert isinstance(again, Connect)
     assert again.protocol == "5"
 
@@ -219,18 +220,21 @@ def test_configured_protocol_is_kept(publisher: PublisherSimulator, tmp_path: Pa
     agent = AgentShell(tmp_path / "agent.db", publisher, protocol="3.1.1")
     agent.handle(Started())
     agent.handle(ConnectFailed(Fault.PROTOCOL, "x"))
-    (again,) = agent.tick(core.BACKOFF_CAP_SECONDS)
+    (again,) = agent.tick(links.BACKOFF_CAP_SECONDS)
     assert isinstance(again, Connect)
     assert again.protocol == "3.1.1"
     agent.close()
 
 
 def test_refused_subscription_is_said(agent: AgentShell) -> None:
-    agent.handle(Started())
-    agent.handle(Connected())
-    agent.handle(SubscriptionRefused("Not authorized"))
-    assert agent.sync.last_error == "Not authorized"
-    agent.handle(Connected())
+    agent.is_mute = True
+    agent.connect()
+    head = agent.publisher.head_topic
+    agent.handle(Subscribed((agent.publisher.root_topic(2), head), (head,), "Not authorized"))
+    assert "Not authorized" in agent.sync.last_error
+    assert agent.sync.link is LinkState.REFUSED
+    agent.is_mute = False
+    agent.reconnect()
     assert agent.sync.last_error == ""
 
 
@@ -653,7 +657,7 @@ EVENTS = st.one_of(
             Persisted(),
             PersistFailed("x"),
             Ticked(),
-            SubscriptionRefused("x"),
+            Subscribed(("x",), ("x",), "no"),
         ]
     ),
     st.builds(ConnectFailed, st.sampled_from(Fault), st.just("x")),

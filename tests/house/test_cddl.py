@@ -60,7 +60,20 @@ from flagcast_shared.model import (
     VariantFlag,
 )
 from flagcast_shared.records import decode_record, encode_content, encode_delta, encode_record
-from flagcast_shared.reports import Applied, Rejection, Report, decode_report, encode_report
+from flagcast_shared.reports import (
+    Applied,
+    Count,
+    Refresh,
+    Rejection,
+    Report,
+    Usage,
+    decode_refresh,
+    decode_report,
+    decode_usage,
+    encode_refresh,
+    encode_report,
+    encode_usage,
+)
 from flagcast_shared.root import (
     PublicKey,
     Quorum,
@@ -158,6 +171,18 @@ ONLINE = Report(
     {NAMESPACE: Applied(Epoch(1), Version(7), 9)},
     Rejection("stale_offered", "default", 1_000),
 )
+REFRESH = Refresh((NAMESPACE, Namespace("kiosk")))
+USAGE = Usage(
+    bytes(16),
+    1_000,
+    2_000,
+    (
+        Count(NAMESPACE, FlagKey("plain"), "false", "flag_disabled", 1),
+        Count(NAMESPACE, FlagKey("full"), "a", "match", limits.USAGE_COUNT_MAX),
+        Count(NAMESPACE, FlagKey("full"), "", "unknown", 2),
+    ),
+    7,
+)
 
 PAYLOADS: list[tuple[str, bytes]] = [
     ("head", encode_head(HEAD)),
@@ -167,6 +192,11 @@ PAYLOADS: list[tuple[str, bytes]] = [
     ("root", encode_root(A_ROOT)),
     ("report", encode_report(OFFLINE)),
     ("report", encode_report(ONLINE)),
+    ("report", encode_report(replace(ONLINE, is_online=False))),
+    ("refresh", encode_refresh(REFRESH)),
+    ("refresh", encode_refresh(Refresh())),
+    ("usage", encode_usage(USAGE)),
+    ("usage", encode_usage(replace(USAGE, counts=(), dropped=0))),
     ("content", encode_content(RECORDS)),
     ("delta-content", encode_delta([RecordId("flag", "gone")], RECORDS)),
     *(("record", record.data) for record in RECORDS),
@@ -177,6 +207,8 @@ READERS = {
     "delta": lambda data: decode_delta_message(data, DELTA_PLACE),
     "root": lambda data: decode_root(data, ENVIRONMENT),
     "report": decode_report,
+    "refresh": decode_refresh,
+    "usage": decode_usage,
     "record": decode_record,
 }
 
@@ -210,14 +242,14 @@ def test_signed_messages_and_what_their_keys_sign_are_described(message: bytes, 
         assert STRICT.fits("to-sign", cbor2.loads(signature.signed))
 
 
-@pytest.mark.parametrize("rule", ["head", "snapshot-part", "delta", "root", "report"])
+@pytest.mark.parametrize("rule", ["head", "snapshot-part", "delta", "root", "report", "refresh", "usage"])
 def test_every_field_of_a_message_that_is_described_is_written(rule: str) -> None:
     described = {entry.key[1] for entry in GRAMMAR.rules[rule][1] if entry.key is not None}
     written = {key for name, data in PAYLOADS if name == rule for key in cbor2.loads(data)}
     assert described == written
 
 
-@pytest.mark.parametrize("rule", ["head", "snapshot-part", "delta", "root", "report"])
+@pytest.mark.parametrize("rule", ["head", "snapshot-part", "delta", "root", "report", "refresh", "usage"])
 def test_an_unknown_field_is_allowed_and_passed_over(rule: str) -> None:
     for _, data in [each for each in PAYLOADS if each[0] == rule]:
         value = cbor2.loads(data)
@@ -236,6 +268,8 @@ WRONG: list[tuple[str, bytes, int, Any]] = [
     ("head", encode_head(HEAD), 9, {}),
     ("head", encode_head(HEAD), 10, 5),
     ("head", encode_head(HEAD), 11, {str(n): "x" for n in range(limits.PROVENANCE_MAX_ENTRIES + 1)}),
+    ("head", encode_head(HEAD), 11, {"commit": "x" * (limits.PROVENANCE_TEXT_MAX_BYTES + 1)}),
+    ("head", encode_head(HEAD), 11, {"x" * (limits.PROVENANCE_TEXT_MAX_BYTES + 1): ""}),
     ("head", encode_head(HEAD), 12, {1: 1, 2: 2, 3: bytes(limits.INLINE_DELTA_MAX_BYTES + 1)}),
     ("snapshot-part", encode_part(PART), 8, limits.PARTS_MAX + 1),
     ("snapshot-part", encode_part(PART), 9, b""),
@@ -248,6 +282,32 @@ WRONG: list[tuple[str, bytes, int, Any]] = [
     ("root", encode_root(A_ROOT), 10, {"root": {1: 1, 2: [PUBLIC_KEYS[0].id]}}),
     ("report", encode_report(ONLINE), 4, 1),
     ("report", encode_report(ONLINE), 6, "x" * (limits.KEY_MAX_BYTES + 1)),
+    ("refresh", encode_refresh(REFRESH), 1, 2),
+    ("refresh", encode_refresh(REFRESH), 2, ["x"] * (limits.REFRESH_NAMESPACES_MAX + 1)),
+    ("refresh", encode_refresh(REFRESH), 2, [""]),
+    ("refresh", encode_refresh(REFRESH), 2, [1]),
+    ("usage", encode_usage(USAGE), 1, 2),
+    ("usage", encode_usage(USAGE), 2, bytes(limits.USAGE_BATCH_ID_BYTES - 1)),
+    ("usage", encode_usage(USAGE), 2, bytes(limits.USAGE_BATCH_ID_BYTES + 1)),
+    ("usage", encode_usage(USAGE), 3, -1),
+    ("usage", encode_usage(USAGE), 5, limits.USAGE_COUNT_MAX + 1),
+    ("usage", encode_usage(USAGE), 6, []),
+    ("usage", encode_usage(USAGE), 6, {"default": []}),
+    ("usage", encode_usage(USAGE), 6, {"default": {"plain": {}}}),
+    ("usage", encode_usage(USAGE), 6, {"default": {"plain": [["true", "match"]]}}),
+    ("usage", encode_usage(USAGE), 6, {"default": {"plain": [["true", "match", 0]]}}),
+    (
+        "usage",
+        encode_usage(USAGE),
+        6,
+        {"default": {"plain": [["true", "match", limits.USAGE_COUNT_MAX + 1]]}},
+    ),
+    (
+        "usage",
+        encode_usage(USAGE),
+        6,
+        {"default": {"plain": [["x" * (limits.KEY_MAX_BYTES + 1), "match", 1]]}},
+    ),
 ]
 
 
@@ -291,6 +351,8 @@ def test_the_limits_of_an_offering_are_those_of_the_code(offering: dict[int, Any
         ({6: 1, 7: bytes(33)}, False),
         ({6: 1, 7: b"s", 8: {str(n): "" for n in range(limits.LABELS_MAX)}}, True),
         ({6: 1, 7: b"s", 8: {str(n): "" for n in range(limits.LABELS_MAX + 1)}}, False),
+        ({6: 1, 7: b"s", 8: {"x" * limits.LABEL_MAX_BYTES: "\N{SNOWMAN}" * 128}}, True),
+        ({6: 1, 7: b"s", 8: {"ring": "x" * (limits.LABEL_MAX_BYTES + 1)}}, False),
     ],
 )
 def test_the_limits_of_a_candidate_are_those_of_the_code(more: dict[int, Any], fits: bool) -> None:
@@ -350,7 +412,7 @@ def test_a_header_outside_the_profile_is_not_described(number: int) -> None:
 
 
 def test_every_rule_is_defined_and_used() -> None:
-    roots = {"published", "to-sign", "content", "delta-content", "report"}
+    roots = {"published", "to-sign", "content", "delta-content", "report", "refresh", "usage"}
     assert GRAMMAR.names() | roots == set(GRAMMAR.rules)
 
 
@@ -360,7 +422,7 @@ def test_the_document_names_every_rule_that_a_reader_starts_from() -> None:
     quoted = set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)*)`", document))
     wanted = {
         "published", "to-sign", "place", "root", "head", "snapshot-part", "delta", "content", "delta-content",
-        "record", "boolean-flag", "variant-flag", "segment", "constraint", "report",
+        "record", "boolean-flag", "variant-flag", "segment", "constraint", "report", "refresh", "usage",
     }  # fmt: skip
     assert wanted <= quoted
 

@@ -126,7 +126,8 @@ def test_every_module_imports_with_what_the_agent_declares(device: Path) -> None
         ".".join(path.relative_to(one.folder / "src").with_suffix("").parts).removesuffix(".__init__")
         for one in (SHARED, AGENT)
         for path in sorted(one.sources.rglob("*.py"))
-        if path.name != "__main__.py"
+        # The one module that needs an extra.
+        if path.name not in {"__main__.py", "openfeature.py"}
     ]
     ran = python_on(device, "-W", "error", "-c", "\n".join(f"import {module}" for module in modules))
     assert ran.returncode == 0, ran.stderr

@@ -60,7 +60,16 @@ class History:
             self.expires,
             Offering(Version(self._version), digest, 1, 1),
         )
-        return Holding(head, b"", Digest(bytes(32)), Epoch(1), Version(self._version), digest, digests)
+        return Holding(
+            head,
+            b"",
+            Digest(bytes(32)),
+            Epoch(1),
+            Version(self._version),
+            digest,
+            digests,
+            sorted(digests.values()),
+        )
 
 
 def _records(entries: Content) -> list[Record]:

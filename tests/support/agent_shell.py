@@ -14,13 +14,17 @@ from pathlib import Path
 from publisher_simulator import NOW, PublisherSimulator
 
 from flagcast_agent.evaluator import Evaluator
+from flagcast_agent.link import CONNECTED, WAITING
 from flagcast_agent.store import Store, StoreError
 from flagcast_agent.sync import (
     Activate,
     Connected,
     Disconnected,
+    DropUsage,
     Effect,
     Event,
+    FindUsage,
+    KeepUsage,
     Persisted,
     PersistFailed,
     PersistRoot,
@@ -29,9 +33,11 @@ from flagcast_agent.sync import (
     Received,
     Started,
     Subscribe,
+    Subscribed,
     Sync,
     Ticked,
     Unsubscribe,
+    UsageFound,
 )
 from flagcast_shared.context import Device, device_attributes
 from flagcast_shared.errors import InvalidCall
@@ -74,6 +80,8 @@ class AgentShell:
         self.filters: list[str] = []
         self.effects: list[Effect] = []
         self.fail_persisting = False
+        self.is_mute = False
+        """The broker takes subscriptions and says nothing."""
         self.activated: list[AdmittedUpdate] = []
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._device = Device(DeviceId(device), dict(labels or {}))
@@ -118,9 +126,15 @@ class AgentShell:
         return [*self.handle(Started()), *self.reconnect()]
 
     def reconnect(self) -> list[Effect]:
-        """The broker accepts a connection of a clean session."""
+        """A connection that stands ends, the wait passes, and the broker accepts a connection of a clean session."""
         self.filters.clear()
         self._waiting.clear()
+        if self.sync.link in CONNECTED:
+            self.disconnect()
+        if self.sync.link in WAITING:
+            deadline = self.sync.next_deadline()
+            assert deadline is not None
+            self.tick(deadline - self.monotonic)
         return self.handle(Connected())
 
     def disconnect(self) -> list[Effect]:
@@ -195,12 +209,15 @@ class AgentShell:
     def _perform(self, effect: Effect) -> Event | None:
         match effect:
             case Subscribe(filters):
+                if self.is_mute:
+                    return None
                 self.filters += [one for one in filters if one not in self.filters]
                 self._waiting.extend(
                     (topic, payload)
                     for topic, payload in self.publisher.retained.items()
                     if payload and any(_matches(one, topic) for one in filters)
                 )
+                return Subscribed(filters)
             case Unsubscribe(filters):
                 for one in filters:
                     if one in self.filters:
@@ -209,6 +226,12 @@ class AgentShell:
                 return self._persist(lambda: self.store.persist_update(update, floor))
             case PersistRoot(root, floor):
                 return self._persist(lambda: self.store.persist_root(root, floor))
+            case KeepUsage(batch):
+                self.store.keep_usage(batch)
+            case FindUsage():
+                return UsageFound(*(self.store.oldest_usage() or (0, b"")))
+            case DropUsage(number):
+                self.store.drop_usage(number)
             case Activate(update):
                 self.evaluator.activate(update, now=self.now)
                 self.activated.append(update)

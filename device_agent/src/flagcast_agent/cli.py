@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Final
 
 from flagcast_shared.errors import FlagcastError, InvalidInput
 
+from .limits import SYNC_MAX_SECONDS, SYNC_SECONDS
+
 if TYPE_CHECKING:
     from .api.answers import Question
     from .api.local import LocalClient
+    from .status import Caught
 
 DEFAULT_FOLDER: Final = "/var/lib/flagcast"
 FOLDER_VARIABLE: Final = "FLAGCAST_AGENT_DIR"
 SOCKET_VARIABLE: Final = "FLAGCAST_AGENT_SOCKET"
 
 PROTOCOLS: Final = ("auto", "5", "3.1.1")
+ONCE_SECONDS: Final = 60.0
+"""How long a single run may take: a slow connection, a large snapshot, and a while for a publisher to answer."""
 
 OK: Final = 0
 FAILED: Final = 1
@@ -68,7 +73,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the release and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    run = _command(commands, "run", "follow the broker and answer applications, until SIGTERM", _run)
+    run = _command(
+        commands,
+        "run",
+        "follow the broker and answer applications, until SIGTERM",
+        _run,
+        "SIGUSR1 makes a running agent try to be up to date now, at most once a second.\n"
+        "Exit codes: 0 ended by a signal; 1 the database or the socket cannot be used; 2 usage or configuration.\n"
+        "With --once: 0 up to date, 1 not in time or the database cannot be used (the lines say why), 2 as above.\n"
+        "What counts as up to date: flagcast-agent sync --help.",
+    )
     _folder_option(run)
     run.add_argument(
         "--recover",
@@ -76,6 +90,26 @@ def _parser() -> argparse.ArgumentParser:
         help="set a corrupt or newer database aside and fetch everything again from the broker",
     )
     run.add_argument("--verbose", action="store_true", help="log more")
+    run.add_argument(
+        "--once",
+        action="store_true",
+        help="connect, become up to date, report, leave; answers no application meanwhile",
+    )
+    _timeout_option(run, ONCE_SECONDS, "with --once, how long that may take")
+
+    sync = _command(
+        commands,
+        "sync",
+        "have the running agent try to be up to date now, and wait until it is",
+        _sync,
+        "Exit codes: 0 up to date, 1 not in time (the lines say why), 2 usage or configuration, 3 no agent answers.\n"
+        "Up to date: a head of every namespace was heard since, believed, and its content is held and on disk. A namespace\n"
+        "of which nothing is held and nothing was heard for 10 s counts as one where nothing is published.",
+    )
+    _folder_option(sync)
+    _socket_option(sync)
+    _timeout_option(sync, SYNC_SECONDS, "how long to wait")
+    _format_option(sync)
 
     status = _command(
         commands, "status", "what the running agent knows, how old that is, and its link", _status
@@ -107,6 +141,16 @@ def _parser() -> argparse.ArgumentParser:
     _socket_option(flags)
     flags.add_argument("--namespace", default="", help="the namespace (the agent's first one)")
     _format_option(flags)
+
+    doctor = _command(
+        commands,
+        "doctor",
+        "check this device: what is wrong, and what to do; needs no running agent",
+        _doctor,
+        "Exit codes: 0 nothing failed (warnings are printed), 1 a check failed.",
+    )
+    _folder_option(doctor)
+    _format_option(doctor)
 
     provision = _command(
         commands,
@@ -170,6 +214,24 @@ def _command(
     return command
 
 
+def _timeout_option(command: argparse.ArgumentParser, default: float, what: str) -> None:
+    command.add_argument(
+        "--timeout", type=_seconds, default=default, metavar="SECONDS", help=f"{what} (%(default)s)"
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= SYNC_MAX_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: allowed are numbers above 0 and up to {SYNC_MAX_SECONDS:g}"
+        )
+    return seconds
+
+
 def _folder_option(command: argparse.ArgumentParser) -> None:
     default = Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER)
     command.add_argument(
@@ -222,7 +284,27 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = config.load(options.folder)
     logs.set_up(settings.log_format, verbose=options.verbose)
+    if options.once:
+        return _caught(daemon.run_once(settings, options.timeout, recover=options.recover), "text")
     return daemon.run(settings, recover=options.recover)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    return _caught(_client(options).sync(options.timeout), options.format)
+
+
+def _caught(caught: "Caught", how: str) -> int:
+    if how == "json":
+        _print_json(caught.as_json())
+    elif caught.is_current:
+        print("up to date")
+        for namespace in caught.status.namespaces:
+            print(f"  {namespace.namespace}: {namespace.held}")
+    else:
+        print("not up to date")
+        for line in caught.why:
+            print(f"  {line}")
+    return OK if caught.is_current else FAILED
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -288,6 +370,20 @@ def _flags(options: argparse.Namespace) -> int:
         state = "enabled" if flag.enabled else "disabled"
         print(f"  {flag.key:<{width}}  {flag.type:<8} {flag.problem or state}")
     return OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import doctor
+
+    findings = []
+    for finding in doctor.examine(options.folder):
+        findings.append(finding)
+        if options.format == "text":
+            print(finding.as_text(), flush=True)
+    has_failed = any(finding.verdict == "failed" for finding in findings)
+    if options.format == "json":
+        _print_json({"ok": not has_failed, "checks": [finding.as_json() for finding in findings]})
+    return FAILED if has_failed else OK
 
 
 def _provision(options: argparse.Namespace) -> int:

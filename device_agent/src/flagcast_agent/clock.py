@@ -31,6 +31,11 @@ def session_number() -> int:
     return secrets.randbits(48)
 
 
+def batch_id() -> bytes:
+    """A number that no other batch of the fleet has."""
+    return secrets.token_bytes(16)
+
+
 def fresh_id() -> str:
     """A new request id."""
     return str(uuid.uuid4())

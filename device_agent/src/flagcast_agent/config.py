@@ -35,6 +35,11 @@ _Parsed = TypeVar("_Parsed")
 
 PROTOCOLS: Final = ("auto", "5", "3.1.1")
 LOG_FORMATS: Final = ("logfmt", "json")
+HEARTBEAT_SECONDS: Final = 86_400
+HEARTBEAT_MAX_SECONDS: Final = 366 * 86_400
+USAGE_SECONDS: Final = 3_600
+"""A power cut loses the counts of one span, and each span with evaluations in it costs one write to flash."""
+USAGE_MAX_SECONDS: Final = 7 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,13 @@ class AgentConfig:
     socket_group: str = ""
     tcp_port: int = 0
     """Also answer on this port of 127.0.0.1; 0 for the Unix socket alone."""
+    flagd_caching: bool = True
+    """Whether flagd's providers may keep the answers of flags that no context can change, until they hear of a change."""
     log_format: str = "logfmt"
+    heartbeat_seconds: int = HEARTBEAT_SECONDS
+    """How often a report is sent without news; 0 for never."""
+    usage_seconds: int = USAGE_SECONDS
+    """How long evaluations are counted in memory before they are kept and sent; 0 to count none."""
 
 
 def load(folder: Path) -> AgentConfig:
@@ -94,7 +105,10 @@ def parse(document: Mapping[str, object], folder: Path, where: str) -> AgentConf
     device = top.table("device")
     broker = top.table("broker")
     paths = top.table("paths", required=False)
+    flagd = top.table("flagd", required=False)
     log = top.table("log", required=False)
+    report = top.table("report", required=False)
+    usage = top.table("usage", required=False)
     config = AgentConfig(
         folder=folder,
         environment=top.parsed("environment", parse_environment),
@@ -113,9 +127,12 @@ def parse(document: Mapping[str, object], folder: Path, where: str) -> AgentConf
         socket_mode=paths.mode("socket_mode", 0o660),
         socket_group=paths.text("socket_group", ""),
         tcp_port=top.integer("tcp_port", 0, 0, 65_535),
+        flagd_caching=flagd.switch("caching", default=True),
         log_format=log.choice("format", LOG_FORMATS, "logfmt"),
+        heartbeat_seconds=report.integer("heartbeat_seconds", HEARTBEAT_SECONDS, 0, HEARTBEAT_MAX_SECONDS),
+        usage_seconds=usage.integer("interval_seconds", USAGE_SECONDS, 0, USAGE_MAX_SECONDS),
     )
-    for table in (top, device, broker, paths, log):
+    for table in (top, device, broker, paths, flagd, log, report, usage):
         table.refuse_unknown()
     return config
 
@@ -273,6 +290,12 @@ class _Table:
         value = self._take(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self._wrong(key, f"must be a whole number from {low} to {high}")
+        return value
+
+    def switch(self, key: str, *, default: bool) -> bool:
+        value = self._take(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "must be true or false")
         return value
 
     def mode(self, key: str, default: int) -> int:

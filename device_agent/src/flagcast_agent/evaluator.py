@@ -8,9 +8,11 @@ Activations come from one thread.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from flagcast_shared.errors import DeltaMismatch, NamespaceNotFound
 from flagcast_shared.evaluation import (
+    Answer,
     BooleanAnswer,
     CompiledFlags,
     Explanation,
@@ -19,7 +21,12 @@ from flagcast_shared.evaluation import (
     compile_flags,
 )
 from flagcast_shared.ids import Digest, EntityId, Epoch, FlagKey, Namespace, Version
-from flagcast_shared.trust import AdmittedUpdate
+
+from .usage import Tally
+
+if TYPE_CHECKING:
+    # Whoever has an update to activate has imported it; applications in process never do.
+    from flagcast_shared.trust import AdmittedUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +51,39 @@ class Knowledge:
 
 
 class Evaluator:
-    """Answers every local protocol. `device` has the `device.*` properties of every context."""
+    """Answers every local protocol. `device` has the `device.*` properties of every context.
+
+    With a `tally`, what is answered is counted there; by one thread then.
+    """
 
     def __init__(self, device: Mapping[str, str]) -> None:
         self._device = dict(device)
         self._known: Mapping[Namespace, Knowledge] = MappingProxyType({})
         self._listeners: tuple[Callable[[Knowledge], None], ...] = ()
+        self.tally: Tally | None = None
+        self.evaluations = 0
 
     def boolean(
         self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
     ) -> BooleanAnswer:
         """Raises NamespaceNotFound, FlagNotFound, TypeMismatch, FlagNotUsable."""
-        return self.knowledge(namespace).compiled.boolean(flag_key, entity_id, context)
+        answer = self.knowledge(namespace).compiled.boolean(flag_key, entity_id, context)
+        self.count(namespace, answer)
+        return answer
 
     def variant(
         self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
     ) -> VariantAnswer:
         """Raises NamespaceNotFound, FlagNotFound, TypeMismatch, FlagNotUsable."""
-        return self.knowledge(namespace).compiled.variant(flag_key, entity_id, context)
+        answer = self.knowledge(namespace).compiled.variant(flag_key, entity_id, context)
+        self.count(namespace, answer)
+        return answer
+
+    def count(self, namespace: Namespace, answer: Answer) -> None:
+        """An answer that was given to an application, also by somebody who asked `knowledge` for it."""
+        self.evaluations += 1
+        if self.tally is not None:
+            self.tally.count(namespace, answer)
 
     def explain(
         self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
@@ -84,7 +106,7 @@ class Evaluator:
         """The namespaces of which something was admitted, sorted."""
         return tuple(sorted(self._known))
 
-    def activate(self, update: AdmittedUpdate, *, now: int) -> Knowledge:
+    def activate(self, update: "AdmittedUpdate", *, now: int) -> Knowledge:
         """Answers from `update` from now on; `now` in Unix seconds.
 
         Records that did not change are not compiled again. Raises DeltaMismatch for a change of something that was

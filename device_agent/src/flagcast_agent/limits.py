@@ -32,3 +32,36 @@ SHUTDOWN_GRACE_SECONDS = 0.5
 
 SOCKET_PATH_MAX_BYTES = 107
 """A Unix socket's path on Linux: `sun_path` is 108 bytes with its end mark (unix(7))."""
+
+SYNC_SECONDS = 30.0
+"""How long a caller waits for the agent to be up to date, unless it says otherwise: a connection over a slow link takes ten."""
+
+SYNC_MAX_SECONDS = 600.0
+"""The longest such wait; a caller who waits for longer watches instead."""
+
+HEAD_MAX_BYTES = 16_384
+"""An HTTP/1.1 request's line and headers; clients of ours send a few hundred bytes."""
+
+HEADERS_MAX = 100
+"""Header lines of one HTTP/1.1 request."""
+
+IDLE_SECONDS = 120
+"""An HTTP/1.1 connection without a request: longer than Go's clients keep one (90 s), so that they close and not we."""
+
+UNREAD_SECONDS = 30
+"""A client that has not read what waits for it for so long is disconnected; it reconnects and hears everything anew."""
+
+UNREAD_MAX_BYTES = 1024 * 1024
+"""What may wait to be read by one HTTP/2 client beyond its own flow control, such as answers to pings."""
+
+KEEP_ALIVE_SECONDS = 20
+"""How long an event stream may be silent; clients and what stands between take a longer silence for a dead connection."""
+
+EVENT_MAX_FLAGS = 10_000
+"""Flags that one event names: under a megabyte, where gRPC clients read up to four. More go into further events."""
+
+SLICE_FLAGS = 200
+"""Flags evaluated in one go by a question for all flags, about a millisecond; then other callers have their turn."""
+
+SNAPSHOT_PART_BYTES = 262_144
+"""Records in one message of a snapshot's stream; a single record is never larger."""

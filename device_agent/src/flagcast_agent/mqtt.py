@@ -1,15 +1,22 @@
 """The agent's MQTT shell: one connection at a time, its events handed on, nothing decided.
 
-The only module of the agent that imports paho. Every callback becomes a `sync` event; events of a connection that was given up
-are dropped. paho's own reconnecting is off: when to try again is the core's decision.
+The only module of the agent that imports paho. Every callback becomes a `sync` event that says of which attempt it is, so that
+what a connection said before it was given up is not taken for news of the next one. paho's own reconnecting is off: when to try
+again is the core's decision.
+
+Every connection is a clean start, and its session ends with it (MQTT 5, 3.1.2.4 and 3.1.2.11.2: no expiry interval means zero).
 """
 
 import contextlib
+import os
+import queue
+import socket
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.limits import MESSAGE_MAX_BYTES
@@ -18,11 +25,12 @@ from .config import BrokerConfig
 from .sync import (
     Connected,
     ConnectFailed,
+    Delivered,
     Disconnected,
     Event,
     Fault,
     Received,
-    SubscriptionRefused,
+    Subscribed,
 )
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
@@ -33,21 +41,52 @@ FILTERS_PER_SUBSCRIBE: Final = 8
 _TOPIC_ROOM_BYTES: Final = 1024
 _PROTOCOL: Final = {0x84, 0x82, 0x81}  # MQTT 5, 3.2.2.2: unsupported version, protocol error, malformed
 _UNAVAILABLE: Final = {0x88, 0x89, 0x97, 0x9F}  # unavailable, busy, quota, connection rate: worth another try
+_UNWELCOME: Final = {0x86, 0x87, 0x8A, 0x8C, 0x8E}
+# Reasons of a DISCONNECT (MQTT 5, 3.14.2.1) that will be the same tomorrow: bad user, not authorized, banned, bad method, and
+# another client that has this client's id and will take it again.
+_NO_SUBSCRIBER: Final = 0x10  # MQTT 5, 3.4.2.1: the broker took the message and had nobody to give it to
+_QOS_2: Final = 0b0100  # in the first byte of a PUBLISH (MQTT 3.1.1, 3.3.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Suback:
+    """The broker's answer to a SUBSCRIBE: for each filter why it was refused, "" where it was not."""
+
+    packet: int
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Puback:
+    """The broker's answer to a PUBLISH: a reason code of MQTT 5 (2.4) and its name."""
+
+    packet: int
+    code: int
+    reason: str
+
+
+Said = Event | Suback | Puback
 
 
 class Link:
-    """A connection to the broker; `deliver` is called from paho's thread and must only hand the event on."""
+    """A connection to the broker; `deliver` is called with what was said and in which attempt.
 
-    def __init__(self, config: BrokerConfig, client_id: str, deliver: Callable[[Event], None]) -> None:
+    It is called from paho's thread, must only hand the event on, and may wait for nothing but for a Received. Attempts are
+    numbered from 1; `attempt` is the one at work.
+    """
+
+    def __init__(self, config: BrokerConfig, client_id: str, deliver: Callable[[Said, int], None]) -> None:
         self._config = config
         self._client_id = client_id
         self._deliver = deliver
         self._session: _Session | None = None
+        self.attempt = 0
 
     def connect(self, protocol: str, will_topic: str, will: bytes) -> None:
         """Start connecting; Connected or ConnectFailed follows."""
         self.close()
-        session = _Session(self._config, self._client_id, self._deliver, protocol)
+        attempt, deliver = self.attempt, self._deliver
+        session = _Session(self._config, self._client_id, lambda event: deliver(event, attempt), protocol)
         self._session = session
         session.start(will_topic, will)
 
@@ -64,14 +103,103 @@ class Link:
     def publish(self, topic: str, payload: bytes) -> None:
         """Publish at QoS 1, retained."""
         if self._session is not None:
-            self._session.publish(topic, payload)
+            self._session.publish(topic, payload, retain=True)
+
+    def send(self, topic: str, payload: bytes, token: int) -> None:
+        """Publish at QoS 1, not retained; Delivered with this token follows, unless the connection ends."""
+        if self._session is not None:
+            self._session.send(topic, payload, token)
+
+    def event_of(self, said: Said, attempt: int) -> Event | None:
+        """What was said as an event; None for an attempt that was given up, and for an answer that nobody waits for.
+
+        For the thread that sends: an answer may come before the call has returned that learns the packet's number.
+        """
+        return self._session.event_of(said) if self._session is not None and attempt == self.attempt else None
+
+    def abandon(self) -> None:
+        """Close this process's copy of the socket and say nothing to the broker: after a fork it is the parent's."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.abandon()
 
     def close(self, farewell: tuple[str, bytes] | None = None) -> None:
         """End the connection; `farewell` is published first, because a clean end does not send the will."""
+        self.attempt += 1
         if self._session is not None:
             # Its thread may still be waiting for a name or a handshake; it ends by itself and says nothing any more.
             self._session.close(farewell)
             self._session = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """One step towards the broker; `problem` is blank where it was taken."""
+
+    step: Literal["name", "port", "tls", "login"]
+    problem: str = ""
+
+
+def probe(config: BrokerConfig, client_id: str, will_topic: str, will: bytes) -> Iterator[Probed]:
+    """Walk to the broker as the agent would, one step at a time, until one fails; at the end of the way there is a clean goodbye.
+
+    It takes the connection away from an agent that has one under this client id.
+    """
+    for step, take in (("name", _resolve), ("port", _open_port), ("tls", _shake_hands)):
+        if step == "tls" and not config.tls:
+            continue
+        try:
+            take(config)
+        except (OSError, ValueError, InvalidConfiguration) as error:
+            yield Probed(step, _said(error))  # type: ignore[arg-type]  # one of the three above
+            return
+        yield Probed(step)  # type: ignore[arg-type]  # as above
+    problem = ""
+    for protocol in ("5", "3.1.1") if config.protocol == "auto" else (config.protocol,):
+        events: queue.SimpleQueue[Said] = queue.SimpleQueue()
+        link = Link(config, client_id, lambda said, _, heard=events: heard.put(said))  # type: ignore[misc]  # mypy: a default of a lambda has no type
+        link.connect(protocol, will_topic, will)
+        try:
+            event: Said | None = events.get(timeout=CONNECT_TIMEOUT_SECONDS)
+        except queue.Empty:
+            event = None
+        link.close()
+        match event:
+            case Connected():
+                yield Probed("login")
+                return
+            case ConnectFailed(fault, why):
+                problem = why
+                if fault is not Fault.PROTOCOL:
+                    break
+            case _:
+                problem = f"no answer to an MQTT {protocol} CONNECT within {CONNECT_TIMEOUT_SECONDS:g} s"
+    yield Probed("login", problem)
+
+
+def _resolve(config: BrokerConfig) -> None:
+    socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+
+
+def _open_port(config: BrokerConfig) -> None:
+    socket.create_connection((config.host, config.port), CONNECT_TIMEOUT_SECONDS).close()
+
+
+def _shake_hands(config: BrokerConfig) -> None:
+    context = _tls_context(config)
+    with (
+        socket.create_connection((config.host, config.port), CONNECT_TIMEOUT_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=config.host),
+    ):
+        pass
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate is not trusted: {error.verify_message}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
 
 
 class _Session:
@@ -79,7 +207,7 @@ class _Session:
     # building a TLS context reads files and connecting resolves names.
 
     def __init__(
-        self, config: BrokerConfig, client_id: str, deliver: Callable[[Event], None], protocol: str
+        self, config: BrokerConfig, client_id: str, deliver: Callable[[Said], None], protocol: str
     ) -> None:
         self._config = config
         self._client_id = client_id
@@ -90,6 +218,8 @@ class _Session:
         self._was_connected = False
         self._thread: threading.Thread | None = None
         self._failure: ConnectFailed | None = None
+        self._asked: dict[int, tuple[str, ...]] = {}
+        self._tokens: dict[int, int] = {}
 
     def start(self, will_topic: str, will: bytes) -> None:
         self._thread = threading.Thread(target=self._run, args=(will_topic, will), name="mqtt", daemon=True)
@@ -97,13 +227,34 @@ class _Session:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         for first in range(0, len(filters), FILTERS_PER_SUBSCRIBE):
-            self._client.subscribe([(name, 1) for name in filters[first : first + FILTERS_PER_SUBSCRIBE]])
+            chunk = tuple(filters[first : first + FILTERS_PER_SUBSCRIBE])
+            _, mid = self._client.subscribe([(name, 1) for name in chunk])
+            self._asked[mid] = chunk
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         self._client.unsubscribe(list(filters))
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        self._client.publish(topic, payload, qos=1, retain=True)
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> int:
+        message = self._client.publish(topic, payload, qos=1, retain=retain)
+        return int(message.mid)
+
+    def send(self, topic: str, payload: bytes, token: int) -> None:
+        self._tokens[self.publish(topic, payload, retain=False)] = token
+
+    def event_of(self, said: Said) -> Event | None:
+        match said:
+            case Suback(packet, refused):
+                asked = self._asked.pop(packet, ())
+                why = {name: reason for name, reason in zip(asked, refused, strict=False) if reason}
+                return Subscribed(asked, tuple(why), ", ".join(sorted(set(why.values())))) if asked else None
+            case Puback(packet, code, reason):
+                token = self._tokens.pop(packet, None)
+                if token is None:
+                    return None
+                is_kept = code < 0x80 and code != _NO_SUBSCRIBER
+                return Delivered(token, is_kept, may_retry=code < 0x80, why=reason)
+            case _:
+                return said
 
     def close(self, farewell: tuple[str, bytes] | None) -> None:
         self._is_over = True
@@ -116,9 +267,17 @@ class _Session:
                     message.wait_for_publish(FAREWELL_SECONDS)
             client.disconnect()
 
-    def _say(self, event: Event) -> None:
+    def abandon(self) -> None:
+        self._is_over = True
+        stream = self._client.socket() if self._client is not None else None
+        if stream is not None:
+            # Not `close`, which would end the connection for the parent too.
+            with contextlib.suppress(OSError):
+                os.close(stream.detach())
+
+    def _say(self, said: Said) -> None:
         if not self._is_over:
-            self._deliver(event)
+            self._deliver(said)
 
     def _run(self, will_topic: str, will: bytes) -> None:
         try:
@@ -131,33 +290,42 @@ class _Session:
                 **({"clean_start": True, "properties": properties} if properties is not None else {}),
             )
         except ssl.SSLError as error:
+            _close_sockets_of(error)
             self._say(ConnectFailed(Fault.REFUSED, f"TLS: {error.reason or error}"))
             return
         except InvalidConfiguration as error:
             self._say(ConnectFailed(Fault.REFUSED, str(error)))
             return
         except (OSError, ValueError) as error:
+            _close_sockets_of(error)
             where = f"{self._config.host}:{self._config.port}"
             self._say(ConnectFailed(Fault.NETWORK, f"{where}: {error}"))
             return
-        # Returns when the connection ends, because reconnecting is off.
-        client.loop_forever(retry_first_connection=False)
+        try:
+            # Returns when the connection ends, because reconnecting is off.
+            client.loop_forever(retry_first_connection=False)
+        except Exception as error:  # noqa: BLE001  # paho lets go of whatever a packet that it cannot read makes it raise
+            stream = client.socket()
+            if stream is not None:
+                stream.close()
+            self._say(self._ended(f"the broker sent what is not MQTT: {error}"))
+            return
         if self._failure is not None:
             self._say(self._failure)
         elif not self._was_connected:
-            self._say(
-                ConnectFailed(
-                    Fault.PROTOCOL,
-                    f"the broker closed the connection before answering (MQTT {self._protocol})",
-                )
-            )
+            self._say(self._ended("the broker closed the connection before answering"))
+
+    def _ended(self, why: str) -> Event:
+        if self._was_connected:
+            return Disconnected(why)
+        return ConnectFailed(Fault.PROTOCOL, f"{why} (MQTT {self._protocol})")
 
     def _make_client(self, will_topic: str, will: bytes) -> Any:
-        from paho.mqtt.client import Client, MQTTv5, MQTTv311
+        from paho.mqtt.client import MQTTv5, MQTTv311
         from paho.mqtt.enums import CallbackAPIVersion
 
         is_v5 = self._protocol == "5"
-        client = Client(
+        client = _bounded_client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=MQTTv5 if is_v5 else MQTTv311,
@@ -174,6 +342,7 @@ class _Session:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
         return client
 
     def _connect_properties(self) -> Any:
@@ -202,20 +371,65 @@ class _Session:
         self._failure = ConnectFailed(fault, f"the broker refused the connection: {reason}")
 
     def _on_disconnect(
-        self, _client: object, _userdata: object, _flags: object, reason: object, _properties: object
+        self, client: Any, _userdata: object, flags: Any, reason: Any, _properties: object
     ) -> None:
         if self._was_connected:
-            self._say(Disconnected(str(reason)))
+            is_unwelcome = flags.is_disconnect_packet_from_server and reason.value in _UNWELCOME
+            fault = Fault.REFUSED if is_unwelcome else Fault.NETWORK
+            self._say(Disconnected(client.why_closed or str(reason), fault))
 
     def _on_message(self, _client: object, _userdata: object, message: Any) -> None:
         self._say(Received(message.topic, bytes(message.payload)))
 
     def _on_subscribe(
-        self, _client: object, _userdata: object, _mid: object, reasons: Any, _properties: object
+        self, _client: object, _userdata: object, mid: int, reasons: Any, _properties: object
     ) -> None:
-        refused = [str(reason) for reason in reasons if reason.is_failure]
-        if refused:
-            self._say(SubscriptionRefused(", ".join(refused)))
+        self._say(Suback(mid, tuple(str(reason) if reason.is_failure else "" for reason in reasons)))
+
+    def _on_publish(
+        self, _client: object, _userdata: object, mid: int, reason: Any, _properties: object
+    ) -> None:
+        self._say(Puback(mid, reason.value, str(reason)))
+
+
+def _bounded_client(*arguments: Any, **options: Any) -> Any:
+    """A paho client that reads no more of a packet than a message of ours can have.
+
+    MQTT 5 has the broker keep larger ones back; one of 3.1.1 sends what was published, up to 256 MB, and paho would make room
+    for all of it at once. Such a packet ends the connection, as does a message of QoS 2, which nobody subscribed to and which
+    paho would keep until it is released.
+    """
+    from paho.mqtt.client import Client
+    from paho.mqtt.enums import MQTTErrorCode
+
+    class BoundedClient(Client):
+        why_closed = ""
+
+        def _sock_recv(self, bufsize: int) -> bytes:
+            if bufsize > MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES:
+                self.why_closed = f"the broker sent a packet of {bufsize} bytes"
+                raise OSError(self.why_closed)
+            received: bytes = super()._sock_recv(bufsize)
+            return received
+
+        def _handle_publish(self) -> Any:
+            if self._in_packet["command"] & _QOS_2:
+                self.why_closed = "the broker sent a message of QoS 2"
+                return MQTTErrorCode.MQTT_ERR_PROTOCOL
+            return super()._handle_publish()
+
+    return BoundedClient(*arguments, **options)
+
+
+def _close_sockets_of(error: BaseException) -> None:
+    # paho drops the socket of a handshake that failed and leaves it open until it is collected; by then a broker with a wrong
+    # certificate has cost a descriptor for every attempt. The frames that the error came through still hold it.
+    trace = error.__traceback__
+    while trace is not None:
+        for value in tuple(trace.tb_frame.f_locals.values()):
+            if isinstance(value, ssl.SSLSocket):
+                value.close()
+        trace = trace.tb_next
 
 
 def _password(path: Path | None) -> str | None:

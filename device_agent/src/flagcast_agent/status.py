@@ -3,6 +3,7 @@
 How old its knowledge is stands first: an application's owner asks for that before anything else.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -12,18 +13,27 @@ from flagcast_shared.model import Instant
 Freshness = Literal["fresh", "stale", "never synced"]
 """fresh: the head in force has not expired. stale: it has; the flags are evaluated all the same."""
 
-LinkState = Literal["connected", "connecting", "disconnected", "off"]
-"""How the agent stands with its broker; off: it was started without one."""
+LinkState = Literal[
+    "disconnected", "connecting", "subscribing", "syncing", "live", "backing off", "refused", "off"
+]
+"""How the agent stands with its broker, in the words of `link.LinkState`; off: it was started without one."""
+
+_CONNECTED: Final = frozenset({"subscribing", "syncing", "live"})
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """The connection to the broker. Instants are Unix seconds."""
+    """The link to the broker. `since` is when the connection was made, or when there was one last. Instants are Unix seconds."""
 
     state: LinkState
     since: int
     last_error: str = ""
     last_error_at: int = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, up to date or not."""
+        return self.state in _CONNECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,12 @@ class NamespaceStatus:
     age: int = 0
     flags: int = 0
     last_rejection: Rejection | None = None
+
+    @property
+    def held(self) -> str:
+        """For people: which version is held."""
+        is_known = self.freshness != "never synced"
+        return f"version {self.version} of epoch {self.epoch}" if is_known else "nothing is published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +107,12 @@ class Status:
 
     def as_text(self) -> tuple[str, ...]:
         """Lines for people."""
-        link = f"{self.link.state} for {_span(self.now - self.link.since)}"
+        span = _span(self.now - self.link.since)
+        link = (
+            f"{self.link.state}, connected for {span}"
+            if self.link.is_connected
+            else f"{self.link.state} for {span}"
+        )
         if self.link.last_error:
             link += f"; last error {_span(self.now - self.link.last_error_at)} ago: {self.link.last_error}"
         lines = [
@@ -106,6 +127,31 @@ class Status:
         if not self.namespaces:
             lines.append("flags        no namespace is configured")
         return tuple(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """How far an agent came that was asked to be up to date: `why` it is not, a line each; none when it is."""
+
+    why: tuple[str, ...]
+    status: Status
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is up to date."""
+        return not self.why
+
+    def as_json(self) -> dict[str, object]:
+        """A dictionary that `json` can write."""
+        return {"is_current": self.is_current, "why": list(self.why), "status": self.status.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What happened since the agent started: connections to the broker, and refused messages by the name of the attack."""
+
+    connections: int
+    rejections: Mapping[str, int]
 
 
 _LAST_WRITABLE: Final = 253_402_300_799

@@ -4,29 +4,40 @@
 hands the outcome of a persist back as the next event, before any other. So nothing is active that is not on disk, and nothing
 is on disk that `trust.admit` has not made.
 
-The link:
+The states of the link and what leads from one to another stand in `link.TRANSITIONS`. In every connection:
 
-| state        | event                     | next         | effects                                            |
-|--------------|---------------------------|--------------|----------------------------------------------------|
-| DISCONNECTED | Started                   | CONNECTING   | Connect                                            |
-| CONNECTING   | Connected                 | CONNECTED    | Subscribe next root, then heads; Publish the birth |
-| CONNECTING   | ConnectFailed             | BACKING_OFF  |                                                    |
-| CONNECTING   | Ticked, no answer in time | BACKING_OFF  |                                                    |
-| CONNECTED    | Disconnected              | BACKING_OFF  |                                                    |
-| BACKING_OFF  | Ticked, the wait is over  | CONNECTING   | Connect                                            |
+1. Subscribe the next root and then the heads, and publish the birth.
+2. A root that is admitted leads back to 1, so that heads which only it can verify are sent again.
+3. A head that names content not held leads to a subscription of that content alone, and to its end once it is there.
+4. Up to date (LIVE) is whoever has heard a head of every followed namespace since 1, believed it and holds its content. MQTT has
+   no word for "there are no more retained messages": a namespace of which nothing is held and nothing is heard for
+   HEADLESS_PATIENCE_SECONDS counts as one where nothing is published. Of one that is held there was a head, so its absence is a
+   loss, and the link stays SYNCING.
+
+Every connection is a clean start whose session ends with it. A session that outlives its connection would save the heads, a few
+hundred bytes each, and would have the broker queue every head and every content of the time between.
 
 What it does not do: it never waits for a message to be sure that there is none; a retained message may come before or after the
 SUBACK or never, and every order of arrival leads to the same state.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Final
 
+from flagcast_shared.bucketing import candidate_bucket
 from flagcast_shared.errors import Misplaced, Refused, Unauthentic
 from flagcast_shared.ids import Namespace, Version
-from flagcast_shared.reports import Applied, Rejection, Report, encode_report
+from flagcast_shared.reports import (
+    Applied,
+    Refresh,
+    Rejection,
+    Report,
+    Usage,
+    encode_refresh,
+    encode_report,
+)
 from flagcast_shared.topics import (
     Address,
     DeltaAddress,
@@ -46,33 +57,38 @@ from flagcast_shared.trust import (
     without_parts,
 )
 
-BACKOFF_FIRST_SECONDS: Final = 1.0
-BACKOFF_CAP_SECONDS: Final = 300.0
-BACKOFF_REFUSED_FIRST_SECONDS: Final = 30.0
-"""A broker that refuses credentials will refuse them again; asking often only locks accounts and fills logs."""
-BACKOFF_REFUSED_CAP_SECONDS: Final = 1800.0
-RECONNECT_MIN_SECONDS: Final = 1.0
-"""Never more than one attempt a second: AWS IoT throttles clients that do."""
+from .link import (
+    CONNECTED,
+    RECONNECT_MIN_SECONDS,
+    STABLE_AFTER_SECONDS,
+    TRANSITIONS,
+    WAITING,
+    BrokerMemory,
+    Cause,
+    LinkState,
+    Waits,
+)
+
 ANSWER_PATIENCE_SECONDS: Final = 20.0
-"""How long connecting may take, over the slowest link."""
+"""How long connecting or subscribing may take, over the slowest link."""
 TRIAL_PATIENCE_SECONDS: Final = 5.0
 """The same for MQTT 5 where 3.1.1 may be tried instead: some brokers take its CONNECT for a longer one and never answer."""
-STABLE_AFTER_SECONDS: Final = 60.0
-"""A connection that held this long starts the backoff afresh."""
+HEADLESS_PATIENCE_SECONDS: Final = 10.0
+"""How long after the SUBACK a namespace of which nothing is held may be silent before it counts as not published. Retained
+messages come with the SUBACK; the rest is what an answer to a refresh may take."""
+REFRESH_PATIENCE_SECONDS: Final = 4.0
+"""How long after the SUBACK a head may be missing before the publisher is asked for it."""
+REFRESH_INTERVAL_SECONDS: Final = 600.0
+"""How often one connection asks the publisher at most."""
 FETCH_PATIENCE_SECONDS: Final = 15.0
 """How long content may take before it is asked for otherwise, or again."""
 FETCH_PATIENCE_CAP_SECONDS: Final = 600.0
 PERSIST_RETRY_SECONDS: Final = 30.0
 """How often a disk that was full is tried again."""
-
-
-class LinkState(StrEnum):
-    """Where the link to the broker stands."""
-
-    DISCONNECTED = "disconnected"
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    BACKING_OFF = "backing off"
+REJECTIONS_TOLD_MAX: Final = 16
+"""Refusals that one connection reports; a broker that lies all the time must not make its devices write all the time."""
+HEARTBEAT_SALT: Final = b"heartbeat"
+_BUCKETS: Final = 10_000
 
 
 class Fault(StrEnum):
@@ -105,9 +121,10 @@ class ConnectFailed:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection ended."""
+    """The connection ended; `fault` is REFUSED where the broker said that it will not have this device."""
 
     why: str
+    fault: Fault = Fault.NETWORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +148,52 @@ class PersistFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class SubscriptionRefused:
-    """The broker refused to subscribe."""
+class Subscribed:
+    """The broker answered a subscription of these filters; it took all but the `refused` ones."""
 
-    why: str
+    filters: tuple[str, ...]
+    refused: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The broker answered a Send. `is_kept`: it took the message and knows of somebody to give it to, as far as it says.
+
+    `may_retry` is false where asking again in this connection is of no use.
+    """
+
+    token: int
+    is_kept: bool
+    may_retry: bool = True
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """Somebody wants to be up to date now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Evaluations to be kept until they are sent."""
+
+    batches: tuple[Usage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageNotKept:
+    """The disk did not take a batch of so many evaluations."""
+
+    evaluations: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageFound:
+    """The oldest batch on disk; `number` is 0 where there is none."""
+
+    number: int
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +209,12 @@ Event = (
     | Received
     | Persisted
     | PersistFailed
-    | SubscriptionRefused
+    | Subscribed
+    | Delivered
+    | Woken
+    | Counted
+    | UsageNotKept
+    | UsageFound
     | Ticked
 )
 
@@ -162,6 +226,11 @@ class Connect:
     protocol: str
     will_topic: str
     will: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Give the connection up, or the attempt at one; nothing of it is of interest any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +253,41 @@ class Publish:
 
     topic: str
     payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Publish at QoS 1, not retained; Delivered with the same token follows."""
+
+    topic: str
+    payload: bytes
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep what is known of the broker for the next start; None to forget it. A disk that does not take it is no harm."""
+
+    memory: BrokerMemory | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeepUsage:
+    """Put a batch on disk; UsageNotKept follows where that fails."""
+
+    batch: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class FindUsage:
+    """Look for the oldest batch on disk; UsageFound follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropUsage:
+    """This batch was taken; it is not needed any more."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +330,22 @@ class Log:
     fields: tuple[tuple[str, object], ...] = ()
 
 
-Effect = Connect | Subscribe | Unsubscribe | Publish | PersistUpdate | PersistRoot | Activate | Log
+Effect = (
+    Connect
+    | Disconnect
+    | Subscribe
+    | Unsubscribe
+    | Publish
+    | Send
+    | Remember
+    | KeepUsage
+    | FindUsage
+    | DropUsage
+    | PersistUpdate
+    | PersistRoot
+    | Activate
+    | Log
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +372,15 @@ class _Fetch:
 
 @dataclass(slots=True)
 class Sync:
-    """The state of one agent's synchronisation; nothing about it lives elsewhere."""
+    """The state of one agent's synchronisation; nothing about it lives elsewhere.
+
+    `session` is the number of the connection to come: each connection has the next one. `broker` names the broker, `memory` is
+    what was remembered of one. `heartbeat_seconds` is how often a report is sent without news, 0 for never.
+
+    `link_since` (Unix seconds) is when the connection was made, or when it was lost. `asked` counts the times that somebody
+    wanted to be up to date, `answered` is how many of them have been by now. `rejections` counts refused messages by the name of
+    the attack.
+    """
 
     trusted: Trusted
     topics: Topics
@@ -261,139 +388,316 @@ class Sync:
     session: int
     agent: str
     protocol: str = "auto"
+    broker: str = ""
+    memory: BrokerMemory | None = None
+    heartbeat_seconds: int = 0
     link: LinkState = LinkState.DISCONNECTED
     link_since: int = 0
     last_error: str = ""
     refusal: Refusal | None = None
     rejected: int = 0
+    rejections: dict[str, int] = field(default_factory=dict)
+    connections: int = 0
+    asked: int = 0
+    answered: int = 0
     _speaks: str = "5"
-    _attempts: int = 0
-    _refusals: int = 0
+    _waits: Waits = field(default_factory=Waits)
     _retry_at: float = 0.0
+    _attempted_at: float | None = None
     _connected_at: float = 0.0
+    _unconfirmed: set[str] = field(default_factory=set)
+    _denied: set[str] = field(default_factory=set)
+    _subscribed_at: float = 0.0
+    _again_at: float | None = None
+    _heard: dict[Namespace, str] = field(default_factory=dict)
+    _quiet_at: float | None = None
+    _refresh_at: float = 0.0
+    _heartbeat_at: float | None = None
     _fetches: dict[Namespace, _Fetch] = field(default_factory=dict)
     _proposed: tuple[Trusted, AdmittedUpdate | AdmittedRoot] | None = None
     _persist_again_at: float | None = None
+    _disk_error: str = ""
     _reports: int = 0
     _told: tuple[str, str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.protocol != "auto":
-            self._speaks = self.protocol
+    _rejections_told: int = 0
+    _usage_sent: int = 0
+    _usage_number: int = 0
+    _usage_rests: bool = False
+    _usage_denied: bool = False
+    _usage_unkept: int = 0
+    _tokens: int = 0
 
     def handle(self, event: Event, *, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
-        """The effects of one event. `now` is Unix seconds, `jitter` a random number from 0 to 1."""
+        """The effects of one event. `now` is Unix seconds, `jitter` a random number from 0 to 1.
+
+        What comes of a connection that stands no more is passed over.
+        """
+        return [*self._effects_of(event, now, monotonic, jitter), *self._progress(now, monotonic)]
+
+    def _effects_of(self, event: Event, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
         match event:
             case Started():
-                return self._connect(now, monotonic)
+                return self._on_started(now, monotonic)
             case Connected():
                 return self._on_connected(now, monotonic)
             case ConnectFailed(fault, why):
                 return self._on_connect_failed(fault, why, now, monotonic, jitter)
-            case Disconnected(why):
-                return self._on_disconnected(why, now, monotonic, jitter)
+            case Disconnected(why, fault):
+                return self._on_disconnected(fault, why, now, monotonic, jitter)
+            case Subscribed():
+                return self._on_subscribed(event, now, monotonic, jitter)
             case Received(topic, payload):
                 return self._on_received(topic, payload, now, monotonic)
             case Persisted():
-                return self._on_persisted(now)
+                return self._on_persisted(now, monotonic)
             case PersistFailed(why):
                 return self._on_persist_failed(why, monotonic)
-            case SubscriptionRefused(why):
-                self.last_error = why
-                return [Log(Level.ERROR, "the broker refused a subscription", (("why", why),))]
+            case Delivered(token):
+                return self._on_delivered(event) if token == self._usage_sent else []
+            case Woken():
+                return self._on_woken(now, monotonic)
+            case Counted(batches):
+                return self._on_counted(batches)
+            case UsageNotKept(evaluations):
+                self._usage_unkept += evaluations
+                return []
+            case UsageFound(number, payload):
+                return self._on_usage_found(number, payload)
             case Ticked():
                 return self._on_ticked(now, monotonic, jitter)
 
-    def farewell(self) -> Publish:
-        """The last report of a clean end, the same as the will."""
-        return Publish(
-            self._report_topic(), encode_report(Report(self.session, self._reports, is_online=False))
-        )
+    def farewell(self, now: int) -> Publish:
+        """The last report of a clean end: what is held, and offline. `now` in Unix seconds."""
+        return self._report(now, is_online=False)
 
     def next_deadline(self) -> float | None:
         """The monotonic time at which Ticked is next worth telling; None when nothing is waited for."""
-        deadlines = (
-            [fetch.deadline for fetch in self._fetches.values()] if self.link is LinkState.CONNECTED else []
-        )
-        if self.link in {LinkState.BACKING_OFF, LinkState.CONNECTING}:
+        deadlines = [self._persist_again_at, self._again_at]
+        if self.link in WAITING or self.link in {LinkState.CONNECTING, LinkState.SUBSCRIBING}:
             deadlines.append(self._retry_at)
-        if self._persist_again_at is not None:
-            deadlines.append(self._persist_again_at)
-        return min(deadlines, default=None)
+        if self.link in CONNECTED:
+            deadlines += [self._heartbeat_at, *(fetch.deadline for fetch in self._fetches.values())]
+        if self.link is LinkState.SYNCING and self._headless():
+            deadlines += [self._refresh_at, self._quiet_at]
+        return min((each for each in deadlines if each is not None), default=None)
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether evaluation counts are on their way to the broker."""
+        return self._usage_sent != 0 and self.link in CONNECTED
+
+    def why_not_current(self) -> tuple[str, ...]:
+        """For people: what keeps the agent from being up to date; empty when it is."""
+        if self.link is LinkState.LIVE:
+            return ()
+        if self.link is not LinkState.SYNCING:
+            return (f"the link is {self.link}" + (f": {self.last_error}" if self.last_error else ""),)
+        return tuple(
+            f"{namespace}: {why}" for namespace in self.namespaces if (why := self._why_unsettled(namespace))
+        )
 
     # The link
 
-    def _connect(self, now: int, monotonic: float) -> Sequence[Effect]:
-        self._enter(LinkState.CONNECTING, now)
+    def _move(self, cause: Cause, now: int) -> None:
+        former, self.link = self.link, TRANSITIONS[self.link, cause]
+        if (former in CONNECTED) != (self.link in CONNECTED):
+            self.link_since = now
+
+    def _may(self, cause: Cause) -> bool:
+        return (self.link, cause) in TRANSITIONS
+
+    def _on_started(self, now: int, monotonic: float) -> Sequence[Effect]:
+        if not self._may(Cause.STARTED):
+            return []
+        self._speaks = "5" if self.protocol == "auto" else self.protocol
+        if self.protocol == "auto" and self.memory is not None and self.memory.holds(self.broker, now):
+            self._speaks = self.memory.protocol
+        if self.heartbeat_seconds:
+            # Each device has its own place within the interval: a fleet that is switched on at once does not beat at once.
+            phase = candidate_bucket(HEARTBEAT_SALT, self.trusted.device.id) / _BUCKETS
+            self._heartbeat_at = monotonic + phase * self.heartbeat_seconds
+        return self._connect(Cause.STARTED, now, monotonic)
+
+    def _connect(self, cause: Cause, now: int, monotonic: float) -> Sequence[Effect]:
+        self._move(cause, now)
+        self._attempted_at = monotonic
+        self._again_at = None
+        effects: list[Effect] = []
+        if self.protocol == "auto" and self.memory is not None and not self.memory.holds(self.broker, now):
+            self.memory = None
+            self._speaks = "5"
+            effects.append(Remember(None))
         is_trial = self.protocol == "auto" and self._speaks == "5"
         self._retry_at = monotonic + (TRIAL_PATIENCE_SECONDS if is_trial else ANSWER_PATIENCE_SECONDS)
-        will = encode_report(Report(self.session, 0, is_online=False))
-        return [Connect(self._speaks, self._report_topic(), will)]
+        self.session += 1
+        self._reports = 0
+        will = encode_report(self._make_report(now, number=0, is_online=False))
+        return [*effects, Connect(self._speaks, self._report_topic(), will)]
 
     def _on_connected(self, now: int, monotonic: float) -> Sequence[Effect]:
-        self._enter(LinkState.CONNECTED, now)
+        if not self._may(Cause.ACCEPTED):
+            return []
+        self._move(Cause.ACCEPTED, now)
+        self.connections += 1
         self._connected_at = monotonic
+        self._refresh_at = monotonic
+        self._is_heartbeat_due(monotonic)  # the birth is a sign of life too
         self.last_error = ""
         self._fetches.clear()
+        self._denied.clear()
+        self._rejections_told = 0
+        self._usage_sent = 0
+        self._usage_rests = self._usage_denied = False
         return [
             Log(Level.INFO, "connected", (("mqtt", self._speaks),)),
-            Subscribe(self._standing_filters()),
+            *self._remember(now),
+            self._subscribe(monotonic),
             self._report(now),
         ]
+
+    def _remember(self, now: int) -> Sequence[Effect]:
+        if self.protocol != "auto":
+            return []
+        if self._speaks == "5":
+            former, self.memory = self.memory, None
+            return [Remember(None)] if former is not None else []
+        if self.memory is not None and self.memory.holds(self.broker, now):
+            return []
+        self.memory = BrokerMemory(self.broker, self._speaks, now)
+        return [Remember(self.memory)]
 
     def _standing_filters(self) -> tuple[str, ...]:
         # The next root stands before the heads, so that a new publisher key is known before what it signed.
         heads = (self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces)
         return (self.topics.of(RootAddress(self.trusted.root.number + 1)), *heads)
 
+    def _subscribe(self, monotonic: float) -> Subscribe:
+        # The broker sends its retained messages again to whoever subscribes again (MQTT 3.1.1 and 5, 3.8.4).
+        filters = self._standing_filters()
+        self._unconfirmed = set(filters)
+        self._heard.clear()
+        self._again_at = None
+        self._subscribed_at = monotonic
+        self._retry_at = monotonic + ANSWER_PATIENCE_SECONDS
+        return Subscribe(filters)
+
+    def _subscribe_again(self, now: int, monotonic: float, also: tuple[str, ...] = ()) -> list[Effect]:
+        self._move(Cause.AGAIN, now)
+        former = (*also, *self._drop_fetches())
+        return [*([Unsubscribe(former)] if former else []), self._subscribe(monotonic)]
+
+    def _on_subscribed(
+        self, answer: Subscribed, now: int, monotonic: float, jitter: float
+    ) -> Sequence[Effect]:
+        if self.link not in CONNECTED:
+            return []
+        effects: list[Effect] = []
+        if answer.refused:
+            self.last_error = f"the broker refused a subscription: {answer.why}"
+            fields = (("why", answer.why), ("topics", " ".join(answer.refused)))
+            effects.append(Log(Level.ERROR, "the broker refused a subscription", fields))
+        self._denied |= set(answer.refused)
+        self._unconfirmed -= set(answer.filters)
+        if self._unconfirmed or not self._may(Cause.SUBSCRIBED):
+            return effects
+        if self._denied >= {self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces}:
+            wait = self._give_up(Cause.DENIED, now, monotonic, jitter)
+            return [*effects, Disconnect(), _no_connection(Fault.REFUSED, self.last_error, wait)]
+        self._move(Cause.SUBSCRIBED, now)
+        self._quiet_at = monotonic + HEADLESS_PATIENCE_SECONDS
+        self._refresh_at = max(self._refresh_at, monotonic + REFRESH_PATIENCE_SECONDS)
+        return [*effects, *self._find_usage()]
+
     def _on_connect_failed(
         self, fault: Fault, why: str, now: int, monotonic: float, jitter: float
     ) -> Sequence[Effect]:
+        cause = Cause.DENIED if fault is Fault.REFUSED else Cause.FAILED
+        if self.link is not LinkState.CONNECTING:
+            return []
         self.last_error = why
         if fault is Fault.PROTOCOL and self.protocol == "auto":
             self._speaks = "3.1.1" if self._speaks == "5" else "5"
-        self._refusals = self._refusals + 1 if fault is Fault.REFUSED else 0
-        wait = self._back_off(now, monotonic, jitter)
-        return [
-            Log(
-                Level.WARNING,
-                "no connection",
-                (("fault", fault), ("why", why), ("again_in_seconds", round(wait, 1))),
-            )
-        ]
+        wait = self._give_up(cause, now, monotonic, jitter)
+        return [_no_connection(fault, why, wait)]
 
-    def _on_disconnected(self, why: str, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
+    def _on_disconnected(
+        self, fault: Fault, why: str, now: int, monotonic: float, jitter: float
+    ) -> Sequence[Effect]:
+        cause = Cause.DENIED if fault is Fault.REFUSED else Cause.LOST
+        if not self._may(cause) or self.link not in CONNECTED:
+            return []
         self.last_error = why
         if monotonic - self._connected_at >= STABLE_AFTER_SECONDS:
-            self._attempts = 0
-        self._refusals = 0
+            self._waits.begin_afresh()
         self._fetches.clear()
-        wait = self._back_off(now, monotonic, jitter)
+        wait = self._give_up(cause, now, monotonic, jitter)
         return [Log(Level.WARNING, "connection lost", (("why", why), ("again_in_seconds", round(wait, 1))))]
 
-    def _back_off(self, now: int, monotonic: float, jitter: float) -> float:
-        if self._refusals:
-            span = min(
-                BACKOFF_REFUSED_CAP_SECONDS,
-                BACKOFF_REFUSED_FIRST_SECONDS * 2.0 ** min(self._refusals - 1, 16),
-            )
-            wait = span * (0.5 + jitter / 2)
-        else:
-            span = min(BACKOFF_CAP_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(self._attempts, 16))
-            # Added, not the larger of both: else half a fleet would come back in the same second.
-            wait = min(BACKOFF_CAP_SECONDS, RECONNECT_MIN_SECONDS + span * jitter)
-        self._attempts += 1
+    def _give_up(self, cause: Cause, now: int, monotonic: float, jitter: float) -> float:
+        self._move(cause, now)
+        waits = self._waits
+        wait = waits.after_refusal(jitter) if cause is Cause.DENIED else waits.after_failure(jitter)
         self._retry_at = monotonic + wait
-        self._enter(LinkState.BACKING_OFF, now)
+        self._again_at = None
         return wait
 
-    def _enter(self, state: LinkState, now: int) -> None:
-        self.link = state
-        self.link_since = now
+    def _on_woken(self, now: int, monotonic: float) -> Sequence[Effect]:
+        self.asked += 1
+        if self.link in WAITING:
+            # An attempt a second at most, whoever asks and however often.
+            soonest = (self._attempted_at or 0.0) + RECONNECT_MIN_SECONDS
+            self._retry_at = min(self._retry_at, max(monotonic, soonest))
+            return self._connect(Cause.DUE, now, monotonic) if monotonic >= self._retry_at else []
+        if self._may(Cause.AGAIN) and self.link is not LinkState.SUBSCRIBING:
+            soonest = self._subscribed_at + RECONNECT_MIN_SECONDS
+            if monotonic >= soonest:
+                return self._subscribe_again(now, monotonic)
+            self._again_at = soonest
+        return []
+
+    def _progress(self, now: int, monotonic: float) -> Sequence[Effect]:
+        # Called after every event: whether the agent is up to date is a matter of what is there, not of what came last.
+        if self.link is LinkState.LIVE and (self._fetches or self._persist_again_at is not None):
+            self._move(Cause.WANTED, now)
+        if self._quiet_at is not None and monotonic >= self._quiet_at:
+            self._quiet_at = None
+        if self.link is not LinkState.SYNCING or self._proposed is not None:
+            return []
+        unpublished = {name for name in self._headless() if name not in self.trusted.holdings}
+        for namespace in self.namespaces:
+            if self._quiet_at is None and namespace in unpublished:
+                continue
+            if self._why_unsettled(namespace):
+                return []
+        self._move(Cause.SETTLED, now)
+        if self._again_at is None:
+            self.answered = self.asked
+        return [Log(Level.INFO, "up to date")]
+
+    def _why_unsettled(self, namespace: Namespace) -> str:
+        if self.topics.of(HeadAddress(namespace)) in self._denied:
+            return "the broker refused the subscription of its head"
+        fetch = self._fetches.get(namespace)
+        if fetch is not None:
+            return f"content of version {fetch.version} is awaited"
+        heard = self._heard.get(namespace)
+        if heard is None:
+            return "no head was heard"
+        return f"the head was not taken: {heard}" if heard else ""
+
+    def _headless(self) -> list[Namespace]:
+        # Followed, readable, and silent.
+        return [
+            namespace
+            for namespace in self.namespaces
+            if namespace not in self._heard and self.topics.of(HeadAddress(namespace)) not in self._denied
+        ]
 
     # Messages
 
     def _on_received(self, topic: str, payload: bytes, now: int, monotonic: float) -> Sequence[Effect]:
+        if self.link not in CONNECTED:
+            return []
         address = self.topics.address(topic)
         if address is None or not self._follows(address):
             return [Log(Level.WARNING, "a message on a topic that is not ours", (("topic", topic),))]
@@ -404,9 +708,11 @@ class Sync:
         match outcome:
             case Nothing():
                 self.trusted = trusted
+                self._hear(address)
                 return []
             case Wanted():
                 self.trusted = trusted
+                self._hear(address)
                 return self._fetch(outcome, topic, now, monotonic)
             case AdmittedUpdate():
                 self._proposed = (trusted, outcome)
@@ -414,6 +720,11 @@ class Sync:
             case AdmittedRoot():
                 self._proposed = (trusted, outcome)
                 return [PersistRoot(outcome, trusted.floor)]
+
+    def _hear(self, address: Address, trouble: str = "") -> None:
+        # Once a head was believed, later messages on its topic that are not do not take that back.
+        if isinstance(address, HeadAddress) and (not trouble or self._heard.get(address.namespace) != ""):
+            self._heard[address.namespace] = trouble
 
     def _follows(self, address: Address) -> bool:
         # A broker may send what was not asked for; namespaces that are not followed take no memory.
@@ -429,6 +740,7 @@ class Sync:
         self, error: Refused, topic: str, address: Address, now: int, monotonic: float
     ) -> Sequence[Effect]:
         effects = self._note(error, topic, now)
+        self._hear(address, error.attack)
         match address:
             case DeltaAddress(namespace):
                 effects += self._fetch_snapshot(namespace, monotonic)
@@ -443,12 +755,14 @@ class Sync:
     def _note(self, error: Refused, topic: str, now: int) -> list[Effect]:
         self.refusal = Refusal(error.attack, str(error), topic, now)
         self.rejected += 1
+        self.rejections[error.attack] = self.rejections.get(error.attack, 0) + 1
         effects: list[Effect] = [
             Log(Level.WARNING, "refused", (("attack", error.attack), ("topic", topic), ("why", str(error))))
         ]
         # What is refused over and over is reported once, until something has been admitted in between.
-        if self._told != (error.attack, topic):
+        if self._told != (error.attack, topic) and self._rejections_told < REJECTIONS_TOLD_MAX:
             self._told = (error.attack, topic)
+            self._rejections_told += 1
             effects.append(self._report(now))
         return effects
 
@@ -490,14 +804,17 @@ class Sync:
 
     # The disk
 
-    def _on_persisted(self, now: int) -> Sequence[Effect]:
+    def _on_persisted(self, now: int, monotonic: float) -> Sequence[Effect]:
         if self._proposed is None:
             return []
         former_root = self.trusted.root.number
         self.trusted, outcome = self._proposed
         self._proposed = None
         self._persist_again_at = None
+        if self.last_error == self._disk_error:
+            self.last_error = ""
         self._told = None
+        self._rejections_told = 0
         if isinstance(outcome, AdmittedRoot):
             return [
                 Log(
@@ -505,10 +822,10 @@ class Sync:
                     "root admitted",
                     (("root", outcome.root.number), ("epoch", outcome.root.epoch)),
                 ),
-                Unsubscribe((self.topics.of(RootAddress(former_root + 1)), *self._drop_fetches())),
-                Subscribe(self._standing_filters()),
+                *self._subscribe_again(now, monotonic, (self.topics.of(RootAddress(former_root + 1)),)),
                 self._report(now),
             ]
+        self._heard[outcome.namespace] = ""
         effects: list[Effect] = [Activate(outcome)]
         fetch = self._fetches.pop(outcome.namespace, None)
         if fetch is not None:
@@ -541,8 +858,9 @@ class Sync:
             # The content has arrived; asking for it again before the disk is tried again would be of no use.
             fetch = self._fetches.pop(self._proposed[1].namespace, None)
             effects += [Unsubscribe((fetch.topic_filter,))] if fetch is not None else []
+            self._heard[self._proposed[1].namespace] = "it could not be persisted"
         self._proposed = None
-        self.last_error = why
+        self.last_error = self._disk_error = why
         self._persist_again_at = monotonic + PERSIST_RETRY_SECONDS
         return effects
 
@@ -550,23 +868,57 @@ class Sync:
 
     def _on_ticked(self, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
         effects: list[Effect] = []
-        if self.link is LinkState.BACKING_OFF and monotonic >= self._retry_at:
-            effects += self._connect(now, monotonic)
+        if self.link in WAITING and monotonic >= self._retry_at:
+            effects += self._connect(Cause.DUE, now, monotonic)
         elif self.link is LinkState.CONNECTING and monotonic >= self._retry_at:
             why = f"the broker did not answer in time (MQTT {self._speaks})"
-            effects += self._on_connect_failed(Fault.PROTOCOL, why, now, monotonic, jitter)
+            effects += [
+                Disconnect(),
+                *self._on_connect_failed(Fault.PROTOCOL, why, now, monotonic, jitter),
+            ]
+        elif self.link is LinkState.SUBSCRIBING and monotonic >= self._retry_at:
+            why = "the broker did not acknowledge a subscription in time"
+            effects += [
+                Disconnect(),
+                *self._on_disconnected(Fault.NETWORK, why, now, monotonic, jitter),
+            ]
+        is_again_due = self._again_at is not None and monotonic >= self._again_at
         if self._persist_again_at is not None and monotonic >= self._persist_again_at:
-            # The broker sends its retained messages again to whoever subscribes again.
             self._persist_again_at = None
-            if self.link is LinkState.CONNECTED:
-                former = self._drop_fetches()
-                effects += [Unsubscribe(former)] if former else []
-                effects.append(Subscribe(self._standing_filters()))
-        if self.link is LinkState.CONNECTED:
+            is_again_due = True
+        if is_again_due and self._may(Cause.AGAIN):
+            effects += self._subscribe_again(now, monotonic)
+        if self.link in CONNECTED:
             for namespace, fetch in self._fetches.items():
                 if monotonic >= fetch.deadline:
                     effects += self._ask_again(namespace, fetch, monotonic)
+            effects += self._refresh(monotonic)
+        if self._is_heartbeat_due(monotonic) and self.link in CONNECTED:
+            effects.append(self._report(now))
         return effects
+
+    def _is_heartbeat_due(self, monotonic: float) -> bool:
+        # Asked once for each beat: it moves the next one on.
+        if self._heartbeat_at is None or monotonic < self._heartbeat_at:
+            return False
+        passed = (monotonic - self._heartbeat_at) // self.heartbeat_seconds + 1
+        self._heartbeat_at += passed * self.heartbeat_seconds
+        return True
+
+    def _refresh(self, monotonic: float) -> Sequence[Effect]:
+        missing = self._headless()
+        if self.link is not LinkState.SYNCING or not missing or monotonic < self._refresh_at:
+            return []
+        self._refresh_at = monotonic + REFRESH_INTERVAL_SECONDS
+        topic = self.topics.of(DeviceAddress(self.trusted.device.id, "refresh"))
+        return [
+            Log(
+                Level.WARNING,
+                "no head was heard; asking for it to be published again",
+                (("namespaces", " ".join(missing)),),
+            ),
+            Send(topic, encode_refresh(Refresh(tuple(missing))), self._token()),
+        ]
 
     def _ask_again(self, namespace: Namespace, fetch: _Fetch, monotonic: float) -> Sequence[Effect]:
         waited = Log(
@@ -585,8 +937,12 @@ class Sync:
 
     # Reports
 
-    def _report(self, now: int) -> Publish:
+    def _report(self, now: int, *, is_online: bool = True) -> Publish:
         self._reports += 1
+        report = self._make_report(now, number=self._reports, is_online=is_online)
+        return Publish(self._report_topic(), encode_report(report))
+
+    def _make_report(self, now: int, *, number: int, is_online: bool) -> Report:
         applied = {
             namespace: Applied(holding.epoch, holding.version, holding.head.sequence)
             for namespace, holding in self.trusted.holdings.items()
@@ -596,17 +952,63 @@ class Sync:
             address = self.topics.address(self.refusal.topic)
             namespace = getattr(address, "namespace", "")
             rejection = Rejection(self.refusal.attack, namespace, self.refusal.at)
-        report = Report(
+        return Report(
             session=self.session,
-            number=self._reports,
-            is_online=True,
+            number=number,
+            is_online=is_online,
             at=now,
             agent=self.agent,
             root=self.trusted.root.number,
             applied=applied,
             rejection=rejection,
         )
-        return Publish(self._report_topic(), encode_report(report))
 
     def _report_topic(self) -> str:
         return self.topics.of(DeviceAddress(self.trusted.device.id, "report"))
+
+    # Usage
+
+    def _on_counted(self, batches: tuple[Usage, ...]) -> Sequence[Effect]:
+        if not self._usage_denied:
+            self._usage_rests = False
+        if not batches:
+            return self._find_usage()
+        first, *others = batches
+        if self._usage_unkept:
+            first = replace(first, dropped=first.dropped + self._usage_unkept)
+            self._usage_unkept = 0
+        kept: list[Effect] = [KeepUsage(batch) for batch in (first, *others)]
+        return [*kept, *self._find_usage()]
+
+    def _find_usage(self) -> Sequence[Effect]:
+        # One batch is under way at a time; the broker's answer, or the next span, leads to the next one.
+        is_idle = not self._usage_sent and not self._usage_rests
+        return [FindUsage()] if is_idle and self.link in CONNECTED else []
+
+    def _on_usage_found(self, number: int, payload: bytes) -> Sequence[Effect]:
+        if not number or self._usage_sent or self.link not in CONNECTED:
+            return []
+        self._usage_number = number
+        self._usage_sent = self._token()
+        topic = self.topics.of(DeviceAddress(self.trusted.device.id, "metrics"))
+        return [Send(topic, payload, self._usage_sent)]
+
+    def _on_delivered(self, answer: Delivered) -> Sequence[Effect]:
+        self._usage_sent = 0
+        if answer.is_kept:
+            return [DropUsage(self._usage_number), *self._find_usage()]
+        # Until the next span, or the next connection.
+        self._usage_rests = True
+        if self._usage_denied or answer.may_retry:
+            return []
+        self._usage_denied = True
+        return [Log(Level.WARNING, "usage was not taken; it is kept", (("why", answer.why),))]
+
+    def _token(self) -> int:
+        self._tokens += 1
+        return self._tokens
+
+
+def _no_connection(fault: Fault, why: str, wait: float) -> Log:
+    fields = (("fault", fault), ("why", why), ("again_in_seconds", round(wait, 1)))
+    return Log(Level.WARNING, "no connection", fields)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from flagcast_agent.evaluator import Evaluator
+from flagcast_agent.evaluator import Evaluator, Knowledge
 from flagcast_agent.limits import (
     BATCH_MAX_REQUESTS,
     CONTEXT_MAX_BYTES,
@@ -126,6 +126,18 @@ class ExplainedReply:
     explanation: Explanation
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One admitted version of a namespace as it is on disk: the publisher's signed head, and every record's bytes."""
+
+    namespace: Namespace
+    epoch: int
+    version: int
+    digest: bytes
+    head: bytes
+    records: tuple[bytes, ...]
+
+
 class Answers:
     """Flipt's calls over an evaluator.
 
@@ -209,6 +221,31 @@ class Answers:
             tuple(sorted(known.compiled.flags.items())),
         )
 
+    def admit(self, question: Question, filling: Filling = NO_FILLING) -> Knowledge:
+        """What a question is to be answered from, once it keeps to the limits. Raises NamespaceNotFound, CallTooLarge."""
+        return self._evaluator.knowledge(self._admit(question, filling))
+
+    def knowledge(self, namespace: str = "") -> Knowledge:
+        """What is known of a namespace; blank means the default one. Raises NamespaceNotFound."""
+        return self._evaluator.knowledge(self._namespace(namespace, NO_FILLING))
+
+    @property
+    def default_namespace(self) -> Namespace:
+        """What a question without a namespace means."""
+        return self._default_namespace
+
+    def count(self, namespace: Namespace, answer: BooleanAnswer | VariantAnswer) -> None:
+        """An answer that was given to an application by whoever asked `admit`."""
+        self._evaluator.count(namespace, answer)
+
+    def fresh_id(self) -> str:
+        """A text that nobody had before."""
+        return self._fresh_id()
+
+    def now(self) -> float:
+        """Unix seconds with their fraction."""
+        return self._now()
+
     def explain(self, question: Question) -> ExplainedReply:
         """Raises InvalidCall: one of its leaves."""
         known = self._evaluator.knowledge(self._admit(question, NO_FILLING))
@@ -227,11 +264,15 @@ class Answers:
             if compiled is None:
                 compiled = held[namespace] = self._evaluator.knowledge(namespace).compiled
             state = compiled.flags.get(key)
+            answer: BooleanAnswer | VariantAnswer
             if state is not None and state.type is FlagType.VARIANT:
-                return compiled.variant(key, entity, question.context)
-            return compiled.boolean(key, entity, question.context)
+                answer = compiled.variant(key, entity, question.context)
+            else:
+                answer = compiled.boolean(key, entity, question.context)
         except InvalidCall as error:
             return error
+        self._evaluator.count(namespace, answer)
+        return answer
 
     def _admit(self, question: Question, filling: Filling) -> Namespace:
         environment = question.environment or filling.environment

@@ -1,4 +1,4 @@
-"""The gRPC services on the agent's sockets, by grpclib: Flipt's evaluation, Flagcast's own, health and reflection.
+"""The gRPC services on the agent's sockets, by grpclib: Flipt's evaluation, flagd's, Flagcast's own, health, reflection.
 
 No decision about flags is made here: a request becomes a Question, a reply a message, an InvalidCall a status. Whatever a
 client sends ends its own call or connection and nobody else's. Statuses are chosen so that no client retries a question
@@ -8,15 +8,15 @@ whose answer will be the same: never UNKNOWN or UNAVAILABLE for an evaluation.
 import asyncio
 import contextlib
 import logging
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpclib.const
 import grpclib.protocol
 import grpclib.server
 from google.protobuf.message import DecodeError, Message
 from grpclib.config import Configuration
+from grpclib.const import Cardinality
 from grpclib.const import Status as GrpcStatus
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.events import _DispatchServerEvents
@@ -29,32 +29,51 @@ from grpclib.server import Stream as ServerStream
 from h2.config import H2Configuration
 from h2.events import UnknownFrameReceived
 
-from flagcast_agent.evaluator import Evaluator, Knowledge
+from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.limits import (
-    CONNECTIONS_MAX,
     ERROR_MAX_CHARACTERS,
+    KEEP_ALIVE_SECONDS,
     REQUEST_MAX_BYTES,
     REQUEST_TIMEOUT_SECONDS,
-    SHUTDOWN_GRACE_SECONDS,
+    SYNC_MAX_SECONDS,
+    SYNC_SECONDS,
+    UNREAD_MAX_BYTES,
+    UNREAD_SECONDS,
 )
-from flagcast_agent.status import Status
-from flagcast_shared.errors import FlagNotFound, FlagNotUsable, InvalidCall, NamespaceNotFound
+from flagcast_agent.status import Caught, Status
+from flagcast_shared.errors import (
+    FlagcastError,
+    FlagNotFound,
+    FlagNotUsable,
+    InvalidCall,
+    NamespaceNotFound,
+)
+from flagcast_shared.ids import Namespace
 
 from . import messages
-from .answers import ENVIRONMENT_HEADER, NAMESPACE_HEADER, NO_FILLING, Answers, Filling
+from .answers import ENVIRONMENT_HEADER, NAMESPACE_HEADER, NO_FILLING, Answers, Filling, Snapshot
+from .changes import Change, Changes, Stopping
+from .load import Load
 from .protos import flagcast_agent_pb2 as agent
 from .protos import flipt_evaluation_pb2 as flipt
 from .protos.flagcast_agent_grpc import AgentBase
 from .protos.flipt_evaluation_grpc import EvaluationServiceBase
 from .protos.pool import POOL, add_file
+from .resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE, SELECTOR_HEADER, WANTED_BY, selected
+from .resolutions import NAMESPACE_HEADER as FLAGCAST_HEADER
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
+
+    from .flagd import Flagd
 
 EVALUATION_SERVICE = "flipt.evaluation.EvaluationService"
 AGENT_SERVICE = "flagcast.agent.v1.Agent"
 
 log = logging.getLogger(__name__)
+
+CatchUp = Callable[[float], Awaitable[Caught]]
+ReadSnapshot = Callable[[Namespace], Snapshot]
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
@@ -75,67 +94,46 @@ _H2 = H2Configuration(
 add_file(health_pb2.DESCRIPTOR.serialized_pb)
 
 
-class LocalServer:
-    """Serves the local interfaces on sockets that are bound already; runs in one event loop.
+class GrpcCalls:
+    """What every gRPC connection can be asked; `connection` makes one.
 
-    `status` is asked once for every Status call and must not block.
+    `status` is asked once for every Status call and must not block. `catch_up` makes the agent try to be up to date and waits
+    so many seconds for it; None for an agent that follows no broker. `snapshot` reads an admitted snapshot from the disk, in a
+    thread; None where there is no disk.
     """
 
-    def __init__(self, answers: Answers, evaluator: Evaluator, status: Callable[[], Status]) -> None:
-        self._evaluator = evaluator
+    def __init__(
+        self,
+        *,
+        answers: Answers,
+        evaluator: Evaluator,
+        flagd: "Callable[[], Flagd]",
+        changes: Callable[[], Changes],
+        load: Load,
+        status: Callable[[], Status],
+        catch_up: CatchUp | None = None,
+        snapshot: ReadSnapshot | None = None,
+    ) -> None:
+        self._load = load
         self._readiness = _Readiness(evaluator)
         evaluation = _Evaluation(answers)
-        own = _Agent(answers, status)
+        own = _Agent(answers, status, changes, catch_up, snapshot)
+        resolving = [_Flagd(flagd, service) for service in (FLAGD_V1_SERVICE, FLAGD_V2_SERVICE)]
         health = Health({OVERALL: [], evaluation: [self._readiness], own: []})
-        services: list[IServable] = ServerReflection.extend([evaluation, own, health], pool=POOL)
+        services: list[IServable] = ServerReflection.extend(
+            [evaluation, *resolving, own, health], pool=_WholePool()
+        )
         self._methods = {
             name: method for service in services for name, method in service.__mapping__().items()
         }
-        self._load = _Load()
-        self._listening: list[asyncio.Server] = []
-        self._forget: Callable[[], None] | None = None
 
-    async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Begins to answer on bound stream sockets, Unix or TCP."""
-        loop = asyncio.get_running_loop()
+    def changed(self) -> None:
+        """Something was activated."""
+        self._readiness.changed()
 
-        def activated(_: Knowledge) -> None:
-            # Activations may come from another thread, and one may come while the loop ends.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._readiness.changed)
-
-        self._forget = self._evaluator.listen(activated)
-        for bound in sockets:
-            if bound.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(self._accept, sock=bound, backlog=CONNECTIONS_MAX)
-            else:
-                server = await loop.create_server(self._accept, sock=bound, backlog=CONNECTIONS_MAX)
-            self._listening.append(server)
-
-    async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
-        """Accepts no more connections, gives calls in progress `grace` seconds to end, then closes everything."""
-        if self._forget is not None:
-            self._forget()
-            self._forget = None
-        for server in self._listening:
-            server.close()
-        await _within(grace, self._load.idle)
-        connections = tuple(self._load.connections)
-        for connection in connections:
-            connection.processor.close("the agent stops")
-        await asyncio.gather(*(connection.calls.wait_closed() for connection in connections))
-        await _within(grace, self._load.unconnected)
-        for connection in tuple(self._load.connections):
-            connection.abort()  # a client that does not read what it asked for
-        for server in self._listening:
-            await server.wait_closed()
-        self._listening.clear()
-
-    def _accept(self) -> asyncio.Protocol:
-        if len(self._load.connections) >= CONNECTIONS_MAX:
-            log.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
-            return _Refusal()
-        return _Connection(_Calls(self._methods, self._load), self._load)
+    def connection(self) -> "GrpcConnection":
+        """The protocol of one client."""
+        return GrpcConnection(_Calls(self._methods, self._load), self._load)
 
 
 class _Evaluation(EvaluationServiceBase):
@@ -186,14 +184,39 @@ class _Evaluation(EvaluationServiceBase):
 class _Agent(AgentBase):
     # Flagcast's own service (flagcast_agent.proto).
 
-    def __init__(self, answers: Answers, status: Callable[[], Status]) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        status: Callable[[], Status],
+        changes: Callable[[], Changes],
+        catch_up: CatchUp | None,
+        snapshot: ReadSnapshot | None,
+    ) -> None:
         self._answers = answers
         self._status = status
+        self._changes = changes
+        self._catch_up = catch_up
+        self._snapshot = snapshot
+        self._reading = asyncio.Lock()
 
     async def Status(  # noqa: N802  # the .proto's name
         self, stream: ServerStream[agent.StatusRequest, agent.StatusResponse]
     ) -> None:
         await _answer(stream, agent.StatusRequest, lambda _: messages.status_response(self._status()))
+
+    async def Sync(  # noqa: N802  # the .proto's name
+        self, stream: ServerStream[agent.SyncRequest, agent.SyncResponse]
+    ) -> None:
+        request = await _receive(stream, agent.SyncRequest)
+        if self._catch_up is None:
+            raise GRPCError(GrpcStatus.UNIMPLEMENTED, "this agent follows no broker")
+        seconds = request.timeout_milliseconds / 1000 or SYNC_SECONDS
+        if not 0 < seconds <= SYNC_MAX_SECONDS:
+            raise GRPCError(
+                GrpcStatus.INVALID_ARGUMENT,
+                f"a wait of {seconds:g} s; allowed are up to {SYNC_MAX_SECONDS:g}",
+            )
+        await stream.send_message(messages.sync_response(await self._catch_up(seconds)))
 
     async def ListFlags(  # noqa: N802  # the .proto's name
         self, stream: ServerStream[agent.ListFlagsRequest, agent.ListFlagsResponse]
@@ -214,6 +237,117 @@ class _Agent(AgentBase):
                 self._answers.explain(messages.question_to_explain(request))
             ),
         )
+
+    async def Watch(  # noqa: N802  # the .proto's name
+        self, stream: ServerStream[agent.WatchRequest, agent.WatchResponse]
+    ) -> None:
+        request = await _receive(stream, agent.WatchRequest)
+        await stream.send_initial_metadata()
+        told: dict[str, tuple[int, int]] = {}
+        with self._changes().subscription(Namespace(request.namespace) or None) as subscription:
+            for known in subscription.known():
+                told[known.namespace] = (known.epoch, known.version)
+                await stream.send_message(messages.watch_response(Change(known, {})))
+            while True:
+                try:
+                    change = await subscription.next(KEEP_ALIVE_SECONDS)
+                except Stopping:
+                    raise GRPCError(GrpcStatus.UNAVAILABLE, "the agent stops") from None
+                if change is None:
+                    continue
+                known = change.knowledge
+                if change.flags or told.get(known.namespace) != (known.epoch, known.version):
+                    told[known.namespace] = (known.epoch, known.version)
+                    await stream.send_message(messages.watch_response(change))
+
+    async def Snapshot(  # noqa: N802  # the .proto's name
+        self, stream: ServerStream[agent.SnapshotRequest, agent.SnapshotResponse]
+    ) -> None:
+        request = await _receive(stream, agent.SnapshotRequest)
+        if self._snapshot is None:
+            raise GRPCError(GrpcStatus.UNIMPLEMENTED, "this agent keeps nothing on disk")
+        # One at a time: each holds a whole snapshot in memory until its client has read it.
+        async with self._reading:
+            try:
+                async with asyncio.timeout(UNREAD_SECONDS):
+                    namespace = self._answers.knowledge(request.namespace).namespace
+                    found = await asyncio.to_thread(self._snapshot, namespace)
+                    for part in messages.snapshot_responses(found):
+                        await stream.send_message(part)
+            except TimeoutError:
+                raise GRPCError(GrpcStatus.DEADLINE_EXCEEDED, "the snapshot was not read in time") from None
+            except InvalidCall as error:
+                raise GRPCError(_status_of(error), _shown(error)) from None
+            except FlagcastError as error:
+                log.warning("a snapshot could not be read: %s", error)
+                raise GRPCError(
+                    GrpcStatus.INTERNAL, "the snapshot cannot be read; the agent's log says why"
+                ) from None
+
+
+class _WholePool:
+    # All that reflection describes. flagd's messages are put into the pool when somebody asks for anything in it.
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever a descriptor pool offers
+        from .protos import flagd_evaluation_v1_pb2, flagd_evaluation_v2_pb2  # noqa: F401  # for what importing them does
+
+        return getattr(POOL, name)
+
+
+class _Flagd:
+    # flagd's service, in one of its versions; both have the same messages on the wire. What speaks its language is imported by
+    # the first call.
+
+    def __init__(self, flagd: "Callable[[], Flagd]", service: str) -> None:
+        self._flagd = flagd
+        self._service = service
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        unary, streaming = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM
+        handlers = {
+            name: grpclib.const.Handler(self._resolving(name), unary, Message, Message) for name in WANTED_BY
+        }
+        handlers["ResolveAll"] = grpclib.const.Handler(self._resolve_all, unary, Message, Message)
+        handlers["EventStream"] = grpclib.const.Handler(self._event_stream, streaming, Message, Message)
+        return {f"/{self._service}/{name}": handler for name, handler in handlers.items()}
+
+    def _resolving(self, name: str) -> Callable[[ServerStream[Any, Any]], Awaitable[None]]:
+        is_first_version = self._service == FLAGD_V1_SERVICE
+
+        async def resolve(stream: ServerStream[Any, Any]) -> None:
+            from .flagd import METHODS
+
+            flagd, method, namespace = self._flagd(), METHODS[name], _selected(stream)
+            await _answer(
+                stream,
+                method.request,
+                lambda request: flagd.resolve(method, request, namespace, is_first_version=is_first_version),
+                _flagd_status,
+            )
+
+        return resolve
+
+    async def _resolve_all(self, stream: ServerStream[Any, Any]) -> None:
+        from .protos.flagd_evaluation_v2_pb2 import ResolveAllRequest
+
+        request = await _receive(stream, ResolveAllRequest)
+        with _told(_flagd_status):
+            response = await self._flagd().resolve_all(request, _selected(stream))
+        await stream.send_message(response)
+
+    async def _event_stream(self, stream: ServerStream[Any, Any]) -> None:
+        from .flagd import event_message
+        from .protos.flagd_evaluation_v2_pb2 import EventStreamRequest
+
+        await _receive(stream, EventStreamRequest)
+        await stream.send_initial_metadata()
+        try:
+            async with contextlib.aclosing(self._flagd().events(_selected(stream))) as events:
+                async for event in events:
+                    await stream.send_message(event_message(event))
+        except Stopping:
+            # Never OK: Node's provider would not subscribe again.
+            raise GRPCError(GrpcStatus.UNAVAILABLE, "the agent stops") from None
 
 
 class _Readiness(CheckBase):
@@ -242,22 +376,10 @@ class _Readiness(CheckBase):
         self._watchers.discard(event)
 
 
-class _Load:
-    # What all connections together are doing.
-
-    def __init__(self) -> None:
-        self.connections: set[_Connection] = set()
-        self.calls = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.unconnected = asyncio.Event()
-        self.unconnected.set()
-
-
 class _Calls(grpclib.server.Handler):
     # The calls of one connection.
 
-    def __init__(self, methods: Mapping[str, grpclib.const.Handler], load: _Load) -> None:
+    def __init__(self, methods: Mapping[str, grpclib.const.Handler], load: Load) -> None:
         super().__init__(dict(methods), ProtoCodec(), None, _NO_EVENTS)
         self._load = load
 
@@ -270,8 +392,7 @@ class _Calls(grpclib.server.Handler):
         # grpclib leaves a call without any answer when a binary header does not decode or a pseudo-header is missing.
         # No binary header means anything here, and a blank method or path gets an error.
         usable = [(":method", ""), (":path", ""), *(pair for pair in headers if not pair[0].endswith("-bin"))]
-        self._load.calls += 1
-        self._load.idle.clear()
+        self._load.began()
         is_released = False
 
         def release(_: object = None) -> None:
@@ -280,47 +401,45 @@ class _Calls(grpclib.server.Handler):
                 return
             is_released = True
             release_stream()
-            self._load.calls -= 1
-            if not self._load.calls:
-                self._load.idle.set()
+            self._load.ended()
 
         super().accept(stream, usable, release)
         # A call that is reset before its task ever ran would keep its stream for as long as the connection lives.
         self._tasks[stream].add_done_callback(release)
 
 
-class _Connection(grpclib.protocol.H2Protocol):
-    # One client.
+class GrpcConnection(grpclib.protocol.H2Protocol):
+    """One client that speaks HTTP/2."""
 
-    def __init__(self, calls: _Calls, load: _Load) -> None:
+    def __init__(self, calls: _Calls, load: Load) -> None:
         super().__init__(calls, _CONFIGURATION, _H2)
         self.calls = calls
         self._load = load
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of asyncio's protocol."""
         super().connection_made(transport)
         # RFC 9113, section 5.5: frames of an unknown type are ignored.
         self.processor.processors[UnknownFrameReceived] = _ignore
         if isinstance(transport, asyncio.Transport):
             self._transport = transport
-        self._load.connections.add(self)
-        self._load.unconnected.clear()
+        self._load.opened(self)
 
     def data_received(self, data: bytes) -> None:
+        """Of asyncio's protocol."""
         try:
             super().data_received(data)
-            if self._awaits_too_long_a_frame():
+            if self._awaits_too_long_a_frame() or self._leaves_too_much_unread():
                 self.abort()
         except Exception as error:  # noqa: BLE001  # whatever these bytes do to HTTP/2, they end this connection alone
             log.warning("a connection was closed: its bytes gave %r", error)
             self.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        """Of asyncio's protocol."""
         super().connection_lost(exc)
-        self._load.connections.discard(self)
-        if not self._load.connections:
-            self._load.unconnected.set()
+        self._load.closed(self)
 
     def _awaits_too_long_a_frame(self) -> bool:
         # RFC 9113, section 4.2: at most SETTINGS_MAX_FRAME_SIZE. h2 collects the whole frame, up to 16 MiB, before it
@@ -329,32 +448,42 @@ class _Connection(grpclib.protocol.H2Protocol):
         unparsed = http2.incoming_buffer._data  # noqa: SLF001
         return len(unparsed) >= 9 and int.from_bytes(unparsed[:3], "big") > http2.max_inbound_frame_size
 
+    def _leaves_too_much_unread(self) -> bool:
+        # Answers wait for the client's flow control. Acknowledgements of its pings and settings do not.
+        return self._transport is not None and self._transport.get_write_buffer_size() > UNREAD_MAX_BYTES
+
+    async def finish(self) -> None:
+        """Closes it; calls in progress are cut."""
+        self.processor.close("the agent stops")
+        await self.calls.wait_closed()
+
     def abort(self) -> None:
+        """Closes it at once."""
         if self._transport is not None:
             self._transport.abort()
-
-
-class _Refusal(asyncio.Protocol):
-    # A connection above the limit: closed at once, so that the client hears of it.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
 
 
 async def _answer(
     stream: ServerStream[_Request, _Response],
     kind: type[_Request],
     answer: Callable[[_Request], _Response],
+    status_of: Callable[[InvalidCall], GrpcStatus] | None = None,
 ) -> None:
     request = await _receive(stream, kind)
-    try:
+    with _told(status_of or _status_of):
         response = answer(request)
+    await stream.send_message(response)
+
+
+@contextlib.contextmanager
+def _told(status_of: Callable[[InvalidCall], GrpcStatus]) -> Iterator[None]:
+    try:
+        yield
     except InvalidCall as error:
-        raise GRPCError(_status_of(error), _shown(error)) from None
+        raise GRPCError(status_of(error), _shown(error)) from None
     except Exception:
         log.exception("a call failed inside the agent")
         raise GRPCError(GrpcStatus.INTERNAL, "the agent failed; its log says how") from None
-    await stream.send_message(response)
 
 
 async def _receive(stream: ServerStream[_Request, _Response], kind: type[_Request]) -> _Request:
@@ -404,6 +533,12 @@ def _status_of(error: InvalidCall) -> GrpcStatus:
             return GrpcStatus.INVALID_ARGUMENT
 
 
+def _flagd_status(error: InvalidCall) -> GrpcStatus:
+    from .flagd import code_of
+
+    return GrpcStatus[code_of(error).upper()]
+
+
 def _shown(error: Exception) -> str:
     text = str(error)
     return text if len(text) <= ERROR_MAX_CHARACTERS else f"{text[:ERROR_MAX_CHARACTERS]}…"
@@ -416,10 +551,12 @@ def _filling(stream: ServerStream[_Request, _Response]) -> Filling:
     return Filling(str(headers.get(NAMESPACE_HEADER, "")), str(headers.get(ENVIRONMENT_HEADER, "")))
 
 
+def _selected(stream: ServerStream[_Request, _Response]) -> str:
+    headers = stream.metadata
+    if not headers:
+        return ""
+    return selected(str(headers.get(SELECTOR_HEADER, "")), str(headers.get(FLAGCAST_HEADER, "")))
+
+
 def _ignore(_: object) -> None:
     pass
-
-
-async def _within(seconds: float, event: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)

@@ -13,7 +13,7 @@ from grpclib.client import Channel
 from grpclib.const import Status as GrpcStatus
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from flagcast_agent.status import Status
+from flagcast_agent.status import Caught, Status
 from flagcast_shared.errors import FlagcastError, FlagNotFound, InvalidCall
 
 from . import messages
@@ -137,6 +137,15 @@ class LocalClient:
 
         return self._run(ask)
 
+    def sync(self, seconds: float) -> Caught:
+        """Asks the agent to be up to date with the broker now, and waits so long for it."""
+
+        async def ask(channel: Channel) -> Caught:
+            request = agent.SyncRequest(timeout_milliseconds=round(seconds * 1000))
+            return messages.caught_of(await AgentStub(channel).Sync(request))
+
+        return self._run(ask, waits=seconds)
+
     def flags(self, namespace: str = "") -> ListedFlags:
         """The flags of a namespace; blank means the agent's default one."""
 
@@ -168,9 +177,9 @@ class LocalClient:
 
         return self._run(ask)
 
-    def _run(self, ask: Callable[[Channel], Awaitable[_Result]]) -> _Result:
+    def _run(self, ask: Callable[[Channel], Awaitable[_Result]], *, waits: float = 0.0) -> _Result:
         async def run() -> _Result:
-            async with Channel(path=str(self.path)) as channel, asyncio.timeout(self.timeout):
+            async with Channel(path=str(self.path)) as channel, asyncio.timeout(self.timeout + waits):
                 return await ask(channel)
 
         try:

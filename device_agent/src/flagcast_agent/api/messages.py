@@ -4,9 +4,11 @@ No transport: what a gRPC server sends and a Connect server would send are the s
 """
 
 import json
+from collections.abc import Iterator
 from typing import Final, cast
 
-from flagcast_agent.status import Freshness, LinkState, LinkStatus, NamespaceStatus, Rejection, Status
+from flagcast_agent.limits import SNAPSHOT_PART_BYTES
+from flagcast_agent.status import Caught, Freshness, LinkState, LinkStatus, NamespaceStatus, Rejection, Status
 from flagcast_shared.evaluation import Reason
 
 from .answers import (
@@ -16,9 +18,11 @@ from .answers import (
     ExplainedReply,
     FlagList,
     Question,
+    Snapshot,
     Stamp,
     VariantReply,
 )
+from .changes import Change, ChangeKind
 from .protos import flagcast_agent_pb2 as agent
 from .protos import flipt_evaluation_pb2 as flipt
 
@@ -106,6 +110,37 @@ def explain_response(reply: ExplainedReply) -> agent.ExplainResponse:
     )
 
 
+def watch_response(change: Change) -> agent.WatchResponse:
+    """Our message of what changed."""
+    return agent.WatchResponse(
+        namespace=change.knowledge.namespace,
+        epoch=change.knowledge.epoch,
+        version=change.knowledge.version,
+        changed=[key for key, kind in change.flags.items() if kind is not ChangeKind.DELETE],
+        removed=[key for key, kind in change.flags.items() if kind is ChangeKind.DELETE],
+    )
+
+
+def snapshot_responses(snapshot: Snapshot) -> Iterator[agent.SnapshotResponse]:
+    """Our messages of a snapshot, in parts."""
+    part = agent.SnapshotResponse(
+        namespace=snapshot.namespace,
+        epoch=snapshot.epoch,
+        version=snapshot.version,
+        digest=snapshot.digest,
+        head=snapshot.head,
+        records_in_all=len(snapshot.records),
+    )
+    size = 0
+    for record in snapshot.records:
+        if size and size + len(record) > SNAPSHOT_PART_BYTES:
+            yield part
+            part, size = agent.SnapshotResponse(), 0
+        part.records.append(record)
+        size += len(record)
+    yield part
+
+
 def status_response(status: Status) -> agent.StatusResponse:
     """Our message of the agent's status."""
     return agent.StatusResponse(
@@ -123,6 +158,16 @@ def status_response(status: Status) -> agent.StatusResponse:
         ),
         namespaces=[_namespace_message(namespace) for namespace in status.namespaces],
     )
+
+
+def sync_response(caught: Caught) -> agent.SyncResponse:
+    """Our message of how far the agent came."""
+    return agent.SyncResponse(why=caught.why, status=status_response(caught.status))
+
+
+def caught_of(response: agent.SyncResponse) -> Caught:
+    """How far an agent says it came."""
+    return Caught(tuple(response.why), status_of(response.status))
 
 
 def status_of(response: agent.StatusResponse) -> Status:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import stat
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from typing import Self
 
 from flagcast_agent.limits import SOCKET_PATH_MAX_BYTES
 from flagcast_shared.errors import InvalidConfiguration
+
+_FIRST_HANDED_OVER = 3  # SD_LISTEN_FDS_START
 
 SOCKET_MODE = 0o660
 """Unless configured: the agent's user and the socket's group may connect, which on Linux means write."""
@@ -32,17 +35,56 @@ class SocketOptions:
     group: str | None = None
 
 
+def handed_over(environment: MutableMapping[str, str]) -> socket.socket | None:
+    """The socket that the service manager has bound for this process, taken out of the environment; None without one.
+
+    Raises InvalidConfiguration for several, or one that is not a listening Unix socket.
+    """
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = environment.get("LISTEN_FDS", "")
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environment.pop(name, None)
+    if count != "1":
+        raise InvalidConfiguration(f"the service manager hands over {count or 'no'} sockets; it must be one")
+    try:
+        found = socket.socket(fileno=_FIRST_HANDED_OVER)
+    except OSError as error:
+        raise InvalidConfiguration(
+            f"what the service manager hands over is no socket: {_reason(error)}"
+        ) from error
+    listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if found.family != socket.AF_UNIX or found.type != socket.SOCK_STREAM or not listens:
+        found.close()
+        raise InvalidConfiguration(
+            "what the service manager hands over is no listening Unix socket; it takes ListenStream= with a path"
+        )
+    os.set_inheritable(found.fileno(), False)  # noqa: FBT003  # the os module's own switch
+    return found
+
+
 class UnixSocket:
     """A bound Unix socket and its lock; a context manager that gives both back.
 
+    `given` is a socket that the service manager has bound to the same path.
+
     Raises:
         InvalidConfiguration: the path is too long, held by another process, occupied by something that is not a
-            socket, or in a folder that is missing or not writable; the group is unknown or may not be given.
+            socket, or in a folder that is missing or not writable; the group is unknown or may not be given; the given
+            socket has another path.
     """
 
-    def __init__(self, options: SocketOptions) -> None:
+    def __init__(self, options: SocketOptions, given: socket.socket | None = None) -> None:
         self.path = options.path
         _require_short(options.path)
+        if given is not None:
+            if given.getsockname() != str(options.path):
+                raise InvalidConfiguration(
+                    f"socket path {options.path}: the service manager has bound {given.getsockname()!r}; they must be the same"
+                )
+            self._lock = _lock(options.path)
+            self.socket, self._identity = given, None
+            return
         group = _group_id(options.group)
         self._lock = _lock(options.path)
         try:
@@ -66,7 +108,7 @@ class UnixSocket:
         if self._lock < 0:
             return
         self.socket.close()
-        if _identity(self.path) == self._identity:
+        if self._identity is not None and _identity(self.path) == self._identity:
             self.path.unlink(missing_ok=True)
         os.close(self._lock)
         self._lock = -1

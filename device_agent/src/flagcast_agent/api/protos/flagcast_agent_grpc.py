@@ -19,11 +19,23 @@ class AgentBase(abc.ABC):
         pass
 
     @abc.abstractmethod
+    async def Sync(self, stream: 'grpclib.server.Stream[flagcast_agent.api.protos.flagcast_agent_pb2.SyncRequest, flagcast_agent.api.protos.flagcast_agent_pb2.SyncResponse]') -> None:
+        pass
+
+    @abc.abstractmethod
     async def ListFlags(self, stream: 'grpclib.server.Stream[flagcast_agent.api.protos.flagcast_agent_pb2.ListFlagsRequest, flagcast_agent.api.protos.flagcast_agent_pb2.ListFlagsResponse]') -> None:
         pass
 
     @abc.abstractmethod
     async def Explain(self, stream: 'grpclib.server.Stream[flagcast_agent.api.protos.flagcast_agent_pb2.ExplainRequest, flagcast_agent.api.protos.flagcast_agent_pb2.ExplainResponse]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def Watch(self, stream: 'grpclib.server.Stream[flagcast_agent.api.protos.flagcast_agent_pb2.WatchRequest, flagcast_agent.api.protos.flagcast_agent_pb2.WatchResponse]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def Snapshot(self, stream: 'grpclib.server.Stream[flagcast_agent.api.protos.flagcast_agent_pb2.SnapshotRequest, flagcast_agent.api.protos.flagcast_agent_pb2.SnapshotResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
@@ -33,6 +45,12 @@ class AgentBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 flagcast_agent.api.protos.flagcast_agent_pb2.StatusRequest,
                 flagcast_agent.api.protos.flagcast_agent_pb2.StatusResponse,
+            ),
+            '/flagcast.agent.v1.Agent/Sync': grpclib.const.Handler(
+                self.Sync,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                flagcast_agent.api.protos.flagcast_agent_pb2.SyncRequest,
+                flagcast_agent.api.protos.flagcast_agent_pb2.SyncResponse,
             ),
             '/flagcast.agent.v1.Agent/ListFlags': grpclib.const.Handler(
                 self.ListFlags,
@@ -46,6 +64,18 @@ class AgentBase(abc.ABC):
                 flagcast_agent.api.protos.flagcast_agent_pb2.ExplainRequest,
                 flagcast_agent.api.protos.flagcast_agent_pb2.ExplainResponse,
             ),
+            '/flagcast.agent.v1.Agent/Watch': grpclib.const.Handler(
+                self.Watch,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                flagcast_agent.api.protos.flagcast_agent_pb2.WatchRequest,
+                flagcast_agent.api.protos.flagcast_agent_pb2.WatchResponse,
+            ),
+            '/flagcast.agent.v1.Agent/Snapshot': grpclib.const.Handler(
+                self.Snapshot,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                flagcast_agent.api.protos.flagcast_agent_pb2.SnapshotRequest,
+                flagcast_agent.api.protos.flagcast_agent_pb2.SnapshotResponse,
+            ),
         }
 
 
@@ -58,6 +88,12 @@ class AgentStub:
             flagcast_agent.api.protos.flagcast_agent_pb2.StatusRequest,
             flagcast_agent.api.protos.flagcast_agent_pb2.StatusResponse,
         )
+        self.Sync = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/flagcast.agent.v1.Agent/Sync',
+            flagcast_agent.api.protos.flagcast_agent_pb2.SyncRequest,
+            flagcast_agent.api.protos.flagcast_agent_pb2.SyncResponse,
+        )
         self.ListFlags = grpclib.client.UnaryUnaryMethod(
             channel,
             '/flagcast.agent.v1.Agent/ListFlags',
@@ -69,4 +105,16 @@ class AgentStub:
             '/flagcast.agent.v1.Agent/Explain',
             flagcast_agent.api.protos.flagcast_agent_pb2.ExplainRequest,
             flagcast_agent.api.protos.flagcast_agent_pb2.ExplainResponse,
+        )
+        self.Watch = grpclib.client.UnaryStreamMethod(
+            channel,
+            '/flagcast.agent.v1.Agent/Watch',
+            flagcast_agent.api.protos.flagcast_agent_pb2.WatchRequest,
+            flagcast_agent.api.protos.flagcast_agent_pb2.WatchResponse,
+        )
+        self.Snapshot = grpclib.client.UnaryStreamMethod(
+            channel,
+            '/flagcast.agent.v1.Agent/Snapshot',
+            flagcast_agent.api.protos.flagcast_agent_pb2.SnapshotRequest,
+            flagcast_agent.api.protos.flagcast_agent_pb2.SnapshotResponse,
         )

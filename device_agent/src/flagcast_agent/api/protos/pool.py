@@ -4,7 +4,7 @@ Protobuf's default pool knows every message by its full name and refuses a secon
 copy of Flipt's or flagd's messages could then not import ours in the same process. In a pool of their own they meet nobody.
 """
 
-from google.protobuf import timestamp_pb2
+from google.protobuf import struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
@@ -40,3 +40,4 @@ def _file_name(serialized: bytes) -> str:
 
 
 add_file(timestamp_pb2.DESCRIPTOR.serialized_pb)
+add_file(struct_pb2.DESCRIPTOR.serialized_pb)

@@ -6,14 +6,14 @@ import contextlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from admitted import Content, History
 
-from flagcast_agent.api.answers import Answers
-from flagcast_agent.api.grpc import LocalServer
+from flagcast_agent.api.answers import Answers, Snapshot
+from flagcast_agent.api.server import LocalServer
 from flagcast_agent.api.socket import SocketOptions, UnixSocket, bind_loopback
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.status import LinkStatus, NamespaceStatus, Rejection, Status
@@ -115,6 +115,7 @@ class RunningServer:
         self.path = folder / "agent.sock"
         self.evaluator = Evaluator({"device.model": "cam-2"})
         self.status = STATUS
+        self.snapshot: Callable[[Namespace], Snapshot]
         self._bound = UnixSocket(SocketOptions(self.path))
         self._tcp = bind_loopback(0)
         self.port: int = self._tcp.getsockname()[1]
@@ -147,6 +148,9 @@ class RunningServer:
         self._bound.close()
         self._tcp.close()
 
+    def _read_snapshot(self, namespace: Namespace) -> Snapshot:
+        return self.snapshot(namespace)
+
     async def _start(self) -> LocalServer:
         ticks = itertools.count()
         answers = Answers(
@@ -157,7 +161,7 @@ class RunningServer:
             monotonic=lambda: next(ticks) / 1000,  # every look at the clock is a millisecond later
             fresh_id=_ids().__next__,
         )
-        server = LocalServer(answers, self.evaluator, lambda: self.status)
+        server = LocalServer(answers, self.evaluator, lambda: self.status, snapshot=self._read_snapshot)
         await server.start([self._bound.socket, self._tcp])
         return server
 

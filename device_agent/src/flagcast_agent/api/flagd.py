@@ -1,0 +1,350 @@
+"""flagd's evaluation service without a transport: questions and answers as protobuf messages or as JSON, events, error codes.
+
+Both versions of the service have the same messages on the wire, so one set of classes serves both. In the second version a
+response without value and variant means the caller's default; clients of the first would take the zero value for the flag's, so
+they get NOT_FOUND.
+"""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from google.protobuf.message import DecodeError, Message
+
+from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS
+from flagcast_shared.errors import (
+    FlagNotFound,
+    InvalidCall,
+    InvalidContext,
+    NamespaceNotFound,
+)
+from flagcast_shared.ids import FlagKey, Namespace
+
+from .changes import ChangeKind, Changes
+from .protos import flagd_evaluation_v2_pb2 as flagd
+from .resolutions import WANTED_BY, Asked, Resolutions, Resolved, Wanted, error_code
+
+if TYPE_CHECKING:
+    from google.protobuf.struct_pb2 import Struct, Value
+
+    Request = (
+        flagd.ResolveBooleanRequest
+        | flagd.ResolveStringRequest
+        | flagd.ResolveFloatRequest
+        | flagd.ResolveIntRequest
+        | flagd.ResolveObjectRequest
+    )
+
+_Message = TypeVar("_Message", bound=Message)
+
+_EXACT: Final = 2.0**53
+_DECODER: Final = json.JSONDecoder()
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+READY: Final = "provider_ready"
+CHANGED: Final = "configuration_change"
+KEEP_ALIVE: Final = "keep_alive"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One Resolve call: what it asks for, and its messages."""
+
+    wanted: Wanted
+    request: "type[Request]"
+    response: type[Message]
+
+
+METHODS: Final[Mapping[str, Method]] = MappingProxyType(
+    {
+        name: Method(wanted, getattr(flagd, f"{name}Request"), getattr(flagd, f"{name}Response"))
+        for name, wanted in WANTED_BY.items()
+    }
+)
+
+
+class BadSelector(InvalidCall):
+    """A call's headers choose a namespace of which nothing is known."""
+
+
+class Unreadable(InvalidCall):
+    """The bytes of a request are not the message."""
+
+
+Event = tuple[str, Mapping[FlagKey, ChangeKind] | None]
+"""An event's type and, of a configuration change, the flags."""
+
+
+class Flagd:
+    """flagd's calls. `is_first_version` of a call decides how "no value" is said."""
+
+    def __init__(self, resolutions: Resolutions, changes: Callable[[], Changes]) -> None:
+        self._resolutions = resolutions
+        self._changes = changes
+        self._struct: tuple[object, Any] = (None, None)
+
+    def resolve(
+        self, method: Method, request: "Request", namespace: str, *, is_first_version: bool = False
+    ) -> Message:
+        """The response to a Resolve call's message. Raises InvalidCall: one of its leaves, or BadSelector."""
+        asked = Asked(request.flag_key, dictionary(request.context), namespace)
+        resolved, metadata = self._resolve(method, asked, is_first_version=is_first_version)
+        response: Any = method.response(reason=resolved.reason)
+        if resolved.value is not None:
+            response.variant = resolved.variant
+            if isinstance(resolved.value, dict):
+                fill(response.value, resolved.value)
+            else:
+                response.value = resolved.value
+        response.metadata.CopyFrom(self._struct_of(metadata))
+        return response  # type: ignore[no-any-return]  # made by the method's own class
+
+    def resolve_json(
+        self, method: Method, body: bytes, namespace: str, *, is_first_version: bool = False
+    ) -> bytes:
+        """The same in protobuf's JSON. Raises as `resolve`, and Unreadable."""
+        document = _document(body)
+        key = document.get("flagKey", document.get("flag_key", ""))
+        if not isinstance(key, str):
+            raise Unreadable("flagKey is not a text")
+        asked = Asked(key, _context(document), namespace)
+        resolved, metadata = self._resolve(method, asked, is_first_version=is_first_version)
+        answer: dict[str, object] = {}
+        if resolved.value is not None:
+            # Protobuf's JSON writes whole numbers of 64 bits as text, because JavaScript's numbers do not hold them.
+            answer["value"] = str(resolved.value) if method.wanted is Wanted.INTEGER else resolved.value
+            answer["variant"] = resolved.variant
+        answer |= {"reason": resolved.reason, "metadata": metadata}
+        return compact(answer)
+
+    async def resolve_all(self, request: flagd.ResolveAllRequest, namespace: str) -> flagd.ResolveAllResponse:
+        """Every flag that has a value for a context. Raises InvalidCall: one of its leaves, or BadSelector."""
+        response = flagd.ResolveAllResponse()
+        async for resolved, metadata in self._resolve_all(dictionary(request.context), namespace):
+            flag = response.flags[resolved.flag_key]
+            flag.reason, flag.variant = resolved.reason, resolved.variant
+            match resolved.value:
+                case bool():
+                    flag.bool_value = resolved.value
+                case int() | float():
+                    flag.double_value = resolved.value
+                case str():
+                    flag.string_value = resolved.value
+                case dict():
+                    fill(flag.object_value, resolved.value)
+            flag.metadata.CopyFrom(self._struct_of(metadata))
+        fill(response.metadata, self._metadata(namespace))
+        return response
+
+    async def resolve_all_json(self, body: bytes, namespace: str) -> bytes:
+        """The same in protobuf's JSON. Raises as `resolve_all`, and Unreadable."""
+        flags: dict[str, object] = {}
+        async for resolved, metadata in self._resolve_all(_context(_document(body)), namespace):
+            kind = {bool: "boolValue", str: "stringValue", dict: "objectValue"}.get(
+                type(resolved.value), "doubleValue"
+            )
+            flags[resolved.flag_key] = {
+                "reason": resolved.reason,
+                "variant": resolved.variant,
+                kind: resolved.value,
+                "metadata": metadata,
+            }
+        return compact({"flags": flags, "metadata": self._metadata(namespace)})
+
+    async def events(self, namespace: str) -> AsyncGenerator[Event, None]:
+        """What an EventStream says: ready, at once all flags, then what changes, and a word in every long silence.
+
+        Without a namespace all of them are told: some providers choose one in their questions and not in their stream. Ready
+        is said once anything is known. All flags are named, because a provider may hold answers from before the agent was
+        started anew. Raises Stopping when the agent stops.
+        """
+        with self._changes().subscription(Namespace(namespace) if namespace else None) as subscription:
+            known = subscription.known()
+            while not known:
+                if await subscription.next(KEEP_ALIVE_SECONDS) is None:
+                    yield KEEP_ALIVE, None
+                known = subscription.known()
+            yield READY, None
+            every = {key: ChangeKind.WRITE for each in known for key in each.compiled.flags}
+            for part in _parts(every):
+                yield CHANGED, part
+            while True:
+                change = await subscription.next(KEEP_ALIVE_SECONDS)
+                if change is None:
+                    yield KEEP_ALIVE, None
+                elif change.flags:
+                    for part in _parts(change.flags):
+                        yield CHANGED, part
+
+    def _resolve(
+        self, method: Method, asked: Asked, *, is_first_version: bool
+    ) -> tuple[Resolved, dict[str, str | int | bool]]:
+        try:
+            resolved, knowledge = self._resolutions.resolve(asked, method.wanted)
+        except NamespaceNotFound as error:
+            raise _selector_error(asked.namespace, error) from None
+        if resolved.value is None and is_first_version:
+            raise FlagNotFound(f"flag {asked.flag_key!r} has no value for this context: {resolved.reason}")
+        return resolved, self._resolutions.metadata(knowledge)
+
+    async def _resolve_all(
+        self, context: Mapping[str, object], namespace: str
+    ) -> AsyncIterator[tuple[Resolved, dict[str, str | int | bool]]]:
+        try:
+            slices, knowledge = await self._resolutions.resolve_all(context, namespace)
+        except NamespaceNotFound as error:
+            raise _selector_error(namespace, error) from None
+        metadata = self._resolutions.metadata(knowledge)
+        async for found in slices:
+            for resolved in found:
+                if isinstance(resolved, Resolved) and resolved.value is not None:
+                    yield resolved, metadata
+
+    def _struct_of(self, metadata: dict[str, str | int | bool]) -> "Struct":
+        # Answers of one second have one metadata object: what is made of it serves all of them.
+        of, struct = self._struct
+        if of is not metadata:
+            struct = flagd.ResolveAllResponse().metadata
+            fill(struct, metadata)
+            self._struct = (metadata, struct)
+        return cast("Struct", struct)
+
+    def _metadata(self, namespace: str) -> dict[str, str | int | bool]:
+        return self._resolutions.metadata(self._resolutions.knowledge(namespace))
+
+
+def event_message(event: Event) -> flagd.EventStreamResponse:
+    """An event as a message."""
+    kind, flags = event
+    message = flagd.EventStreamResponse(type=kind)
+    if flags is not None:
+        listed = message.data.fields["flags"].struct_value.fields
+        for key, change in flags.items():
+            listed[key].struct_value.fields["type"].string_value = change
+    return message
+
+
+def event_json(event: Event) -> bytes:
+    """The same in protobuf's JSON."""
+    kind, flags = event
+    if flags is None:
+        return compact({"type": kind})
+    return compact({"type": kind, "data": {"flags": {key: {"type": each} for key, each in flags.items()}}})
+
+
+def decoded(kind: type[_Message], body: bytes) -> _Message:
+    """A request's message. Raises Unreadable."""
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise Unreadable(f"the request is not a {kind.DESCRIPTOR.full_name}: {error}") from None
+
+
+def code_of(error: InvalidCall) -> str:
+    """The error's name among gRPC's and Connect's codes, so that a provider makes the right error of it.
+
+    NOT_FOUND becomes FLAG_NOT_FOUND there, INVALID_ARGUMENT TYPE_MISMATCH, DATA_LOSS PARSE_ERROR, and INTERNAL GENERAL.
+    UNKNOWN and UNAVAILABLE are never said of an evaluation: providers ask again then, and get the same answer seconds later.
+    """
+    if isinstance(error, BadSelector):
+        return "invalid_argument"
+    if isinstance(error, Unreadable):
+        return "data_loss"
+    return {
+        "FLAG_NOT_FOUND": "not_found",
+        "PROVIDER_NOT_READY": "not_found",
+        "TYPE_MISMATCH": "invalid_argument",
+    }.get(error_code(error), "internal")
+
+
+def dictionary(struct: "Struct") -> dict[str, object]:
+    """A Struct as a dictionary."""
+    # Most values are texts, and asking for a text costs least.
+    return {key: value.string_value or _plain(value) for key, value in struct.fields.items()}
+
+
+def fill(struct: "Struct", values: Mapping[str, object]) -> None:
+    """Puts values as JSON has them into a Struct."""
+    if not values:
+        struct.SetInParent()
+    fields = struct.fields
+    for key, value in values.items():
+        _fill_value(fields[key], value)
+
+
+def compact(document: object) -> bytes:
+    """JSON without spaces; text stays text."""
+    return _ENCODER.encode(document).encode("utf-8", "replace")
+
+
+def _plain(value: "Value") -> object:
+    match value.WhichOneof("kind"):
+        case "string_value":
+            return value.string_value
+        case "number_value":
+            number = value.number_value
+            # A Struct has doubles alone; nested in a value, 1 is to be written as it was asked.
+            return int(number) if number.is_integer() and abs(number) < _EXACT else number
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return dictionary(value.struct_value)
+        case "list_value":
+            return [_plain(each) for each in value.list_value.values]
+        case _:
+            return None
+
+
+def _fill_value(target: "Value", value: object) -> None:
+    match value:
+        case str():
+            target.string_value = value
+        case bool():
+            target.bool_value = value
+        case int() | float():
+            try:
+                target.number_value = value
+            except (OverflowError, ValueError):  # more than a double holds: its digits are all there is
+                target.string_value = str(value)
+        case dict():
+            fill(target.struct_value, value)
+        case list():
+            target.list_value.SetInParent()
+            for each in value:
+                _fill_value(target.list_value.values.add(), each)
+        case _:
+            target.null_value = 0  # type: ignore[assignment]  # NULL_VALUE, whose enum is another pool's
+
+
+def _parts(flags: Mapping[FlagKey, ChangeKind]) -> Iterable[Mapping[FlagKey, ChangeKind]]:
+    if len(flags) <= EVENT_MAX_FLAGS:
+        return (flags,)
+    entries = list(flags.items())
+    return [
+        dict(entries[start : start + EVENT_MAX_FLAGS]) for start in range(0, len(entries), EVENT_MAX_FLAGS)
+    ]
+
+
+def _document(body: bytes) -> dict[str, object]:
+    try:
+        document = _DECODER.decode(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"the request is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise Unreadable("the request is not a JSON object")
+    return document
+
+
+def _context(document: Mapping[str, object]) -> dict[str, object]:
+    context = document.get("context")
+    if context is None:
+        return {}
+    if not isinstance(context, dict):
+        raise InvalidContext(f"the context is a {type(context).__name__}; it must be an object")
+    return context
+
+
+def _selector_error(namespace: str, error: NamespaceNotFound) -> InvalidCall:
+    return BadSelector(str(error)) if namespace else error

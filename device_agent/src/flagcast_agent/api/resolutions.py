@@ -1,0 +1,276 @@
+"""OpenFeature's questions over Flipt's flags, as plain functions of values: what flagd's services and OFREP answer.
+
+A boolean flag answers a boolean. A variant flag answers its variant's key as a string, and the variant's attachment, where it
+is of that type, as a number or an object. The entity is the context's `targetingKey`.
+
+Providers keep an answer whose reason is STATIC by the flag's key alone, whatever type was asked for, until an event names the
+flag. So STATIC is said only where neither a context nor another type of question could get another answer: for a boolean flag
+without rollouts, and for a variant flag without rules whose variant answers as a string and nothing else.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from flagcast_agent.evaluator import Knowledge
+from flagcast_agent.limits import SLICE_FLAGS
+from flagcast_agent.values import integer_of, number_of, object_of, texts
+from flagcast_shared.errors import (
+    CallTooLarge,
+    FlagNotFound,
+    InvalidCall,
+    InvalidContext,
+    NamespaceNotFound,
+    TypeMismatch,
+)
+from flagcast_shared.evaluation import BooleanAnswer, FlagType, Resolution, VariantAnswer
+from flagcast_shared.ids import FlagKey, Namespace
+
+from .answers import Answers, Question
+
+FLAGD_V1_SERVICE: Final = "flagd.evaluation.v1.Service"
+FLAGD_V2_SERVICE: Final = "flagd.evaluation.v2.Service"
+SELECTOR_HEADER: Final = "flagd-selector"
+NAMESPACE_HEADER: Final = "flagcast-namespace"
+TARGETING_KEY: Final = "targetingKey"
+_FLAG_SET: Final = "flagSetId="
+_INT64: Final = range(-(2**63), 2**63)
+
+
+class Wanted(StrEnum):
+    """The type of value that a question asks for; ANY is the flag's own."""
+
+    BOOLEAN = "boolean"
+    STRING = "string"
+    INTEGER = "integer"
+    NUMBER = "number"
+    OBJECT = "object"
+    ANY = "any"
+
+
+WANTED_BY: Final[Mapping[str, Wanted]] = MappingProxyType(
+    {
+        "ResolveBoolean": Wanted.BOOLEAN,
+        "ResolveString": Wanted.STRING,
+        "ResolveFloat": Wanted.NUMBER,
+        "ResolveInt": Wanted.INTEGER,
+        "ResolveObject": Wanted.OBJECT,
+    }
+)
+"""What each of flagd's calls for one flag asks for."""
+
+
+class Asked(NamedTuple):
+    """One question. `context` has whatever values its protocol brings; a blank `namespace` means the agent's default one."""
+
+    flag_key: str
+    context: Mapping[str, object]
+    namespace: str = ""
+
+
+class Resolved(NamedTuple):
+    """One answer. `value` None means that the flag gives none: the caller's default is to be used, and `variant` is blank.
+
+    `reason` is OpenFeature's word.
+    """
+
+    flag_key: str
+    value: bool | str | int | float | dict[str, object] | None
+    variant: str
+    reason: str
+
+
+class Unresolved(NamedTuple):
+    """A flag among all flags that has no answer, with the error that asking for it alone would raise."""
+
+    flag_key: str
+    error: InvalidCall
+
+
+class Resolutions:
+    """OpenFeature's questions over the agent's answers. `tells_static`: whether providers may keep answers."""
+
+    def __init__(self, answers: Answers, *, tells_static: bool = True) -> None:
+        self._answers = answers
+        self._tells_static = tells_static
+        self._metadata: tuple[Knowledge | None, int, dict[str, str | int | bool]] = (None, 0, {})
+
+    def resolve(self, asked: Asked, wanted: Wanted) -> tuple[Resolved, Knowledge]:
+        """The flag's answer, and what it was given from. Raises InvalidCall: one of its leaves."""
+        knowledge, question = self._admit(asked)
+        answer = self._ask(knowledge, question, wanted)
+        resolved = self._resolved(answer, wanted)
+        # Counted is what was answered; where the value is of another type, the caller got its default.
+        self._answers.count(knowledge.namespace, answer)
+        return resolved, knowledge
+
+    async def resolve_all(
+        self, context: Mapping[str, object], namespace: str = ""
+    ) -> tuple[AsyncIterator[list[Resolved | Unresolved]], Knowledge]:
+        """Every flag's answer in the order of keys, in slices between which others have their turn; all from one version.
+
+        Raises NamespaceNotFound, InvalidContext, CallTooLarge. These answers are not counted as evaluations: nobody has
+        asked for any of the flags yet.
+        """
+        knowledge, question = self._admit(Asked("", context, namespace))
+
+        async def slices() -> AsyncIterator[list[Resolved | Unresolved]]:
+            compiled, entity, texts_of = knowledge.compiled, question.entity_id, question.context
+            flags = sorted(compiled.flags.items())
+            for start in range(0, len(flags), SLICE_FLAGS):
+                found: list[Resolved | Unresolved] = []
+                for key, state in flags[start : start + SLICE_FLAGS]:
+                    ask = compiled.variant if state.type is FlagType.VARIANT else compiled.boolean
+                    try:
+                        found.append(self._resolved(ask(key, entity, texts_of), Wanted.ANY))
+                    except InvalidCall as error:
+                        found.append(Unresolved(key, error))
+                yield found
+                await asyncio.sleep(0)
+
+        return slices(), knowledge
+
+    def knowledge(self, namespace: str = "") -> Knowledge:
+        """What is known of a namespace; blank means the default one. Raises NamespaceNotFound."""
+        return self._answers.knowledge(namespace)
+
+    @property
+    def default_namespace(self) -> Namespace:
+        """What a blank namespace means."""
+        return self._answers.default_namespace
+
+    def metadata(self, knowledge: Knowledge) -> dict[str, str | int | bool]:
+        """What every answer says of what it was given from; the same object for a second, so not to be changed."""
+        now = int(self._answers.now())
+        of, at, found = self._metadata
+        if of is knowledge and at == now:
+            return found
+        found = {
+            "namespace": knowledge.namespace,
+            "epoch": knowledge.epoch,
+            "version": knowledge.version,
+            "age_seconds": max(0, now - knowledge.issued),
+            "stale": knowledge.is_stale(now),
+        }
+        self._metadata = (knowledge, now, found)
+        return found
+
+    def _admit(self, asked: Asked) -> tuple[Knowledge, Question]:
+        context = dict(asked.context)
+        entity = context.pop(TARGETING_KEY, None)
+        if entity is None:
+            entity = ""
+        elif not isinstance(entity, str):
+            raise InvalidContext(f"{TARGETING_KEY} is a {type(entity).__name__}; it must be a text")
+        try:
+            question = Question(asked.flag_key, entity, texts(context), asked.namespace)
+        except RecursionError:
+            raise InvalidContext("a value of the context is nested too deep") from None
+        return self._answers.admit(question), question
+
+    @staticmethod
+    def _ask(knowledge: Knowledge, question: Question, wanted: Wanted) -> BooleanAnswer | VariantAnswer:
+        compiled = knowledge.compiled
+        key, entity, context = question.flag_key, question.entity_id, question.context
+        if wanted is Wanted.BOOLEAN:
+            return compiled.boolean(key, entity, context)
+        if wanted is Wanted.ANY:
+            state = compiled.flags.get(FlagKey(key))
+            if state is None or state.type is not FlagType.VARIANT:
+                return compiled.boolean(key, entity, context)
+        return compiled.variant(key, entity, context)
+
+    def _resolved(self, answer: BooleanAnswer | VariantAnswer, wanted: Wanted) -> Resolved:
+        key = answer.flag_key
+        reason = answer.resolution
+        if isinstance(answer, BooleanAnswer):
+            if reason is Resolution.STATIC and not self._tells_static:
+                reason = Resolution.DEFAULT
+            return Resolved(key, answer.enabled, "true" if answer.enabled else "false", reason.value)
+        if not answer.variant_key:
+            # Providers take the caller's default for these two reasons alone.
+            reason = reason if reason is Resolution.DISABLED else Resolution.DEFAULT
+            return Resolved(key, None, "", reason.value)
+        if reason is Resolution.STATIC and not (self._tells_static and _is_only_a_string(answer)):
+            reason = Resolution.DEFAULT
+        return Resolved(key, _value_of(answer, wanted), str(answer.variant_key), reason.value)
+
+
+def selected(selector: str, namespace: str = "") -> str:
+    """The namespace that a call's headers ask for, blank for the agent's default one."""
+    return namespace or selector.removeprefix(_FLAG_SET)
+
+
+def error_code(error: InvalidCall) -> str:
+    """OpenFeature's code of an error."""
+    match error:
+        case FlagNotFound():
+            return "FLAG_NOT_FOUND"
+        case NamespaceNotFound():
+            return "PROVIDER_NOT_READY"
+        case TypeMismatch():
+            return "TYPE_MISMATCH"
+        case InvalidContext() | CallTooLarge():
+            return "INVALID_CONTEXT"
+        case _:
+            return "GENERAL"
+
+
+def _value_of(answer: VariantAnswer, wanted: Wanted) -> str | int | float | dict[str, object]:
+    match wanted:
+        case Wanted.STRING:
+            return str(answer.variant_key)
+        case Wanted.INTEGER:
+            whole = integer_of(answer)
+            if whole not in _INT64:
+                raise TypeMismatch(f"flag {answer.flag_key!r}: {whole} does not fit into 64 bits")
+            return whole
+        case Wanted.NUMBER:
+            return number_of(answer)
+        case Wanted.OBJECT:
+            return object_of(answer)
+        case _:
+            return _own_value(answer)
+
+
+def _own_value(answer: VariantAnswer) -> str | int | float | dict[str, object]:
+    # Where the question names no type: the attachment, if it is of a type that a question could name; else the key.
+    if answer.attachment:
+        bare = _without_key(answer)
+        for read in (object_of, _whole_of, number_of):
+            try:
+                return read(bare)
+            except TypeMismatch:
+                continue
+    return str(answer.variant_key)
+
+
+def _whole_of(answer: VariantAnswer) -> int:
+    # 3.0 is a number with a fraction to whoever wrote it.
+    if any(mark in answer.attachment for mark in ".eE"):
+        raise TypeMismatch("not written as a whole number")
+    return integer_of(answer)
+
+
+def _is_only_a_string(answer: VariantAnswer) -> bool:
+    for read in (object_of, number_of):
+        try:
+            read(answer)
+        except TypeMismatch:
+            continue
+        return False
+    return True
+
+
+def _without_key(answer: VariantAnswer) -> VariantAnswer:
+    return VariantAnswer(
+        answer.flag_key,
+        answer.match,
+        "",
+        answer.attachment,
+        answer.reason,
+        answer.segment_keys,
+        answer.resolution,
+    )

@@ -1,0 +1,205 @@
+"""The agent's sockets: accepts connections, sees what each of them speaks, and ends them in good order.
+
+One socket serves every protocol: a connection that begins with HTTP/2's preface is gRPC's, any other HTTP/1.1's, which carries
+Connect, OFREP, metrics and liveness.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from flagcast_agent.evaluator import Evaluator
+from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_TIMEOUT_SECONDS, SHUTDOWN_GRACE_SECONDS
+from flagcast_agent.status import Activity, Status
+
+from .answers import Answers
+from .changes import Changes
+from .grpc import CatchUp, GrpcCalls, GrpcConnection, ReadSnapshot
+from .load import Load
+from .resolutions import Resolutions
+
+if TYPE_CHECKING:
+    from .flagd import Flagd
+    from .web import Site, WebConnection
+
+HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_TELLING: Final = 3
+# RFC 9113, section 11.6 reserves the method PRI for the preface, so no request of HTTP/1.1 begins with these bytes.
+
+log = logging.getLogger(__name__)
+
+
+def no_activity() -> Activity:
+    """Of an agent that follows no broker."""
+    return Activity(0, {})
+
+
+class LocalServer:
+    """Serves the local interfaces on sockets that are bound already; runs in one event loop.
+
+    Args:
+        answers: Flipt's questions.
+        evaluator: what they are answered from.
+        status: the agent at this instant; must not block.
+        catch_up: makes the agent try to be up to date and waits so many seconds for it; None for one that follows no broker.
+        activity: what happened on the link since the start; must not block.
+        snapshot: reads an admitted snapshot from the disk, in a thread; None where there is no disk.
+        tells_static: whether flagd's providers may keep the answers of flags that no context can change.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        evaluator: Evaluator,
+        status: Callable[[], Status],
+        catch_up: CatchUp | None = None,
+        *,
+        activity: Callable[[], Activity] = no_activity,
+        snapshot: ReadSnapshot | None = None,
+        tells_static: bool = True,
+    ) -> None:
+        self._answers = answers
+        self._evaluator = evaluator
+        self._status = status
+        self._activity = activity
+        self._load = Load()
+        self._changes: Changes
+        self._resolutions = Resolutions(answers, tells_static=tells_static)
+        self._flagd: Flagd | None = None
+        self._grpc = GrpcCalls(
+            answers=answers,
+            evaluator=evaluator,
+            flagd=self._speak_flagd,
+            changes=lambda: self._changes,
+            load=self._load,
+            status=status,
+            catch_up=catch_up,
+            snapshot=snapshot,
+        )
+        self._site: Site | None = None
+        self._listening: list[asyncio.Server] = []
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Begins to answer on bound stream sockets, Unix or TCP."""
+        loop = asyncio.get_running_loop()
+        self._changes = Changes(self._evaluator)
+        self._changes.watch(self._grpc.changed)
+        for bound in sockets:
+            if bound.family == socket.AF_UNIX:
+                server = await loop.create_unix_server(self._accept, sock=bound, backlog=CONNECTIONS_MAX)
+            else:
+                server = await loop.create_server(self._accept, sock=bound, backlog=CONNECTIONS_MAX)
+            self._listening.append(server)
+
+    async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
+        """Accepts no more connections, ends streams, gives calls in progress `grace` seconds to end, closes everything."""
+        if self._listening:
+            self._changes.close()
+        for server in self._listening:
+            server.close()
+        await _within(grace, self._load.idle)
+        await asyncio.gather(*(connection.finish() for connection in tuple(self._load.connections)))
+        await _within(grace, self._load.unconnected)
+        for connection in tuple(self._load.connections):
+            connection.abort()  # a client that does not read what it asked for
+        for server in self._listening:
+            await server.wait_closed()
+        self._listening.clear()
+
+    def _accept(self) -> asyncio.Protocol:
+        if len(self._load.connections) >= CONNECTIONS_MAX:
+            log.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
+            return _Refusal()
+        return _Door(self._load, self._grpc.connection, self._web)
+
+    def _speak_flagd(self) -> "Flagd":
+        # Imported by the first client that asks as flagd's do.
+        from .flagd import Flagd
+
+        if self._flagd is None:
+            self._flagd = Flagd(self._resolutions, lambda: self._changes)
+        return self._flagd
+
+    def _web(self, *, is_tcp: bool) -> "WebConnection":
+        # Imported by the first client that speaks HTTP/1.1: a device whose clients all speak gRPC has no use for it.
+        from .web import WebConnection
+
+        if self._site is None:
+            from .pages import Pages
+
+            self._site = Pages(
+                evaluator=self._evaluator,
+                resolutions=self._resolutions,
+                flagd=self._speak_flagd(),
+                changes=self._changes,
+                load=self._load,
+                status=self._status,
+                activity=self._activity,
+                salt=self._answers.fresh_id(),
+            ).answer
+        return WebConnection(self._site, self._load, is_tcp=is_tcp)
+
+
+class _Door(asyncio.Protocol):
+    # A connection of which it is not known yet what it speaks.
+
+    def __init__(
+        self, load: Load, grpc: Callable[[], GrpcConnection], web: "Callable[..., WebConnection]"
+    ) -> None:
+        self._load = load
+        self._grpc = grpc
+        self._web = web
+        self._heard = b""
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._load.opened(self)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(REQUEST_TIMEOUT_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard += data
+        if len(self._heard) < _TELLING and HTTP2_PREFACE.startswith(self._heard):
+            return
+        is_tcp = self._transport.get_extra_info("socket").family != socket.AF_UNIX
+        speaks = (
+            self._grpc() if self._heard[:_TELLING] == HTTP2_PREFACE[:_TELLING] else self._web(is_tcp=is_tcp)
+        )
+        self._forget_time()
+        self._transport.set_protocol(speaks)
+        self._load.replaced(self, speaks)
+        speaks.connection_made(self._transport)
+        speaks.data_received(self._heard)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self._forget_time()
+        self._load.closed(self)
+
+    async def finish(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _forget_time(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Refusal(asyncio.Protocol):
+    # A connection above the limit: closed at once, so that the client hears of it.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

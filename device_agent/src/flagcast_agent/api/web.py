@@ -1,0 +1,286 @@
+"""One HTTP/1.1 connection on the agent's sockets, and what is answered on it: Connect, OFREP, metrics, liveness.
+
+Requests of a connection are answered one after the other. A stream that its client does not read waits, and what changes
+meanwhile is joined; a client that reads nothing for UNREAD_SECONDS is disconnected, and so is one that stops in the middle of a
+request. Nobody else notices.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from flagcast_agent.limits import (
+    HEAD_MAX_BYTES,
+    IDLE_SECONDS,
+    REQUEST_MAX_BYTES,
+    REQUEST_TIMEOUT_SECONDS,
+    UNREAD_SECONDS,
+)
+
+from .http1 import CONTINUE, LAST_CHUNK, BadRequest, Request, RequestReader, chunk_of, head_of
+from .load import Load
+
+JSON: Final = "application/json"
+TEXT: Final = "text/plain; charset=utf-8"
+_LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that is there."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer that goes on: parts, none of them empty, until they end or the client leaves."""
+
+    content_type: str
+    parts: AsyncGenerator[bytes, None]
+
+
+Answer = Reply | Stream
+Site = Callable[[Request], Answer | Awaitable[Answer]]
+"""Answers a request at once, or later where others shall have their turn in between."""
+
+
+class WebConnection(asyncio.Protocol):
+    """One client that speaks HTTP/1.1. `is_tcp`: it came through a port of the machine's own address."""
+
+    def __init__(self, site: Site, load: Load, *, is_tcp: bool) -> None:
+        self._site = site
+        self._load = load
+        self._is_tcp = is_tcp
+        self._loop = asyncio.get_running_loop()
+        self._reader = RequestReader()
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None] | None = None
+        self._is_streaming = False
+        self._is_over = False
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # What asyncio says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of asyncio's protocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._load.opened(self)
+        self._wait_at_most(IDLE_SECONDS)
+        self._watch_time()
+
+    def data_received(self, data: bytes) -> None:
+        """Of asyncio's protocol."""
+        if self._is_over:
+            return
+        self._reader.feed(data)
+        if self._is_busy and self._reader.waiting > HEAD_MAX_BYTES + REQUEST_MAX_BYTES:
+            if self._is_streaming:
+                self.abort()  # to watch for the end of a stream, reading goes on; but not into memory
+            else:
+                self._transport.pause_reading()
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Of asyncio's protocol: the client sends nothing more, and may still read the answer to what it asked."""
+        is_answering = self._is_busy and not self._is_streaming
+        self._is_over = True
+        return is_answering
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """Of asyncio's protocol."""
+        self._load.closed(self)
+        self._is_over = True
+        self._has_room.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        """Of asyncio's protocol: the client does not read."""
+        self._has_room.clear()
+        self._wait_at_most(UNREAD_SECONDS)
+        self._watch_time()
+
+    def resume_writing(self) -> None:
+        """Of asyncio's protocol: it does again."""
+        self._has_room.set()
+        self._wait_at_most(IDLE_SECONDS)
+        self._advance()
+
+    # What the server says.
+
+    async def finish(self) -> None:
+        """Closes it once what was said has been sent; a call in progress is cut."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._is_over = True
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Closes it at once."""
+        self._is_over = True
+        self._transport.abort()
+
+    # Requests, one after the other.
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._task is not None
+
+    def _advance(self) -> None:
+        while not (self._is_busy or self._transport.is_closing()) and self._has_room.is_set():
+            try:
+                request = self._reader.next()
+            except BadRequest as error:
+                self._refuse(error)
+                return
+            if request is None:
+                self._wait_for_more()
+                return
+            self._answer(request)
+
+    def _wait_for_more(self) -> None:
+        if self._reader.owes_continue:
+            self._reader.owes_continue = False
+            self._transport.write(CONTINUE)
+        if self._is_over:
+            self._transport.close()
+        elif self._reader.is_in_request:
+            # From its first byte on, a request may take so long; every further byte buys no more time.
+            if self._deadline > self._loop.time() + REQUEST_TIMEOUT_SECONDS:
+                self._wait_at_most(REQUEST_TIMEOUT_SECONDS)
+                self._watch_time()
+        else:
+            self._wait_at_most(IDLE_SECONDS)
+
+    def _answer(self, request: Request) -> None:
+        self._deadline = self._loop.time() + IDLE_SECONDS
+        if self._is_tcp and _host_of(request) not in _LOOPBACK_HOSTS:
+            # A page in a browser on this device whose host name was made to point here must not read flags.
+            self._write(request, _problem(421, "this port answers for localhost alone"))
+            return
+        try:
+            answer = self._site(request)
+        except Exception:
+            log.exception("a call failed inside the agent")
+            answer = _problem(500, "the agent failed; its log says how")
+        if isinstance(answer, Reply):
+            self._write(request, answer)
+        else:
+            self._load.began()
+            self._task = asyncio.ensure_future(self._answer_later(request, answer))
+            self._task.add_done_callback(self._answered)
+
+    async def _answer_later(self, request: Request, answer: Stream | Awaitable[Answer]) -> None:
+        try:
+            if not isinstance(answer, Stream):
+                later = await answer
+                if isinstance(later, Reply):
+                    self._write(request, later)
+                    return
+                answer = later
+            await self._pump(request, answer)
+        except Exception:
+            log.exception("a call failed inside the agent")
+            self.abort()
+
+    async def _pump(self, request: Request, stream: Stream) -> None:
+        self._is_streaming = True
+        headers = {"content-type": stream.content_type, "cache-control": "no-store"}
+        is_chunking = request.is_chunking
+        self._transport.write(
+            head_of(
+                200, headers, length=None, is_last=request.is_last or not is_chunking, is_chunking=is_chunking
+            )
+        )
+        try:
+            async for part in stream.parts:
+                self._transport.write(chunk_of(part) if is_chunking else part)
+                await self._has_room.wait()
+        finally:
+            await stream.parts.aclose()
+        if is_chunking:
+            self._transport.write(LAST_CHUNK)
+        if request.is_last or not is_chunking:
+            self._transport.close()
+
+    def _answered(self, task: "asyncio.Task[None]") -> None:
+        self._load.ended()
+        self._task = None
+        self._is_streaming = False
+        if self._transport.is_closing():
+            return
+        if task.cancelled():
+            self.abort()  # in the middle of an answer nothing else can be said
+            return
+        self._transport.resume_reading()
+        self._wait_at_most(IDLE_SECONDS)
+        self._advance()
+
+    def _write(self, request: Request, reply: Reply) -> None:
+        headers = {"content-type": reply.content_type, **reply.headers} if reply.body else dict(reply.headers)
+        head = head_of(reply.status, headers, length=len(reply.body), is_last=request.is_last)
+        self._transport.write(head if request.method == "HEAD" else head + reply.body)
+        if request.is_last:
+            self._transport.close()
+
+    def _refuse(self, error: BadRequest) -> None:
+        self._is_over = True
+        body = _problem(error.status, str(error)).body
+        headers = {"content-type": JSON}
+        self._transport.write(head_of(error.status, headers, length=len(body), is_last=True) + body)
+        self._transport.close()
+
+    # Time. One timer, which looks again when it is early: setting it anew for every request would cost more than the answer.
+
+    def _wait_at_most(self, seconds: float) -> None:
+        self._deadline = self._loop.time() + seconds
+
+    def _watch_time(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        self._timer = None
+        is_unread = not self._has_room.is_set()
+        if self._is_busy and not is_unread:
+            self._wait_at_most(IDLE_SECONDS)
+        if self._loop.time() >= self._deadline:
+            if is_unread:
+                self.abort()
+            elif self._reader.is_in_request:
+                self._refuse(
+                    BadRequest(408, f"the request did not arrive within {REQUEST_TIMEOUT_SECONDS} s")
+                )
+            else:
+                self._transport.close()
+            return
+        self._watch_time()
+
+
+def _host_of(request: Request) -> str:
+    host = request.headers.get("host", "").lower()
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
+
+
+def _problem(status: int, why: str) -> Reply:
+    return Reply(status, JSON, json.dumps({"errorDetails": why}).encode())

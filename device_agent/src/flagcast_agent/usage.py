@@ -1,0 +1,55 @@
+"""How often which flag answered what: counted in memory, taken away in whole.
+
+Counted are answers alone, by words that the publisher wrote: namespace, flag, variant, reason. No entity id and no context ever
+reaches this module, and a flag that does not exist is not counted, because its name would be the caller's word.
+"""
+
+from typing import Final
+
+from flagcast_shared.answers import Answer, BooleanAnswer
+from flagcast_shared.ids import FlagKey, Namespace
+from flagcast_shared.reports import Count
+
+TALLY_MAX_COUNTS: Final = 50_000
+"""Different answers counted in one span, about 10 MB; 10,000 flags with five each. Further ones only count as dropped."""
+
+_Key = tuple[Namespace, FlagKey, str | bool, str]
+
+
+class Tally:
+    """Counts answers; for one thread."""
+
+    __slots__ = ("_counts", "_dropped")
+
+    def __init__(self) -> None:
+        self._counts: dict[_Key, int] = {}
+        self._dropped = 0
+
+    def count(self, namespace: Namespace, answer: Answer) -> None:
+        """One more evaluation that was answered so."""
+        value = answer.enabled if type(answer) is BooleanAnswer else answer.variant_key  # type: ignore[union-attr]  # narrowed by type() for speed
+        key = (namespace, answer.flag_key, value, answer.reason)
+        counts = self._counts
+        seen = counts.get(key)
+        if seen is not None:
+            counts[key] = seen + 1
+        elif len(counts) < TALLY_MAX_COUNTS:
+            counts[key] = 1
+        else:
+            self._dropped += 1
+
+    def take(self) -> tuple[tuple[Count, ...], int]:
+        """The counts since the last call, in order, and how many evaluations are in none of them."""
+        counts, dropped = self._counts, self._dropped
+        self._counts, self._dropped = {}, 0
+        rows = [
+            Count(namespace, answer_flag, _word(value), str(reason), evaluations)
+            for (namespace, answer_flag, value, reason), evaluations in counts.items()
+        ]
+        return tuple(sorted(rows)), dropped
+
+
+def _word(value: str | bool) -> str:  # noqa: FBT001  # a value to write down, not a switch
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value

@@ -1,0 +1,105 @@
+"""What an application's values mean to Flipt's flags, and what a variant's attachment means to an application.
+
+Flipt's context is texts, and its variant flags answer a key with an attachment in JSON. OpenFeature's callers bring values of
+many types and ask for a string, a number or an object. This module holds the one translation between the two.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from flagcast_shared.errors import TypeMismatch
+from flagcast_shared.evaluation import VariantAnswer
+from flagcast_shared.literals import parse_float
+
+NO_CONTEXT: Final[Mapping[str, str]] = MappingProxyType({})
+
+_WHOLE: Final = re.compile(r"[-+]?[0-9]+")
+_WHOLE_MAX_CHARACTERS: Final = 40
+# Beyond any number of 64 bits; Python refuses to read texts of thousands of digits.
+
+
+def texts(context: Mapping[str, object]) -> Mapping[str, str]:
+    """A context of texts, as Flipt compares them; the same object where it is one already. Null is left out."""
+    for value in context.values():
+        if type(value) is not str:
+            return {str(key): text(each) for key, each in context.items() if each is not None}
+    return context  # type: ignore[return-value]  # just looked at
+
+
+def text(value: object) -> str:
+    """A value as Flipt would compare it: true and false, whole numbers without a fraction, nested values as compact JSON."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float():
+            return repr(value)
+    if hasattr(value, "isoformat"):
+        written = str(value.isoformat())
+        # A time without a zone is taken as UTC: RFC 3339 knows no other.
+        return f"{written}Z" if getattr(value, "tzinfo", value) is None else written
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def integer_of(answer: VariantAnswer) -> int:
+    """The attachment as a whole number, else the variant's key where it is written as one. Raises TypeMismatch."""
+    value = _attached(answer)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    key = answer.variant_key
+    if len(key) <= _WHOLE_MAX_CHARACTERS and _WHOLE.fullmatch(key):
+        return int(key)
+    raise _mismatch(answer, "a whole number")
+
+
+def number_of(answer: VariantAnswer) -> float:
+    """The attachment as a number, else the variant's key where it reads as one. Raises TypeMismatch."""
+    value = _attached(answer)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise _mismatch(answer, "a number of 64 bits") from None
+    number = parse_float(answer.variant_key)
+    if number is None or number - number != 0.0:
+        raise _mismatch(answer, "a number")
+    return number
+
+
+def object_of(answer: VariantAnswer) -> dict[str, object]:
+    """The attachment as an object, a fresh one for every caller. Raises TypeMismatch."""
+    value = _attached(answer)
+    if isinstance(value, dict):
+        return value
+    raise _mismatch(answer, "an object")
+
+
+def _attached(answer: VariantAnswer) -> object:
+    # None where there is no attachment, or none that is JSON.
+    if not answer.attachment:
+        return None
+    try:
+        return _DECODER.decode(answer.attachment)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _mismatch(answer: VariantAnswer, wanted: str) -> TypeMismatch:
+    return TypeMismatch(
+        f"flag {answer.flag_key!r}: neither the attachment nor the key of variant {answer.variant_key!r} is {wanted}"
+    )

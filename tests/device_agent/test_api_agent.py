@@ -1,0 +1,161 @@
+"""Flagcast's own service: what changes, and the admitted snapshot as a stream."""
+
+import importlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from admitted import History
+from flagd_calls import switch
+from followed import FollowedAgent
+from local_server import ENTRIES, RunningServer, running
+
+from flagcast_agent.api.answers import Snapshot
+from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
+from flagcast_agent.limits import SNAPSHOT_PART_BYTES
+from flagcast_agent.store import Reader, StoreUnreadable
+from flagcast_shared.envelope import open_envelope
+from flagcast_shared.errors import NamespaceNotFound
+from flagcast_shared.ids import Namespace, RecordId
+from flagcast_shared.messages import Place, decode_head
+from flagcast_shared.records import content_digest, decode_record
+from flagcast_shared.topics import Kind
+
+grpc: Any = importlib.import_module("grpc")  # it ships no types
+
+
+@contextmanager
+def streaming(server: RunningServer, method: str, request: Any, kind: Any) -> Iterator[Any]:
+    with grpc.insecure_channel(
+        f"unix:{server.path}", options=[("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
+        call = channel.unary_stream(
+            f"/flagcast.agent.v1.Agent/{method}", response_deserializer=kind.FromString
+        )
+        stream = call(request.SerializeToString(), timeout=30)
+        yield stream
+        stream.cancel()
+
+
+def watching(server: RunningServer, namespace: str = "") -> Any:
+    return streaming(server, "Watch", agent.WatchRequest(namespace=namespace), agent.WatchResponse)
+
+
+def test_a_watcher_hears_the_version_in_force_and_then_what_changes() -> None:
+    history = History()
+    with running(None) as server:
+        server.evaluator.activate(
+            history.begin([switch("a", enabled=True), switch("b", enabled=True)]), now=1
+        )
+        with watching(server) as changes:
+            assert next(changes) == agent.WatchResponse(namespace="default", epoch=1, version=1)
+            server.evaluator.activate(history.sign_again(issued=1001, expires=3000), now=2)
+            server.evaluator.activate(
+                history.change([switch("a", enabled=False)], [RecordId("flag", "b")]), now=3
+            )
+            assert next(changes) == agent.WatchResponse(
+                namespace="default", epoch=1, version=2, changed=["a"], removed=["b"]
+            )
+
+
+def test_a_watcher_waits_for_what_is_not_there_yet_and_hears_of_what_it_asked_for_alone() -> None:
+    with running(ENTRIES) as server, watching(server, "other") as other, watching(server) as every:
+        assert next(every).namespace == "default"
+        server.evaluator.activate(History("other").begin([switch("a", enabled=True)]), now=1)
+        for changes in (other, every):
+            found = next(changes)
+            assert (found.namespace, found.version, list(found.changed)) == ("other", 1, ["a"])
+
+
+def test_a_watcher_is_told_when_the_agent_stops() -> None:
+    with running(ENTRIES) as server, watching(server) as changes:
+        next(changes)
+        server.stop()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(changes)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def asking_for(server: RunningServer, namespace: str = "") -> Any:
+    return streaming(server, "Snapshot", agent.SnapshotRequest(namespace=namespace), agent.SnapshotResponse)
+
+
+def snapshot_of(path: Path, namespace: Namespace) -> Snapshot:
+    reader = Reader(path)
+    try:
+        seen = reader.look({})
+    finally:
+        reader.close()
+    assert seen is not None
+    for held in seen.holdings:
+        if held.namespace == namespace and held.records is not None:
+            return Snapshot(
+                held.namespace, held.epoch, held.version, held.digest, held.head_data, held.records
+            )
+    raise NamespaceNotFound("none")
+
+
+def test_a_snapshot_is_what_was_admitted_and_can_be_verified(tmp_path: Path) -> None:
+    followed = FollowedAgent(tmp_path / "agent.sqlite")
+    try:
+        flags = [switch(f"flag-{number}", enabled=True) for number in range(50)]
+        followed.publish(*flags)
+        place = Place(followed.publisher.environment, followed.publisher.namespace, Kind.HEAD)
+        with running(flags) as server:
+            server.snapshot = lambda name: snapshot_of(followed.path, name)
+            with asking_for(server) as stream:
+                first, *rest = stream
+        records = [*first.records, *(each for part in rest for each in part.records)]
+        assert first.records_in_all == len(records) == 50
+        assert content_digest(decode_record(each).digest for each in records) == first.digest
+        head = decode_head(open_envelope(first.head, place).payload, place)
+        assert (head.stable.digest, head.stable.version) == (first.digest, first.version)
+    finally:
+        followed.close()
+
+
+def test_a_large_snapshot_comes_in_parts() -> None:
+    records = tuple(bytes([number]) * (SNAPSHOT_PART_BYTES // 3) for number in range(10))
+    found = Snapshot(Namespace("default"), 1, 1, b"d", b"h", records)
+    with running(ENTRIES) as server:
+        server.snapshot = lambda _: found
+        with asking_for(server) as stream:
+            parts = list(stream)
+    assert len(parts) == 4
+    assert [each for part in parts for each in part.records] == [*records]
+    assert [part.head for part in parts] == [b"h", b"", b"", b""]
+
+
+@pytest.mark.parametrize(("namespace", "code"), [("elsewhere", "NOT_FOUND"), ("", "INTERNAL")])
+def test_a_snapshot_that_cannot_be_read_says_so(namespace: str, code: str) -> None:
+    def fail(_: Namespace) -> Snapshot:
+        raise StoreUnreadable("there is no database")
+
+    with running(ENTRIES) as server:
+        server.snapshot = fail
+        with asking_for(server, namespace) as stream, pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        assert caught.value.code().name == code
+
+
+def test_snapshots_are_read_one_at_a_time() -> None:
+    at_once, most = [], []
+    lock = threading.Lock()
+
+    def read(name: Namespace) -> Snapshot:
+        with lock:
+            at_once.append(1)
+            most.append(len(at_once))
+        threading.Event().wait(0.02)
+        with lock:
+            at_once.pop()
+        return Snapshot(name, 1, 1, b"d", b"h", ())
+
+    with running(ENTRIES) as server:
+        server.snapshot = read
+        with asking_for(server) as one, asking_for(server) as two, asking_for(server) as three:
+            assert [len(list(each)) for each in (one, two, three)] == [1, 1, 1]
+    assert max(most) == 1

@@ -1,0 +1,363 @@
+"""The reader of HTTP/1.1: any bytes give requests or one error, however they are cut; and what a connection survives."""
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_server import RunningServer, running
+from raw_http1 import HttpClient
+
+from flagcast_agent.api import web
+from flagcast_agent.api.http1 import BadRequest, Request, RequestReader
+from flagcast_agent.limits import CONNECTIONS_MAX, HEAD_MAX_BYTES, HEADERS_MAX, REQUEST_MAX_BYTES
+
+ONE = "/ofrep/v1/evaluate/flags/on"
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def read(*parts: bytes) -> list[Request]:
+    reader = RequestReader()
+    found: list[Request] = []
+    for part in parts:
+        reader.feed(part)
+        while (request := reader.next()) is not None:
+            found.append(request)
+    return found
+
+
+# The reader.
+
+
+def test_requests_one_after_the_other() -> None:
+    first, second = read(
+        b"\r\nPOST /a?b=c HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nX-Y:  z \r\n\r\nabc" + GET
+    )
+    assert (first.method, first.target, first.body) == ("POST", "/a?b=c", b"abc")
+    assert first.headers == {"host": "x", "content-length": "3", "x-y": "z"}
+    assert (second.method, second.body, second.is_last) == ("GET", b"", False)
+
+
+def test_a_body_in_chunks() -> None:
+    (found,) = read(CHUNKED + b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\nTrailer: t\r\n\r\n")
+    assert found.body == b"abc0123456789"
+
+
+@pytest.mark.parametrize(
+    ("line", "is_last", "is_chunking"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", False, True),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: TE, Close\r\n\r\n", True, True),
+        (b"GET / HTTP/1.0\r\n\r\n", True, False),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", False, False),
+    ],
+)
+def test_whether_the_connection_goes_on(line: bytes, is_last: bool, is_chunking: bool) -> None:
+    (found,) = read(line)
+    assert (found.is_last, found.is_chunking) == (is_last, is_chunking)
+
+
+def test_a_target_may_name_the_host() -> None:
+    found = read(b"GET http://x:1/a HTTP/1.1\r\nHost: x\r\n\r\n", b"GET HTTP://x HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert [each.target for each in found] == ["/a", "/"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01", 400),  # a client that speaks TLS
+        (b"GET /\r\n\r\n", 400),
+        (b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"G\tT / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),  # RFC 9112, section 3.2
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),  # section 5.2
+        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),  # section 5.1
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\x00c\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\nC: d\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n: y\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: \xb2\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (REQUEST_MAX_BYTES + 1), 413),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999999999999999\r\n\r\n", 400),
+        (CHUNKED + b"%x\r\n" % (REQUEST_MAX_BYTES + 1), 413),
+        (CHUNKED + b"-1\r\n", 400),
+        (CHUNKED + b"0x1\r\n", 400),
+        (CHUNKED + b"3\r\nabcd\r\n", 400),
+        (CHUNKED + b"1" * 2000, 400),
+        (CHUNKED + b"0\r\nno trailer\r\n", 400),
+        (CHUNKED + b"0\r\n" + b"A: b\r\n" * 10_000, 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * HEAD_MAX_BYTES, 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * HEAD_MAX_BYTES + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * HEADERS_MAX + b"\r\n", 431),
+    ],
+)
+def test_what_is_no_request_is_refused(data: bytes, status: int) -> None:
+    with pytest.raises(BadRequest) as caught:
+        read(data)
+    assert caught.value.status == status
+
+
+PIECES = st.sampled_from(
+    [
+        GET,
+        CHUNKED,
+        b"3\r\nabc\r\n",
+        b"0\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+        b"\r\n",
+        b"Host: x\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Expect: 100-continue\r\n",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(PIECES | st.binary(max_size=30), max_size=6),
+    cuts=st.lists(st.integers(0, 300), max_size=6),
+)
+def test_any_bytes_give_the_same_requests_or_an_error_however_they_are_cut(
+    pieces: list[bytes], cuts: list[int]
+) -> None:
+    data = b"".join(pieces)
+    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    parts = [data[start:end] for start, end in pairwise(places)]
+
+    def outcome(*given: bytes) -> object:
+        found: list[Request] = []
+        reader = RequestReader()
+        try:
+            for part in given:
+                reader.feed(part)
+                while (request := reader.next()) is not None:
+                    found.append(request)
+        except BadRequest:
+            return found, "refused"
+        return found, "waits"
+
+    assert outcome(data) == outcome(*parts) == outcome(*(bytes([byte]) for byte in data))
+
+
+# The connection.
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[RunningServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: RunningServer) -> Iterator[RunningServer]:
+    """The server, with another client connected before and still answered after whatever the test does."""
+    with HttpClient(shared_server.path) as bystander:
+        assert bystander.ask("GET", "/livez").status == 200
+        yield shared_server
+        assert bystander.ask("GET", "/livez").body == b"alive\n"
+
+
+def test_one_connection_carries_many_requests(server: RunningServer) -> None:
+    with HttpClient(server.path) as client:
+        for _ in range(50):
+            assert client.ask("POST", ONE, b"{}").json["value"] is True
+
+
+def test_requests_that_are_sent_ahead_are_answered_in_order(server: RunningServer) -> None:
+    with HttpClient(server.path) as client:
+        for target in (ONE, "/ofrep/v1/evaluate/flags", "/ofrep/v1/evaluate/flags/off") * 20:
+            client.send("POST", target, b"{}")
+        for _ in range(20):
+            assert client.response().json["key"] == "on"
+            assert len(client.response().json["flags"]) > 5
+            assert client.response().json["key"] == "off"
+
+
+def test_a_client_that_waits_to_be_told_is_told(server: RunningServer) -> None:
+    with HttpClient(server.path) as client:
+        client.socket.sendall(
+            f"POST {ONE} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert client.head() == (100, {})
+        client.socket.sendall(b"{}")
+        assert client.response().status == 200
+
+
+def test_an_old_client_is_answered_and_closed(server: RunningServer) -> None:
+    with HttpClient(server.path) as client:
+        client.socket.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert client.response().body == b"alive\n"
+        assert client.until_closed() == b""
+
+
+def test_a_client_that_says_it_is_done_still_gets_its_answer(server: RunningServer) -> None:
+    for target in (ONE, "/ofrep/v1/evaluate/flags"):
+        with HttpClient(server.path) as client:
+            client.send("POST", target, b"{}")
+            client.socket.shutdown(socket.SHUT_WR)
+            assert client.response().status == 200
+            assert client.until_closed() == b""
+
+
+def test_a_request_that_is_refused_says_why_and_closes(server: RunningServer) -> None:
+    with HttpClient(server.path) as client:
+        client.socket.sendall(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n" + GET)
+        response = client.response()
+        assert (response.status, response.headers["connection"]) == (400, "close")
+        assert "header" in response.json["errorDetails"]
+        assert client.until_closed() == b""
+
+
+def test_the_head_alone(server: RunningServer) -> None:
+    with HttpClient(server.path) as client:
+        response = client.ask("HEAD", "/livez")
+        assert (response.status, response.headers["content-length"]) == (200, "6")
+        assert client.ask("GET", "/livez").body == b"alive\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "*", 404),
+        ("POST", "/metrics", 405),
+        ("GET", ONE, 405),
+        ("POST", "/ofrep/v1/events", 405),
+        ("GET", "/flagd.evaluation.v2.Service/ResolveBoolean", 405),
+        ("POST", "/flagd.evaluation.v2.Service/Nope", 404),
+        ("POST", "/flipt.evaluation.EvaluationService/Boolean", 404),
+    ],
+)
+def test_what_is_not_there_is_said_so_and_the_connection_goes_on(
+    server: RunningServer, method: str, target: str, status: int
+) -> None:
+    with HttpClient(server.path) as client:
+        assert client.ask(method, target).status == status
+        assert client.ask("GET", "/livez").status == 200
+
+
+def test_a_request_that_never_ends_is_ended(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "REQUEST_TIMEOUT_SECONDS", 0.2)
+    with HttpClient(server.path) as client:
+        client.socket.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        for _ in range(3):  # a byte now and then buys no time
+            time.sleep(0.05)
+            client.socket.sendall(b"x")
+        assert client.response().status == 408
+        assert client.until_closed() == b""
+
+
+def test_an_idle_connection_is_closed(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "IDLE_SECONDS", 0.1)
+    with HttpClient(server.path) as client:
+        assert client.ask("GET", "/livez").status == 200
+        assert client.until_closed() == b""
+
+
+def test_a_client_that_does_not_read_its_answers_is_disconnected(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "UNREAD_SECONDS", 0.3)
+    with HttpClient(server.path) as greedy, HttpClient(server.path) as other:
+        greedy.socket.settimeout(0.05)
+        with pytest.raises((TimeoutError, ConnectionError)):
+            _send_without_end(greedy)
+        began = time.monotonic()
+        while server.open_connections() > 2:
+            assert other.ask("GET", "/livez").status == 200
+            assert time.monotonic() - began < 10
+
+
+def test_connections_over_the_limit_are_closed(server: RunningServer) -> None:
+    clients = []
+    try:
+        while server.open_connections() < CONNECTIONS_MAX:
+            client = HttpClient(server.path)
+            client.ask("GET", "/livez")
+            clients.append(client)
+        with HttpClient(server.path) as refused:
+            assert refused.until_closed() == b""
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_page_of_another_host_gets_nothing_from_the_loopback_port(server: RunningServer) -> None:
+    for host, status in {
+        "localhost": 200,
+        f"127.0.0.1:{server.port}": 200,
+        "[::1]:80": 200,
+        "evil.example": 421,
+        f"evil.example:{server.port}": 421,
+        "localhost.evil.example": 421,
+    }.items():
+        with HttpClient(server.port) as client:
+            assert client.ask("POST", ONE, b"{}", {"host": host}).status == status
+
+
+def test_a_failure_inside_the_agent_is_an_internal_error_and_logged_once(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(server.server._resolutions, "resolve", fail)
+    with caplog.at_level(logging.WARNING), HttpClient(server.path) as client:
+        response = client.ask("POST", ONE, b"{}")
+        assert response.status == 500
+        assert "a bug" not in response.json["errorDetails"]
+        assert client.ask("GET", "/livez").status == 200
+    assert [record.message for record in caplog.records] == ["a call failed inside the agent"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(body=st.binary(max_size=200) | st.text(max_size=50).map(lambda text: json.dumps(text).encode()))
+def test_any_body_has_an_answer(body: bytes) -> None:
+    with HttpClient(SHARED[0].path) as client:
+        for target in (ONE, "/ofrep/v1/evaluate/flags"):
+            assert client.ask("POST", target, body).status in {200, 400}
+        for name in ("ResolveBoolean", "ResolveAll"):
+            for kind in ("json", "proto"):
+                response = client.ask(
+                    "POST",
+                    f"/flagd.evaluation.v2.Service/{name}",
+                    body,
+                    {"content-type": f"application/{kind}"},
+                )
+                assert response.status in {200, 400, 404, 500}
+
+
+SHARED: list[RunningServer] = []
+
+
+@pytest.fixture(autouse=True)
+def _shared(shared_server: RunningServer) -> None:
+    SHARED[:] = [shared_server]
+
+
+def test_stopping_closes_idle_connections() -> None:
+    with running() as server, HttpClient(server.path) as client:
+        assert client.ask("GET", "/livez").status == 200
+        server.stop()
+        assert client.until_closed() == b""
+
+
+def _send_without_end(client: HttpClient) -> None:
+    for _ in range(100_000):
+        client.send("GET", "/metrics")

@@ -1,0 +1,422 @@
+"""Being up to date, asking for it, asking the publisher, signs of life, and what is remembered of a broker."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from agent_shell import AgentShell
+from publisher_simulator import NOW, PublisherSimulator
+from releases import OFF, ON
+
+from flagcast_agent import sync as core
+from flagcast_agent.link import RECONNECT_MIN_SECONDS, REMEMBER_SECONDS, BrokerMemory, LinkState
+from flagcast_agent.sync import (
+    Connect,
+    Connected,
+    ConnectFailed,
+    Disconnected,
+    Fault,
+    Publish,
+    Remember,
+    Send,
+    Started,
+    Subscribe,
+    Subscribed,
+    Sync,
+    Ticked,
+    Woken,
+)
+from flagcast_shared.context import Device
+from flagcast_shared.ids import DeviceId, Namespace
+from flagcast_shared.reports import decode_refresh, decode_report
+from flagcast_shared.trust import begin
+
+KIOSK = Namespace("kiosk")
+
+
+@pytest.fixture
+def publisher() -> PublisherSimulator:
+    return PublisherSimulator()
+
+
+@pytest.fixture
+def agent(publisher: PublisherSimulator, tmp_path: Path) -> Iterator[AgentShell]:
+    shell = AgentShell(tmp_path / "agent.db", publisher)
+    yield shell
+    shell.close()
+
+
+def wishes(agent: AgentShell) -> list[Send]:
+    return [each for each in agent.effects if isinstance(each, Send) and each.topic.endswith("/refresh")]
+
+
+def subscriptions(agent: AgentShell) -> int:
+    return sum(isinstance(each, Subscribe) for each in agent.effects)
+
+
+def state(agent: AgentShell) -> LinkState:
+    return agent.sync.link
+
+
+# Up to date
+
+
+def test_up_to_date_is_whoever_holds_what_the_head_names(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.connect()
+    assert agent.sync.why_not_current() == ("default: no head was heard",)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    assert agent.sync.why_not_current() == ("default: content of version 1 is awaited",)
+    agent.settle()
+    assert state(agent) is LinkState.LIVE
+    assert agent.sync.why_not_current() == ()
+
+
+def test_a_namespace_of_which_nothing_is_known_counts_after_a_quiet_time(agent: AgentShell) -> None:
+    agent.connect()
+    agent.tick(core.HEADLESS_PATIENCE_SECONDS - 0.1)
+    assert state(agent) is LinkState.SYNCING
+    agent.tick(0.2)
+    assert state(agent) is LinkState.LIVE
+
+
+def test_the_loss_of_a_head_that_was_there_is_not_being_up_to_date(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    publisher.retained.clear()
+    agent.reconnect()
+    for _ in range(5):
+        agent.tick(1000.0)
+        assert state(agent) is LinkState.SYNCING
+    assert agent.sync.why_not_current() == ("default: no head was heard",)
+
+
+@pytest.mark.parametrize("lie", ["garbage", "old"])
+def test_a_head_that_is_refused_is_not_being_up_to_date(
+    agent: AgentShell, publisher: PublisherSimulator, lie: str
+) -> None:
+    publisher.release(OFF)
+    old = publisher.retained[publisher.head_topic]
+    publisher.release(ON)
+    agent.catch_up()
+    publisher.retained[publisher.head_topic] = old if lie == "old" else b"garbage"
+    agent.reconnect()
+    agent.settle()
+    agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+    assert state(agent) is LinkState.SYNCING
+    (why,) = agent.sync.why_not_current()
+    assert ("stale_offered" if lie == "old" else "malformed") in why
+    publisher.release(ON)
+    agent.hear()
+    assert state(agent) is LinkState.LIVE
+
+
+def test_garbage_after_a_head_that_was_believed_takes_nothing_back(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.deliver(publisher.head_topic, b"garbage")
+    assert state(agent) is LinkState.LIVE
+
+
+def test_one_namespace_of_two_is_not_enough(tmp_path: Path, publisher: PublisherSimulator) -> None:
+    publisher.release(OFF)
+    agent = AgentShell(tmp_path / "two.db", publisher)
+    agent.sync.namespaces = (publisher.namespace, KIOSK)
+    agent.catch_up()
+    assert agent.sync.why_not_current() == ("kiosk: no head was heard",)
+    agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+    assert state(agent) is LinkState.LIVE
+    agent.close()
+
+
+def test_a_namespace_that_may_not_be_read_is_not_up_to_date_and_the_other_goes_on(
+    tmp_path: Path, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent = AgentShell(tmp_path / "two.db", publisher)
+    agent.sync.namespaces = (publisher.namespace, KIOSK)
+    agent.is_mute = True
+    agent.connect()
+    kiosk = "flagcast/1/production/flags/kiosk/head"
+    agent.handle(
+        Subscribed((publisher.root_topic(2), publisher.head_topic, kiosk), (kiosk,), "Not authorized")
+    )
+    agent.is_mute = False
+    for _ in range(3):
+        agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+        agent.settle()
+        agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+    assert state(agent) is LinkState.SYNCING
+    assert agent.sync.why_not_current() == ("kiosk: the broker refused the subscription of its head",)
+    assert agent.evaluator.knowledge(publisher.namespace).version == 1
+    assert wishes(agent) == []
+    agent.close()
+
+
+# Asking
+
+
+def test_asking_while_waiting_connects_now(agent: AgentShell) -> None:
+    agent.handle(Started())
+    for _ in range(6):
+        agent.handle(ConnectFailed(Fault.REFUSED, "no"))
+        agent.tick(1_000_000.0)
+    agent.handle(ConnectFailed(Fault.REFUSED, "no"))
+    agent.monotonic += 5
+    assert any(isinstance(each, Connect) for each in agent.handle(Woken()))
+
+
+def test_whoever_asks_and_however_often_there_is_one_attempt_a_second(agent: AgentShell) -> None:
+    agent.handle(Started())
+    attempts = [agent.monotonic]
+    for _ in range(300):
+        agent.monotonic += 0.01
+        effects = [*agent.handle(Woken()), *agent.handle(Ticked())]
+        if any(isinstance(each, Connect) for each in effects):
+            attempts.append(agent.monotonic)
+        agent.handle(ConnectFailed(Fault.NETWORK, "no"))
+    assert len(attempts) == 3
+    assert all(later - earlier >= RECONNECT_MIN_SECONDS - 1e-6 for earlier, later in pairwise(attempts))
+
+
+def test_asking_a_connected_agent_hears_the_heads_again(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.tick(RECONNECT_MIN_SECONDS)
+    before = subscriptions(agent)
+    agent.handle(Woken())
+    assert subscriptions(agent) == before + 1
+    assert (agent.sync.asked, agent.sync.answered) == (1, 0)
+    agent.settle()
+    assert (agent.sync.asked, agent.sync.answered) == (1, 1)
+    for _ in range(50):
+        agent.handle(Woken())
+    assert subscriptions(agent) == before + 1, "asked within the same second"
+    assert agent.sync.answered == 1, "what was heard before is no answer"
+    agent.tick(RECONNECT_MIN_SECONDS)
+    assert subscriptions(agent) == before + 2
+    agent.settle()
+    assert agent.sync.answered == agent.sync.asked == 51
+
+
+def test_asking_a_link_that_is_dead_finds_it_dead(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.tick(RECONNECT_MIN_SECONDS)
+    agent.is_mute = True
+    agent.handle(Woken())
+    assert core.Disconnect() in agent.tick(core.ANSWER_PATIENCE_SECONDS)
+    assert state(agent) is LinkState.BACKING_OFF
+
+
+# Asking the publisher
+
+
+def test_a_head_that_is_missing_is_asked_for(agent: AgentShell) -> None:
+    agent.connect()
+    agent.tick(core.REFRESH_PATIENCE_SECONDS - 0.1)
+    assert wishes(agent) == []
+    agent.tick(0.2)
+    (wish,) = wishes(agent)
+    assert wish.topic == "flagcast/1/production/devices/device-1/refresh"
+    assert decode_refresh(wish.payload).namespaces == ("default",)
+
+
+def test_a_head_that_is_there_is_not_asked_for(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    for _ in range(10):
+        agent.tick(core.REFRESH_INTERVAL_SECONDS)
+    assert wishes(agent) == []
+
+
+def test_one_connection_asks_only_so_often(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    publisher.retained.clear()
+    agent.reconnect()
+    began = agent.monotonic
+    while agent.monotonic < began + 1.5 * core.REFRESH_INTERVAL_SECONDS:
+        deadline = agent.sync.next_deadline()
+        assert deadline is not None
+        agent.tick(max(0.5, deadline - agent.monotonic))
+        agent.handle(Woken())
+    assert len(wishes(agent)) == 2
+    agent.reconnect()
+    agent.tick(core.REFRESH_PATIENCE_SECONDS)
+    assert len(wishes(agent)) == 3, "another connection may be to another broker"
+
+
+# Signs of life
+
+
+def lone(device: str, heartbeat: int) -> Sync:
+    publisher = PublisherSimulator()
+    trusted = begin(publisher.environment, Device(DeviceId(device)), publisher.anchor)
+    return Sync(trusted, publisher.topics, (publisher.namespace,), 1, "1.0", heartbeat_seconds=heartbeat)
+
+
+def beats(sync: Sync, seconds: float) -> list[float]:
+    """When reports are sent in a connection without news, in seconds from the start."""
+    found: list[float] = []
+    sync.handle(Started(), now=NOW, monotonic=0.0, jitter=0.5)
+    sync.handle(Connected(), now=NOW, monotonic=0.0, jitter=0.5)
+    sync.handle(Subscribed(tuple(sync._unconfirmed)), now=NOW, monotonic=0.0, jitter=0.5)
+    at = 0.0
+    while at < seconds:
+        deadline = sync.next_deadline()
+        at = seconds if deadline is None else max(at, deadline)
+        effects = sync.handle(Ticked(), now=NOW, monotonic=at, jitter=0.5)
+        found += [at for each in effects if isinstance(each, Publish) and at <= seconds]
+    return found
+
+
+def test_a_device_without_news_reports_once_in_every_interval() -> None:
+    found = beats(lone("device-1", 3600), 10 * 3600.0)
+    assert len(found) == 10
+    assert all(later - earlier == pytest.approx(3600) for earlier, later in pairwise(found))
+
+
+def test_a_fleet_that_is_switched_on_at_once_does_not_beat_at_once() -> None:
+    first = sorted(beats(lone(f"device-{number}", 3600), 3600.0)[0] for number in range(100))
+    assert first[0] < 360
+    assert first[-1] > 3240
+    assert max(later - earlier for earlier, later in pairwise(first)) < 360
+
+
+def test_zero_turns_the_heartbeat_off() -> None:
+    assert beats(lone("device-1", 0), 1_000_000.0) == []
+
+
+def test_beats_that_fell_into_a_time_without_a_connection_are_not_made_up_for() -> None:
+    sync = lone("device-1", 60)
+    beats(sync, 100.0)
+    sync.handle(Disconnected("x"), now=NOW, monotonic=101.0, jitter=0.5)
+    sync.handle(Ticked(), now=NOW, monotonic=10_000.0, jitter=0.5)
+    effects = sync.handle(Connected(), now=NOW, monotonic=10_000.0, jitter=0.5)
+    assert sum(isinstance(each, Publish) for each in effects) == 1, "the birth"
+    assert not any(
+        isinstance(each, Publish) for each in sync.handle(Ticked(), now=NOW, monotonic=10_000.1, jitter=0.5)
+    )
+
+
+# Reports
+
+
+def test_every_connection_has_a_session_of_its_own_which_birth_and_will_share(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.disconnect()
+    agent.reconnect()
+    wills = [decode_report(each.will) for each in agent.effects if isinstance(each, Connect)]
+    births = [report for report in agent.reports if report.number == 1]
+    assert [will.session for will in wills] == [birth.session for birth in births]
+    assert len({will.session for will in wills}) == 2
+    assert all(will.number == 0 and not will.is_online for will in wills)
+
+
+def test_the_will_says_what_was_held_when_the_connection_was_asked_for(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.disconnect()
+    agent.reconnect()
+    first, second = [decode_report(each.will) for each in agent.effects if isinstance(each, Connect)]
+    assert first.applied == {}
+    assert second.applied[publisher.namespace].version == 1
+
+
+def test_a_broker_that_lies_all_the_time_does_not_make_its_devices_write_all_the_time(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    since = len(agent.reports)
+    for number in range(200):
+        agent.deliver(publisher.head_topic if number % 2 else publisher.root_topic(2), b"garbage")
+    assert agent.sync.rejected == 200
+    assert len(agent.reports) - since == core.REJECTIONS_TOLD_MAX
+
+
+# What is remembered of a broker
+
+
+def remembering(
+    publisher: PublisherSimulator, memory: BrokerMemory | None, broker: str = "here:1883"
+) -> Sync:
+    trusted = begin(publisher.environment, Device(DeviceId("d")), publisher.anchor)
+    return Sync(trusted, publisher.topics, (publisher.namespace,), 1, "1.0", broker=broker, memory=memory)
+
+
+def spoken(sync: Sync, *events: core.Event, now: int = NOW) -> tuple[list[str], list[Remember]]:
+    """The versions that were tried and what was remembered; the time that is waited for passes in between."""
+    effects: list[core.Effect] = []
+    monotonic = 0.0
+    for event in events:
+        effects += sync.handle(event, now=now, monotonic=monotonic, jitter=0.5)
+        deadline = sync.next_deadline()
+        if deadline is not None and sync.link in {LinkState.BACKING_OFF, LinkState.REFUSED}:
+            monotonic = deadline
+            effects += sync.handle(Ticked(), now=now, monotonic=monotonic, jitter=0.5)
+    return (
+        [each.protocol for each in effects if isinstance(each, Connect)],
+        [each for each in effects if isinstance(each, Remember)],
+    )
+
+
+OLD_BROKER = ConnectFailed(Fault.PROTOCOL, "unacceptable protocol version")
+
+
+def test_a_broker_that_took_the_older_version_is_remembered(publisher: PublisherSimulator) -> None:
+    tried, remembered = spoken(remembering(publisher, None), Started(), OLD_BROKER, Connected())
+    assert tried == ["5", "3.1.1"]
+    assert remembered == [Remember(BrokerMemory("here:1883", "3.1.1", NOW))]
+
+
+def test_a_restart_needs_no_trial(publisher: PublisherSimulator) -> None:
+    memory = BrokerMemory("here:1883", "3.1.1", NOW)
+    tried, remembered = spoken(remembering(publisher, memory), Started(), Connected(), now=NOW + 1000)
+    assert tried == ["3.1.1"]
+    assert remembered == []
+
+
+@pytest.mark.parametrize(
+    ("broker", "now"), [("there:1883", NOW), ("here:1883", NOW + REMEMBER_SECONDS)], ids=["other", "later"]
+)
+def test_another_broker_and_another_week_are_tried_anew(
+    publisher: PublisherSimulator, broker: str, now: int
+) -> None:
+    memory = BrokerMemory("here:1883", "3.1.1", NOW)
+    tried, remembered = spoken(remembering(publisher, memory, broker), Started(), Connected(), now=now)
+    assert tried == ["5"]
+    assert remembered == [Remember(None)]
+    tried, remembered = spoken(
+        remembering(publisher, memory, broker), Started(), OLD_BROKER, Connected(), now=now
+    )
+    assert tried == ["5", "3.1.1"]
+    assert remembered == [Remember(None), Remember(BrokerMemory(broker, "3.1.1", now))]
+
+
+def test_a_broker_that_was_replaced_by_one_that_wants_5_is_found_out(publisher: PublisherSimulator) -> None:
+    memory = BrokerMemory("here:1883", "3.1.1", NOW)
+    tried, remembered = spoken(remembering(publisher, memory), Started(), OLD_BROKER, Connected())
+    assert tried == ["3.1.1", "5"]
+    assert remembered == [Remember(None)]
+
+
+def test_a_configured_version_is_not_remembered(publisher: PublisherSimulator) -> None:
+    sync = remembering(publisher, None)
+    sync.protocol = "3.1.1"
+    assert spoken(sync, Started(), Connected()) == (["3.1.1"], [])
