@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-BENCHMARKS := evaluation local_api agent_start client
+BENCHMARKS := evaluation local_api agent_start client storm wire delta
 SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench lock proto format clean
+.PHONY: help install demo test lint bench fuzz lock proto format clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
@@ -42,6 +42,9 @@ lint: $(READY) ## ruff, mypy --strict, import-linter
 
 bench: $(READY) ## Run every benchmark and print its table
 	@for name in $(BENCHMARKS); do echo; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+fuzz: $(READY) ## Fuzz every function that takes bytes or text of others
+	$(BIN)/python benchmarks/fuzz.py
 
 format: $(READY) ## Format the sources
 	$(BIN)/ruff format $(SOURCES)

@@ -86,9 +86,9 @@ async def _storm(broker: Broker, count: int) -> list[Row]:
     stopped = time.monotonic()
     await asyncio.to_thread(broker.stop)
     await asyncio.sleep(DOWN_SECONDS)
-    await asyncio.to_thread(broker.start)
     back = time.monotonic()
-    await _until(lambda: all(device.is_live and device.live_since > back for device in devices))
+    await asyncio.to_thread(broker.start)
+    await _until(lambda: all(device.is_live and device.live_since > stopped for device in devices))
     times = sorted(device.live_since - back for device in devices)
     attempts = sorted(at for device in devices for at in device.attempts if at > stopped)
     peak = max(Counter(int(at - stopped) for at in attempts).values())
@@ -210,7 +210,9 @@ class _Thin:
             return
         self._writer = writer
         flags = 0x02 | 0x04 | 0x08 | 0x20  # clean session, will, at QoS 1, retained
-        body = _text("MQTT") + bytes([4, flags, 0, 60]) + _text(f"flagcast-{self._name}") + _text(topic)
+        keep_alive = int(2 * PATIENCE_SECONDS)  # nobody pings
+        body = _text("MQTT") + struct.pack("!BBH", 4, flags, keep_alive)
+        body += _text(f"flagcast-{self._name}") + _text(topic)
         self._write(0x10, body + struct.pack("!H", len(will)) + will)
         is_accepted = False
         try:

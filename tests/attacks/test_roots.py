@@ -8,7 +8,9 @@ from agent_shell import AgentShell, ignored, refused
 from publisher_simulator import ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey
 from releases import EVIL, OFF, ON
 
+from flagcast_agent.sync import Subscribe, Subscribed
 from flagcast_shared.ids import Environment, Epoch, KeyId
+from flagcast_shared.messages import InlineDelta
 from flagcast_shared.root import PublicKey, Quorum, Role, Root, encode_root, root_place
 
 ALICE = SigningKey("root-a")
@@ -236,6 +238,33 @@ def test_head_by_a_key_that_is_revoked_before_its_content_arrives(
     with ignored(agent):  # whoever signs the content now: nobody asked for it
         part = publisher.make_parts(content)[0]
         agent.deliver(publisher.part_topic(2), publisher.part_message(part))
+
+
+def test_head_by_a_key_that_only_a_root_on_the_way_lists(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    before = publisher.content
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    publisher.rotate(publisher_keys=[SigningKey("stolen")])
+    content = publisher.make_content([EVIL])
+    inline = InlineDelta(before.version, content.version, publisher.delta_body(before, content))
+    stolen = publisher.head_message(publisher.make_head(stable=content.offering(), inline=inline))
+    publisher.rotate(publisher_keys=[SigningKey("publisher-c")])
+    agent.is_mute = True  # the broker's answers come by hand, in the order of one connection
+    agent.reconnect()
+    agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
+    for number in (2, 3):
+        agent.deliver(publisher.root_topic(number), publisher.retained[publisher.root_topic(number)])
+    assert agent.sync.trusted.root.number == 3
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, stolen)
+    agent.deliver(publisher.root_topic(4), publisher.retained[publisher.root_topic(4)])
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, stolen)
+    heads = agent.handle(Subscribed((publisher.root_topic(5),)))
+    assert Subscribe((publisher.head_topic,)) in heads
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.head_topic, stolen)
 
 
 def test_roots_walked_are_persisted_one_by_one(agent: AgentShell, publisher: PublisherSimulator) -> None:

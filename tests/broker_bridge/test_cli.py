@@ -31,6 +31,8 @@ def test_the_commands_are_these() -> None:
         "serve",
         "show",
         "log",
+        "fleet",
+        "usage",
         "broker",
         "demo",
     ]

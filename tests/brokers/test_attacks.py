@@ -3,11 +3,13 @@
 One broker serves all of them; each attack has an environment of its own, and with it topics, keys and a device.
 """
 
+import asyncio
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import cbor2
 import pytest
 from agent_shell import disk_of
 from devices import Device, provision
+from grpclib.client import Channel
 from publisher_simulator import (
     DAY,
     PRODUCTION,
@@ -27,6 +30,9 @@ from publisher_simulator import (
 
 from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
+from flagcast_agent.api.messages import status_of
+from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
+from flagcast_agent.api.protos.flagcast_agent_grpc import AgentStub
 from flagcast_bridge import mqtt
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.envelope import content_type, sig_structure
@@ -98,9 +104,9 @@ class Scene:
     @property
     def namespace(self) -> Mapping[str, Any]:
         """What `status` says of the namespace."""
-        status: Any = self.device.status()
-        (one,) = status["namespaces"]
-        found: Mapping[str, Any] = one
+        status = asyncio.run(_status(self.device.socket))
+        (found,) = status["namespaces"]
+        assert isinstance(found, dict)
         return found
 
     @property
@@ -109,24 +115,33 @@ class Scene:
         held = {key: said[key] for key in ("epoch", "version", "digest", "issued", "expires", "flags")}
         return Belief(self.answers, held, disk_of(self.device.folder / "agent.sqlite"))
 
-    @property
-    def reported_attack(self) -> str:
-        """What the device's last report on the broker says that it refused last."""
+    def wait_for_report_of(self, attack: str) -> None:
+        """Waits until the device's report on the broker says that this is what it refused last."""
         topic = self.publisher.topics.of(DeviceAddress(self.name, "report"))
+        heard: dict[str, bytes] = {}
+
+        def is_reported() -> bool:
+            rejection = decode_report(heard[topic]).rejection if topic in heard else None
+            return rejection is not None and rejection.attack == attack
+
         with mqtt.connect(self.broker.host, self.broker.port, mqtt.Login()) as connection:
-            rejection = decode_report(connection.read_all([topic])[topic]).rejection
-        return rejection.attack if rejection is not None else ""
+            connection.watch([topic], heard.__setitem__, lambda why: None)
+            self.device.wait_until(is_reported, f"reported as {attack}")
 
     @contextmanager
-    def refused(self, attack: str) -> Iterator[None]:
-        """What happens inside is refused by this name, said by this name, and changes nothing."""
+    def refused(self, attack: str, *, of_namespace: bool = True) -> Iterator[None]:
+        """What happens inside is refused by this name, said by this name, and changes nothing.
+
+        `status` tells the refusals of each namespace; a root is of none.
+        """
         before, line = self.belief, f"attack={attack} "
         said = self.device.log.count(line)
         yield
         self.device.wait_until(lambda: self.device.log.count(line) > said, f"refused as {attack}")
         assert self.belief == before
-        assert self.namespace["last_rejection"]["attack"] == attack
-        self.device.wait_until(lambda: self.reported_attack == attack, f"reported as {attack}")
+        if of_namespace:
+            assert self.namespace["last_rejection"]["attack"] == attack
+        self.wait_for_report_of(attack)
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
@@ -145,6 +160,11 @@ class Scene:
         assert after.held["version"] == before.held["version"]
 
 
+async def _status(socket: Path) -> dict[str, Any]:
+    async with Channel(path=str(socket)) as channel:
+        return status_of(await AgentStub(channel).Status(agent.StatusRequest())).as_json()
+
+
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     with start_mosquitto(tmp_path_factory.mktemp("broker"), persistence=True) as started:
@@ -156,31 +176,12 @@ Begin = Callable[..., Scene]
 
 @pytest.fixture
 def begin(broker: Broker, tmp_path: Path) -> Iterator[Begin]:
-    """Makes a scene; what it is given are fields of its publisher, `lines` are further lines of `agent.toml`."""
+    """Makes a scene: `options` are those of `provision`, `fields` those of its publisher."""
     scenes: list[Scene] = []
 
-    def make(*, settings: Mapping[str, str] | None = None, **fields: Any) -> Scene:
-        number = next(_NUMBERS)
-        simulator = PublisherSimulator(
-            environment=Environment(f"attack-{number}"), **({"now": clock.now()} | fields)
-        )
-        simulator.release(*content("first"))
-        anchor = tmp_path / "anchor"
-        anchor.write_bytes(simulator.anchor)
-        name = DeviceId(f"device-{number}")
-        device = provision(tmp_path / name, anchor, broker.url, device=name)
-        configuration = device.folder / "agent.toml"
-        for old, new in (settings or {}).items():
-            text = configuration.read_text()
-            assert old in text
-            configuration.write_text(text.replace(old, new))
-        scene = Scene(simulator, broker, device, name)
-        scene.publish()
-        device.start()
-        scenes.append(scene)
-        scene.wait_for_answers_from("first")
-        device.wait_for("up to date")
-        return scene
+    def make(*options: str, **fields: Any) -> Scene:
+        scenes.append(_begin(broker, tmp_path, *options, **fields))
+        return scenes[-1]
 
     yield make
     for scene in scenes:
@@ -192,28 +193,75 @@ def scene(begin: Begin) -> Scene:
     return begin()
 
 
+@pytest.fixture(scope="module")
+def steady_scene(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """One scene for all attacks that are a single message: none of them changes anything, so the next finds it as it was."""
+    scene = _begin(broker, tmp_path_factory.mktemp("steady"))
+    yield scene
+    scene.device.kill()
+
+
+@pytest.fixture
+def steady(steady_scene: Scene) -> Iterator[Scene]:
+    """The same, after something true, so that a refusal that is like the last one is news again."""
+    scene = steady_scene
+    publisher = scene.publisher
+    publisher.now += 1
+    publisher.sign_again()
+    scene.publish(publisher.head_topic)
+    issued = datetime.fromtimestamp(publisher.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    scene.device.wait_until(lambda: scene.namespace["issued"] == issued, "a new head")
+    scene.wait_for_answers_from("first")
+    honest = list(publisher.contents), list(publisher.heads), dict(publisher.retained)
+    yield scene
+    publisher.contents, publisher.heads, publisher.retained = honest
+
+
+def _begin(broker: Broker, folder: Path, *options: str, **fields: Any) -> Scene:
+    number = next(_NUMBERS)
+    simulator = PublisherSimulator(
+        environment=Environment(f"attack-{number}"), **({"now": clock.now()} | fields)
+    )
+    simulator.release(*content("first"))
+    anchor = folder / "anchor"
+    anchor.write_bytes(simulator.anchor)
+    name = DeviceId(f"device-{number}")
+    scene = Scene(
+        simulator, broker, provision(folder / name, anchor, broker.url, *options, device=name), name
+    )
+    scene.publish()
+    scene.device.start()
+    try:
+        scene.wait_for_answers_from("first")
+        scene.device.wait_for("up to date")
+    except BaseException:
+        scene.device.kill()
+        raise
+    return scene
+
+
 # Who signs
 
 
-def test_head_forged_by_a_stranger(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_head_forged_by_a_stranger(steady: Scene) -> None:
+    publisher = steady.publisher
     publisher.release(*content("evil"), inline=True)
-    with scene.refused("unknown_key"):
-        scene.put((publisher.head_topic, publisher.head_message(publisher.head, MALLORY)))
+    with steady.refused("unknown_key"):
+        steady.put((publisher.head_topic, publisher.head_message(publisher.head, MALLORY)))
 
 
-def test_head_with_a_broken_signature(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_head_with_a_broken_signature(steady: Scene) -> None:
+    publisher = steady.publisher
     publisher.release(*content("evil"), inline=True)
-    with scene.refused("bad_signature"):
-        scene.put((publisher.head_topic, flip_last_bit(publisher.retained[publisher.head_topic])))
+    with steady.refused("bad_signature"):
+        steady.put((publisher.head_topic, flip_last_bit(publisher.retained[publisher.head_topic])))
 
 
-def test_head_signed_by_a_root_key(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_head_signed_by_a_root_key(steady: Scene) -> None:
+    publisher = steady.publisher
     publisher.release(*content("evil"), inline=True)
-    with scene.refused("wrong_role"):
-        scene.put((publisher.head_topic, publisher.head_message(publisher.head, *publisher.root_keys)))
+    with steady.refused("wrong_role"):
+        steady.put((publisher.head_topic, publisher.head_message(publisher.head, *publisher.root_keys)))
 
 
 def test_head_signed_by_a_revoked_key(scene: Scene) -> None:
@@ -289,12 +337,12 @@ def test_newer_head_that_names_an_older_version(scene: Scene) -> None:
         scene.publish(publisher.head_topic)
 
 
-def test_freeze_behind_an_expired_head(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_freeze_behind_an_expired_head(steady: Scene) -> None:
+    publisher = steady.publisher
     publisher.release(*content("second"), inline=True)
     expired = replace(publisher.head, issued=publisher.now - 8 * DAY, expires=publisher.now - DAY)
-    with scene.refused("freeze"):
-        scene.put((publisher.head_topic, publisher.head_message(expired)))
+    with steady.refused("freeze"):
+        steady.put((publisher.head_topic, publisher.head_message(expired)))
 
 
 def test_freeze_behind_an_expired_root(scene: Scene) -> None:
@@ -309,18 +357,20 @@ def test_freeze_behind_an_expired_root(scene: Scene) -> None:
         scene.publish(publisher.head_topic)
 
 
-def test_two_heads_of_one_number(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_two_heads_of_one_number(steady: Scene) -> None:
+    publisher = steady.publisher
     twin = replace(publisher.head, stable=publisher.make_content(content("evil")).offering())
-    with scene.refused("equivocation"):
-        scene.put((publisher.head_topic, publisher.head_message(twin)))
+    with steady.refused("equivocation"):
+        steady.put((publisher.head_topic, publisher.head_message(twin)))
 
 
-def test_two_contents_of_one_version(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_two_contents_of_one_version(steady: Scene) -> None:
+    publisher = steady.publisher
     twin = publisher.make_content(content("evil"), version=publisher.content.version)
-    with scene.refused("equivocation"):
-        scene.put((publisher.head_topic, publisher.head_message(publisher.make_head(stable=twin.offering()))))
+    with steady.refused("equivocation"):
+        steady.put(
+            (publisher.head_topic, publisher.head_message(publisher.make_head(stable=twin.offering())))
+        )
 
 
 def test_fast_forward_with_a_stolen_key_and_the_recovery(scene: Scene) -> None:
@@ -341,24 +391,24 @@ def test_fast_forward_with_a_stolen_key_and_the_recovery(scene: Scene) -> None:
 # Where
 
 
-def test_head_of_another_namespace(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_head_of_another_namespace(steady: Scene) -> None:
+    publisher = steady.publisher
     kiosk = PublisherSimulator(
         environment=publisher.environment, namespace=Namespace("kiosk"), now=publisher.now
     )
     for name in ("first", "evil", "evil again"):
         kiosk.release(*content(name))
-    with scene.refused("bad_signature"):
-        scene.put((publisher.head_topic, kiosk.retained[kiosk.head_topic]))
+    with steady.refused("bad_signature"):
+        steady.put((publisher.head_topic, kiosk.retained[kiosk.head_topic]))
 
 
-def test_head_of_another_environment(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_head_of_another_environment(steady: Scene) -> None:
+    publisher = steady.publisher
     staging = PublisherSimulator(environment=PRODUCTION, now=publisher.now)
     for name in ("first", "evil"):
         staging.release(*content(name))
-    with scene.refused("bad_signature"):
-        scene.put((publisher.head_topic, staging.retained[staging.head_topic]))
+    with steady.refused("bad_signature"):
+        steady.put((publisher.head_topic, staging.retained[staging.head_topic]))
 
 
 def test_root_is_left_out(scene: Scene) -> None:
@@ -366,20 +416,20 @@ def test_root_is_left_out(scene: Scene) -> None:
     publisher.rotate(root_keys=[SigningKey("root-b")])
     publisher.rotate(publisher_keys=[BOB])
     third = publisher.retained[publisher.root_topic(3)]
-    with scene.refused("unknown_key"):
+    with scene.refused("unknown_key", of_namespace=False):
         scene.put((publisher.root_topic(3), third), (publisher.root_topic(2), third))
 
 
 def test_root_of_a_later_number_at_the_place_of_the_next(scene: Scene) -> None:
     publisher = scene.publisher
     third = publisher.root_message(replace(publisher.root, number=3))
-    with scene.refused("replayed"):
+    with scene.refused("replayed", of_namespace=False):
         scene.put((publisher.root_topic(3), third), (publisher.root_topic(2), third))
 
 
-def test_empty_retained_head(scene: Scene) -> None:
-    with scene.refused("empty_payload"):
-        scene.put((scene.publisher.head_topic, b""))
+def test_empty_retained_head(steady: Scene) -> None:
+    with steady.refused("empty_payload"):
+        steady.put((steady.publisher.head_topic, b""))
 
 
 # Content
@@ -494,7 +544,7 @@ def test_endless_message_is_kept_back_by_the_broker(scene: Scene) -> None:
 
 
 def test_endless_message_of_a_broker_of_mqtt_3(begin: Begin) -> None:
-    scene = begin(settings={"[broker]\n": '[broker]\nprotocol = "3.1.1"\n'})
+    scene = begin("--protocol", "3.1.1")
     before = scene.belief
     scene.put((scene.publisher.head_topic, bytes(10 * MESSAGE_MAX_BYTES)))
     scene.device.wait_for("the broker sent a packet of")
@@ -536,13 +586,13 @@ PAYLOADS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
-def test_payload_that_a_stolen_key_signed(scene: Scene, name: str) -> None:
-    publisher = scene.publisher
+def test_payload_that_a_stolen_key_signed(steady: Scene, name: str) -> None:
+    publisher = steady.publisher
     lie, attack = PAYLOADS[name]
     honest = payload_of_next_head(publisher)
     assert lie(honest) != honest
-    with scene.refused(attack):
-        scene.put((publisher.head_topic, publisher.sign(lie(honest), publisher.place(Kind.HEAD))))
+    with steady.refused(attack):
+        steady.put((publisher.head_topic, publisher.sign(lie(honest), publisher.place(Kind.HEAD))))
 
 
 _ALG, _TYPE, _KEY = b"\x01\x27", b"\x03" + encode(content_type(Kind.HEAD)), b"\x04" + encode(ALICE.id)
@@ -555,18 +605,18 @@ HEADERS: dict[str, tuple[bytes, dict[int, object]]] = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_header_outside_the_profile_is_refused_though_its_signature_fits(scene: Scene, name: str) -> None:
-    publisher = scene.publisher
+def test_header_outside_the_profile_is_refused_though_its_signature_fits(steady: Scene, name: str) -> None:
+    publisher = steady.publisher
     header, unprotected = HEADERS[name]
     place, payload = publisher.place(Kind.HEAD), payload_of_next_head(publisher)
     aad = encode(["flagcast", 1, place.environment, place.namespace, place.kind.value])
     signature = ALICE.sign(sig_structure(header, None, aad, payload))
-    with scene.refused("header_not_allowed"):
-        scene.put((publisher.head_topic, envelope_of(header, unprotected, payload, signature)))
+    with steady.refused("header_not_allowed"):
+        steady.put((publisher.head_topic, envelope_of(header, unprotected, payload, signature)))
 
 
-def test_bytes_after_the_message(scene: Scene) -> None:
-    publisher = scene.publisher
+def test_bytes_after_the_message(steady: Scene) -> None:
+    publisher = steady.publisher
     publisher.release(*content("evil"), inline=True)
-    with scene.refused("trailing_bytes"):
-        scene.put((publisher.head_topic, publisher.retained[publisher.head_topic] + b"\x00"))
+    with steady.refused("trailing_bytes"):
+        steady.put((publisher.head_topic, publisher.retained[publisher.head_topic] + b"\x00"))

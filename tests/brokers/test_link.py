@@ -1,5 +1,6 @@
 """The link over real brokers: half-open, restarted, refusing, old; asked to hurry, run once, and asking the publisher."""
 
+import json
 import os
 import signal
 import socket
@@ -16,12 +17,14 @@ import pytest
 from devices import PATIENCE_SECONDS, Device, provision
 from halfway import Relay
 from publisher_simulator import PublisherSimulator
+from publishing import Flagcast, features, make_project
 
 from brokers import Broker, free_port, start_amqtt, start_mosquitto
 from flagcast_bridge import mqtt
-from flagcast_shared.ids import FlagKey
+from flagcast_shared.ids import DeviceId, FlagKey
 from flagcast_shared.model import BooleanFlag
 from flagcast_shared.reports import decode_refresh, decode_usage
+from flagcast_shared.topics import DeviceAddress
 
 LIGHTS = BooleanFlag(FlagKey("lights"), enabled=True)
 DIMMED = BooleanFlag(FlagKey("lights"), enabled=False)
@@ -417,6 +420,42 @@ def test_counts_are_kept_while_nobody_collects_and_no_word_of_a_caller_is_among_
     written = b"".join(path.read_bytes() for path in device.folder.glob("agent.sqlite*")) + b"".join(batches)
     for secret in secrets.values():
         assert secret.encode() not in written
+
+
+@pytest.mark.mosquitto
+def test_a_batch_whose_acknowledgement_a_power_cut_took_is_counted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start_mosquitto(tmp_path / "broker") as broker, Relay(broker.port) as relay:
+        project = make_project(tmp_path / "project", broker.url)
+        flagcast = Flagcast(tmp_path / "project", capsys)
+        file = tmp_path / "features.yml"
+        file.write_text(features({"lights": True}))
+        assert flagcast.on_project("publish", file).code == 0
+        assert flagcast.on_project("usage", "collect", "--once").code == 0
+        url = f"mqtt://127.0.0.1:{relay.port}"
+        topic = project.topics.of(DeviceAddress(DeviceId("device-1"), "metrics"))
+        with (
+            provision(tmp_path / "device", project.root_file(1), url) as device,
+            heard(broker, topic) as batches,
+        ):
+            configure(device, "[usage]", "interval_seconds = 1")
+            device.start()
+            device.wait_for('message="up to date"')
+            relay.fall_silent(both_ways=False)
+            for _ in range(3):
+                device.evaluate("lights", "e")
+            wait_until(lambda: batches, "the broker has it")
+            device.kill()
+            relay.speak()
+            device.start()
+            wait_until(lambda: batches.count(batches[0]) == 2, "and has it again")
+            assert device.stop() == 0
+        collected = flagcast.on_project("usage", "collect", "--once").out
+        document = json.loads(flagcast.on_project("usage", "--format", "json").out)
+        assert "known already: 0" not in collected
+        distinct = sum(decode_usage(payload).evaluations for payload in set(batches))
+        assert sum(each["evaluations"] for each in document["usage"]) == distinct >= 1
 
 
 @pytest.mark.mosquitto

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from admitted import History
 from flagd_calls import switch
-from followed import FollowedAgent
+from followed import FollowedAgent, wait_until
 from local_server import ENTRIES, RunningServer, running
 
 from flagcast_agent.api.answers import Snapshot
@@ -64,6 +64,7 @@ def test_a_watcher_hears_the_version_in_force_and_then_what_changes() -> None:
 def test_a_watcher_waits_for_what_is_not_there_yet_and_hears_of_what_it_asked_for_alone() -> None:
     with running(ENTRIES) as server, watching(server, "other") as other, watching(server) as every:
         assert next(every).namespace == "default"
+        wait_until(lambda: len(server.server._changes._subscriptions) == 2, "both watch")
         server.evaluator.activate(History("other").begin([switch("a", enabled=True)]), now=1)
         for changes in (other, every):
             found = next(changes)

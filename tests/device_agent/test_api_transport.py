@@ -21,6 +21,7 @@ from local_server import ENTRIES, RunningServer, running
 from raw_http2 import EVALUATE, RawClient, framed
 
 from flagcast_agent.api import grpc as api
+from flagcast_agent.api import server as server_module
 from flagcast_agent.api.answers import Question
 from flagcast_agent.api.local import AgentNotReachable, LocalClient
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
@@ -269,6 +270,31 @@ def test_a_client_that_does_not_read_its_answers_keeps_nobody_waiting(server: Ru
             assert ask(other)["grpc-status"] == OK
 
 
+def test_a_client_that_pings_and_never_reads_is_disconnected(server: RunningServer) -> None:
+    ping = _frame(0x6, 0x0, 0, b"12345678")
+    with RawClient(server.path) as client:
+        with pytest.raises(ConnectionError):
+            _send_without_end(client, ping * 1_000)
+        until(lambda: server.open_connections() == 1)  # the bystander's
+
+
+def test_a_connection_that_says_nothing_is_closed(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "REQUEST_TIMEOUT_SECONDS", 0.1)
+    for said in (b"", b"P", b"PR"):
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.settimeout(5)
+            silent.connect(str(server.path))
+            silent.sendall(said)
+            assert silent.recv(1) == b""
+
+
+def test_what_a_client_speaks_is_seen_however_its_first_bytes_are_cut(server: RunningServer) -> None:
+    with RawClient(server.path, in_pieces=True) as client:
+        assert ask(client)["grpc-status"] == OK
+
+
 def test_connections_over_the_limit_are_closed_and_there_is_room_again_later(server: RunningServer) -> None:
     clients = []
     try:
@@ -427,3 +453,8 @@ def test_a_call_that_does_not_end_is_cut_after_the_grace() -> None:
 def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
     # RFC 9113, section 4.1.
     return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
+
+
+def _send_without_end(client: RawClient, data: bytes) -> None:
+    for _ in range(1_000):
+        client.socket.sendall(data)

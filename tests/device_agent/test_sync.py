@@ -39,7 +39,7 @@ from flagcast_agent.sync import (
 from flagcast_shared.context import Device
 from flagcast_shared.ids import DeviceId, EntityId, Namespace
 from flagcast_shared.limits import REPORT_MAX_BYTES
-from flagcast_shared.reports import decode_report
+from flagcast_shared.reports import Usage, decode_report
 from flagcast_shared.root import Role
 from flagcast_shared.trust import begin
 
@@ -658,6 +658,16 @@ EVENTS = st.one_of(
             PersistFailed("x"),
             Ticked(),
             Subscribed(("x",), ("x",), "no"),
+            Subscribed(("flagcast/1/production/root/2", "flagcast/1/production/flags/default/head"), (), ""),
+            Disconnected("x", Fault.REFUSED),
+            core.Woken(),
+            core.Counted((Usage(bytes(16), NOW, NOW, ()),)),
+            core.Counted(()),
+            core.UsageFound(1, b"x"),
+            core.UsageFound(0, b""),
+            core.UsageNotKept(1),
+            core.Delivered(1, is_kept=True),
+            core.Delivered(1, is_kept=False, may_retry=False),
         ]
     ),
     st.builds(ConnectFailed, st.sampled_from(Fault), st.just("x")),
@@ -674,10 +684,13 @@ def test_any_events_in_any_order_are_taken(
     lone = Sync(trusted, publisher.topics, (publisher.namespace,), 1, "1.0")
     monotonic = 0.0
     lone.handle(Started(), now=NOW, monotonic=monotonic, jitter=0.5)
+    attempts = [monotonic]
     for event, seconds in events:
         monotonic += seconds
-        lone.handle(event, now=NOW, monotonic=monotonic, jitter=0.5)
+        effects = lone.handle(event, now=NOW, monotonic=monotonic, jitter=0.5)
+        attempts += [monotonic for effect in effects if isinstance(effect, Connect)]
         deadline = lone.next_deadline()
         assert deadline is None or deadline >= 0
     assert lone.trusted.root == trusted.root
     assert not lone.trusted.holdings
+    assert all(later - earlier >= links.RECONNECT_MIN_SECONDS for earlier, later in pairwise(attempts))

@@ -58,7 +58,7 @@ def test_every_warning_of_the_agent_is_explained() -> None:
 def test_every_key_of_the_agents_configuration_is_explained() -> None:
     source = (AGENT.sources / "config.py").read_text(encoding="utf-8")
     keys = re.findall(
-        r"(top|device|broker|paths|log|table)\.(?:parsed|text|texts|names|path|optional_path|"
+        r"(top|device|broker|paths|log|report|usage|table)\.(?:parsed|text|texts|names|path|optional_path|"
         r'mode|choice|integer)\(\s*"(\w+)"',
         source,
     )

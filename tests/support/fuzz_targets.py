@@ -19,7 +19,7 @@ from releases import EVIL, OFF, ON, OTHER
 from repository import ROOT
 
 from flagcast_agent import config
-from flagcast_bridge import validate
+from flagcast_bridge import project, validate
 from flagcast_bridge.sources import SourceFile
 from flagcast_shared.codec import Value, decode, deflate, encode, inflate
 from flagcast_shared.context import Device
@@ -333,6 +333,11 @@ def _agent_toml(data: bytes) -> None:
         config.load(_folder())
 
 
+def _flagcast_toml(data: bytes) -> None:
+    with contextlib.suppress(InvalidInput):
+        project.parse(data.decode(errors="surrogateescape"), Path("/"), "flagcast.toml")
+
+
 def _same(again: bytes, data: bytes) -> None:
     if again != data:
         raise Wrong(f"{data.hex()} encodes to {again.hex()}")
@@ -460,6 +465,18 @@ interval_seconds = 60
 """
 
 
+_FLAGCAST_TOML = b"""environment = "production"
+prefix = "flagcast"
+
+[broker]
+url = "mqtts://broker.example:8883"
+
+[publish]
+message_limit_bytes = 60000
+head_lifetime_hours = 168
+"""
+
+
 def _usages() -> list[bytes]:
     counts = (
         Count(NAMESPACE, FlagKey("beta"), "true", "match", 7),
@@ -509,6 +526,7 @@ TARGETS: dict[str, Target] = {
     "literals": Target(_literals, _texts),
     "features.yml": Target(_features, _flags_files),
     "agent.toml": Target(_agent_toml, lambda: [_AGENT_TOML]),
+    "flagcast.toml": Target(_flagcast_toml, lambda: [_FLAGCAST_TOML]),
 }
 
 

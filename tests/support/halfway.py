@@ -1,6 +1,7 @@
 """A TCP relay between an agent and its broker that can fall silent while both of its connections stay open."""
 
 import asyncio
+import contextlib
 import threading
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,8 @@ class Relay:
     def __init__(self, target: int) -> None:
         self._target = target
         self._loop = asyncio.new_event_loop()
-        self._passing: asyncio.Event | None = None
+        self._out: asyncio.Event | None = None
+        self._back: asyncio.Event | None = None
         self._server: asyncio.Server | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -30,15 +32,20 @@ class Relay:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
-    def fall_silent(self) -> None:
-        """From now on nothing is passed on, in either direction, of connections old and new."""
-        assert self._passing is not None
-        self._loop.call_soon_threadsafe(self._passing.clear)
+    def fall_silent(self, *, both_ways: bool = True) -> None:
+        """From now on nothing is passed on, of connections old and new; or only nothing that the target says."""
+        assert self._out is not None
+        assert self._back is not None
+        if both_ways:
+            self._loop.call_soon_threadsafe(self._out.clear)
+        self._loop.call_soon_threadsafe(self._back.clear)
 
     def speak(self) -> None:
         """Passes on again, also what was held back."""
-        assert self._passing is not None
-        self._loop.call_soon_threadsafe(self._passing.set)
+        assert self._out is not None
+        assert self._back is not None
+        self._loop.call_soon_threadsafe(self._out.set)
+        self._loop.call_soon_threadsafe(self._back.set)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -55,8 +62,9 @@ class Relay:
         self._loop.close()
 
     async def _start(self) -> None:
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._out, self._back = asyncio.Event(), asyncio.Event()
+        self._out.set()
+        self._back.set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -68,16 +76,21 @@ class Relay:
             writer.close()
             return
         try:
-            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+            assert self._out is not None
+            assert self._back is not None
+            with contextlib.suppress(asyncio.CancelledError):  # the end of the block
+                await asyncio.gather(
+                    self._pass(reader, back, self._out), self._pass(there, writer, self._back)
+                )
         finally:
             back.close()
             writer.close()
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        assert self._passing is not None
+    @staticmethod
+    async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter, passing: asyncio.Event) -> None:
         try:
             while data := await source.read(65_536):
-                await self._passing.wait()
+                await passing.wait()
                 sink.write(data)
                 await sink.drain()
         except (ConnectionError, RuntimeError):

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,9 +18,12 @@ EVALUATE = "/flipt.evaluation.EvaluationService/Boolean"
 
 
 class RawClient:
-    """One connection to a Unix socket; every wait ends within `timeout` seconds."""
+    """One connection to a Unix socket; every wait ends within `timeout` seconds.
 
-    def __init__(self, path: Path, timeout: float = 5.0) -> None:
+    `in_pieces` sends the connection's beginning byte by byte.
+    """
+
+    def __init__(self, path: Path, timeout: float = 5.0, *, in_pieces: bool = False) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
         self.socket.connect(str(path))
@@ -32,6 +36,9 @@ class RawClient:
             )
         )
         self.http2.initiate_connection()
+        for byte in self.http2.data_to_send() if in_pieces else b"":
+            self.socket.sendall(bytes([byte]))
+            time.sleep(0.001)
         self.flush()
 
     def begin(

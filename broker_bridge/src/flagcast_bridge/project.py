@@ -199,7 +199,7 @@ def parse(text: str, folder: Path, where: str) -> Project:
     """The project from the text of its configuration; relative paths stand in `folder`. Raises InvalidConfiguration."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib nests without end and reads any number
         raise InvalidConfiguration(f"{where}: not valid TOML: {error}") from error
     top = _Table(document, where, "")
     broker, publish, root = top.table("broker"), top.table("publish"), top.table("root")

@@ -94,7 +94,7 @@ def load(folder: Path) -> AgentConfig:
         raise InvalidConfiguration(
             f"{path}: there is no such file; write one with: flagcast-agent provision {folder} --anchor FILE --broker URL"
         ) from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # tomllib nests without end and reads any number
         raise InvalidConfiguration(f"{path}: cannot be read: {error}") from error
     return parse(document, folder.resolve(), str(path))
 

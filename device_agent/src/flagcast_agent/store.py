@@ -562,12 +562,13 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _require_header(path: Path) -> None:
-    # SQLite takes a file that is cut off within its header for a new one; an empty file is one.
+    # SQLite takes a file that is cut off within its header for a new one, and drops the log beside it. A file without a byte is
+    # new, unless its log says that it was something once.
     try:
         size = path.stat().st_size
     except OSError:
         return
-    if 0 < size < _HEADER_BYTES:
+    if size < _HEADER_BYTES and (size or _side_file(path, "-wal")):
         raise StoreCorrupt(_NOT_WHAT_WAS_WRITTEN.format(path=path, why=f"cut off after {size} bytes"))
 
 
@@ -598,6 +599,7 @@ def _open_to_read(path: Path) -> tuple[sqlite3.Connection, bool]:
     # Returns whether the connection sees later commits too. SQLite reads a log with the help of an index, the `-shm` file, which
     # whoever has the database open keeps up. Only where that is there the log is opened, and `readonly_shm` keeps the index as
     # it is: a reader that may write the folder would otherwise create files of its own user, which the agent cannot use.
+    _require_header(path)
     uri = path.absolute().as_uri()
     is_live = path.with_name(f"{path.name}-shm").exists()
     if not is_live and _side_file(path, "-wal"):

@@ -406,6 +406,7 @@ class Sync:
     _attempted_at: float | None = None
     _connected_at: float = 0.0
     _unconfirmed: set[str] = field(default_factory=set)
+    _is_walking: bool = False
     _denied: set[str] = field(default_factory=set)
     _subscribed_at: float = 0.0
     _again_at: float | None = None
@@ -545,6 +546,7 @@ class Sync:
         self.last_error = ""
         self._fetches.clear()
         self._denied.clear()
+        self._is_walking = False
         self._rejections_told = 0
         self._usage_sent = 0
         self._usage_rests = self._usage_denied = False
@@ -571,9 +573,9 @@ class Sync:
         heads = (self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces)
         return (self.topics.of(RootAddress(self.trusted.root.number + 1)), *heads)
 
-    def _subscribe(self, monotonic: float) -> Subscribe:
+    def _subscribe(self, monotonic: float, filters: tuple[str, ...] = ()) -> Subscribe:
         # The broker sends its retained messages again to whoever subscribes again (MQTT 3.1.1 and 5, 3.8.4).
-        filters = self._standing_filters()
+        filters = filters or self._standing_filters()
         self._unconfirmed = set(filters)
         self._heard.clear()
         self._again_at = None
@@ -581,10 +583,20 @@ class Sync:
         self._retry_at = monotonic + ANSWER_PATIENCE_SECONDS
         return Subscribe(filters)
 
-    def _subscribe_again(self, now: int, monotonic: float, also: tuple[str, ...] = ()) -> list[Effect]:
+    def _subscribe_again(self, now: int, monotonic: float) -> list[Effect]:
         self._move(Cause.AGAIN, now)
-        former = (*also, *self._drop_fetches())
+        self._is_walking = False
+        former = self._drop_fetches()
         return [*([Unsubscribe(former)] if former else []), self._subscribe(monotonic)]
+
+    def _walk(self, former_root: int, now: int, monotonic: float) -> list[Effect]:
+        # Another root may follow at once, and take back the key of a head that is already on its way: no head is judged
+        # until the broker has answered what stands after this root.
+        self._move(Cause.AGAIN, now)
+        self._is_walking = True
+        former = (self.topics.of(RootAddress(former_root + 1)), *self._drop_fetches())
+        following = self.topics.of(RootAddress(self.trusted.root.number + 1))
+        return [Unsubscribe(former), self._subscribe(monotonic, (following,))]
 
     def _on_subscribed(
         self, answer: Subscribed, now: int, monotonic: float, jitter: float
@@ -600,6 +612,10 @@ class Sync:
         self._unconfirmed -= set(answer.filters)
         if self._unconfirmed or not self._may(Cause.SUBSCRIBED):
             return effects
+        if self._is_walking:
+            self._is_walking = False
+            heads = tuple(self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces)
+            return [*effects, self._subscribe(monotonic, heads)]
         if self._denied >= {self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces}:
             wait = self._give_up(Cause.DENIED, now, monotonic, jitter)
             return [*effects, Disconnect(), _no_connection(Fault.REFUSED, self.last_error, wait)]
@@ -701,6 +717,8 @@ class Sync:
         address = self.topics.address(topic)
         if address is None or not self._follows(address):
             return [Log(Level.WARNING, "a message on a topic that is not ours", (("topic", topic),))]
+        if self._is_walking and isinstance(address, HeadAddress):
+            return []  # it is asked for again when the last root is known
         try:
             trusted, outcome = admit(self.trusted, address, payload, now=now)
         except Refused as error:
@@ -822,7 +840,7 @@ class Sync:
                     "root admitted",
                     (("root", outcome.root.number), ("epoch", outcome.root.epoch)),
                 ),
-                *self._subscribe_again(now, monotonic, (self.topics.of(RootAddress(former_root + 1)),)),
+                *self._walk(former_root, now, monotonic),
                 self._report(now),
             ]
         self._heard[outcome.namespace] = ""
