@@ -564,11 +564,12 @@ def _open(path: Path) -> sqlite3.Connection:
 def _require_header(path: Path) -> None:
     # SQLite takes a file that is cut off within its header for a new one, and drops the log beside it. A file without a byte is
     # new, unless its log says that it was something once.
+    log = _side_file(path, "-wal")  # first, because whoever is creating the file writes its log last
     try:
         size = path.stat().st_size
     except OSError:
         return
-    if size < _HEADER_BYTES and (size or _side_file(path, "-wal")):
+    if size < _HEADER_BYTES and (size or log):
         raise StoreCorrupt(_NOT_WHAT_WAS_WRITTEN.format(path=path, why=f"cut off after {size} bytes"))
 
 

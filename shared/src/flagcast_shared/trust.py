@@ -53,7 +53,15 @@ from .messages import (
     decode_head,
     decode_part,
 )
-from .records import Record, content_digest, decode_record, digest_of, exchange, split_content, split_delta
+from .records import (
+    Record,
+    decode_record,
+    digest_of,
+    digest_of_ascending,
+    exchange,
+    split_content,
+    split_delta,
+)
 from .root import Role, Root, decode_root, root_place
 from .topics import Address, DeltaAddress, HeadAddress, Kind, RootAddress, SnapshotAddress
 
@@ -230,7 +238,7 @@ def restore(trusted: Trusted, stored: Stored) -> tuple[Trusted, AdmittedUpdate]:
     records = tuple(decode_record(data) for data in stored.records)
     digests = {record.id: record.digest for record in records}
     ascending = sorted(digests.values())
-    if len(digests) != len(records) or content_digest(ascending) != stored.digest:
+    if len(digests) != len(records) or digest_of_ascending(ascending) != stored.digest:
         raise DigestMismatch(f"{stored.namespace}: the records on disk are not those that were admitted")
     holding = Holding(
         head,
@@ -453,7 +461,7 @@ def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) ->
     listed = split_content(inflate(joined, CONTENT_MAX_BYTES, f"{namespace}, snapshot"))
     hashed = [digest_of(data) for data in listed]
     ascending = sorted(hashed)
-    if content_digest(ascending) != pending.offering.digest:
+    if digest_of_ascending(ascending) != pending.offering.digest:
         raise DigestMismatch(
             f"{namespace}: the snapshot is not the content that head {pending.head.sequence} signed"
         )
@@ -517,7 +525,7 @@ def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: b
         gone=[held.records[identity] for identity in touched if identity in held.records],
         come=[record.digest for record in changed],
     )
-    if content_digest(ascending) != pending.offering.digest:
+    if digest_of_ascending(ascending) != pending.offering.digest:
         raise DigestMismatch(
             f"{namespace}: the delta does not lead to the content that head {pending.head.sequence} signed"
         )
