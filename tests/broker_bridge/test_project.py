@@ -117,6 +117,11 @@ def test_a_name_or_url_that_is_not_allowed_makes_nothing(
         ({"head_lifetime_hours": "0"}, r"publish\.head_lifetime_hours is 0; allowed is 1 to"),
         ({"lifetime_days": '"10"'}, r"root\.lifetime_days must be a whole number"),
         ({"password_file": '"p"'}, r"broker\.password_file needs broker\.user"),
+        ({"ledger": '"mysql://host/flagcast"'}, r"ledger .*allowed is postgresql://"),
+        ({"ledger": '"ledger.sqlite"'}, r"ledger .*allowed is postgresql://"),
+        ({"ledger": '"postgresql://[host/flagcast"'}, r"ledger .*allowed is postgresql://"),
+        ({"ledger": '"postgresql://flagcast:secret@host/flagcast"'}, r"ledger .*passfile"),
+        ({"ledger": '"postgresql://host/flagcast?password=secret"'}, r"ledger .*passfile"),
         ({"ca_file": '"ca.pem"'}, r"broker\.url is without TLS"),
         ({"url": '"mqtts://h"', "cert_file": '"c.pem"'}, r"broker\.key_file is missing"),
     ],
@@ -159,6 +164,14 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path: Path, content
     with pytest.raises(InvalidConfiguration, match=r"flagcast\.toml") as caught:
         project.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_ledger_is_a_file_of_the_project_unless_a_url_is_named(tmp_path: Path) -> None:
+    made = publisher.found(tmp_path, "test", URL)
+    assert made.ledger == made.folder / "ledger.sqlite"
+    url = "postgresql://flagcast@db.example.com/flagcast?sslmode=verify-full&passfile=/etc/flagcast/pgpass"
+    configure(tmp_path, {"ledger": f'"{url}"'})
+    assert project.load(tmp_path).ledger == url
 
 
 def test_a_missing_configuration_says_how_to_make_one(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_garbage_on_every_subscribed_topic_changes_nothing(
 ) -> None:
     broker, device = synced
     device.start()
-    device.wait_for("message=connected")
+    device.wait_for('message="up to date"')
     lies = [b"\x00", b"\xd2\x84", b"{}", b"\xff" * 1000, simulator.retained[simulator.head_topic][:-1]]
     with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:
         connection.publish([(simulator.head_topic, lie) for lie in lies])

@@ -155,10 +155,7 @@ def start_mosquitto(
         settings.append("allow_anonymous true")
     else:
         passwords = folder / "passwords"
-        passwords.touch(mode=0o600)
-        tool = shutil.which("mosquitto_passwd", path=_SEARCH)
-        assert tool is not None
-        subprocess.run([tool, "-b", str(passwords), *user], check=True, capture_output=True)
+        add_mosquitto_user(passwords, *user)
         settings += ["allow_anonymous false", f"password_file {passwords}"]
 
     def command(port: int) -> Sequence[str]:
@@ -167,6 +164,28 @@ def start_mosquitto(
         return [program, "-c", str(config)]
 
     return _start("mosquitto", folder, port, command)
+
+
+def start_configured_mosquitto(folder: Path, configuration: Callable[[int], str]) -> Broker:
+    """A mosquitto with a configuration of its own; `configuration` is told the port that its first listener takes."""
+    program = shutil.which("mosquitto", path=_SEARCH)
+    if program is None:
+        raise BrokerFailed("mosquitto is not installed; run tools/need-mosquitto.sh")
+
+    def command(port: int) -> Sequence[str]:
+        config = folder / "mosquitto.conf"
+        config.write_text(configuration(port))
+        return [program, "-c", str(config)]
+
+    return _start("mosquitto", folder.resolve(), None, command)
+
+
+def add_mosquitto_user(passwords: Path, name: str, password: str) -> None:
+    """Put a user into a password file, which is made where there is none."""
+    passwords.touch(mode=0o600)
+    tool = shutil.which("mosquitto_passwd", path=_SEARCH)
+    assert tool is not None
+    subprocess.run([tool, "-b", str(passwords), name, password], check=True, capture_output=True)
 
 
 def start_amqtt(folder: Path, *, port: int | None = None) -> Broker:

@@ -30,11 +30,18 @@ class Authority:
     def pem(self) -> bytes:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def certificate(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """The files of a certificate for a host name, IP address or user, and of its key."""
+    def certificate(
+        self, folder: Path, name: str, *, file: str = "", is_expired: bool = False
+    ) -> tuple[Path, Path]:
+        """The files of a certificate for a host name, IP address or user, and of its key; called `file` where that is given.
+
+        Files that are there are replaced.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(name, key.public_key(), self._key, self._certificate)
-        paths = folder / f"{name}.pem", folder / f"{name}.key"
+        certificate = _certificate(
+            name, key.public_key(), self._key, self._certificate, is_expired=is_expired
+        )
+        paths = folder / f"{file or name}.pem", folder / f"{file or name}.key"
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         paths[1].write_bytes(
             key.private_bytes(
@@ -49,6 +56,8 @@ def _certificate(
     public: ec.EllipticCurvePublicKey,
     signer: ec.EllipticCurvePrivateKey,
     issuer: x509.Certificate | None,
+    *,
+    is_expired: bool = False,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)  # noqa: TID251  # TLS libraries read this machine's clock too
@@ -59,8 +68,12 @@ def _certificate(
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - DAY)
-        .not_valid_after(now + DAY)
+        .not_valid_after(now - DAY / 2 if is_expired else now + DAY)
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
     )
     if issuer is not None:
         try:

@@ -4,17 +4,26 @@ The only module of the publisher that imports paho, and no type of it leaves. MQ
 not speak it. Every wait ends: by what was waited for, by the loss of the connection, or by a timeout below.
 """
 
+import contextlib
+import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, topic_matches_sub
+from paho.mqtt.client import (
+    Client,
+    ConnectFlags,
+    DisconnectFlags,
+    MQTTMessage,
+    _WebsocketWrapper,
+    topic_matches_sub,
+)
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -22,6 +31,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration
 from flagcast_shared.limits import MESSAGE_MAX_BYTES
+from flagcast_shared.transport import distrust, refusal
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 ANSWER_TIMEOUT_SECONDS: Final = 20.0
@@ -109,7 +119,11 @@ class _OtherVersion(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who we are to the broker, and whom it must be. Without `uses_tls` the files have no use."""
+    """Who we are to the broker, and whom it must be. Without `uses_tls` all but user and password has no use.
+
+    `server_name` is what the certificate has to be for, "" for the host that is connected to; `alpn` is the protocol that is
+    offered in the handshake, "" for none.
+    """
 
     user: str = ""
     password: str = ""
@@ -117,12 +131,14 @@ class Login:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    server_name: str = ""
+    alpn: str = ""
 
 
 def connect(
-    host: str, port: int, login: Login, *, protocol: str = "auto", client_id: str = ""
+    host: str, port: int, login: Login, *, path: str = "", protocol: str = "auto", client_id: str = ""
 ) -> "Connection":
-    """Connect with MQTT "5", "3.1.1", or the first of the two that the broker takes ("auto").
+    """Connect with MQTT "5", "3.1.1", or the first of the two that the broker takes ("auto"); with a `path` over WebSocket.
 
     With a `client_id` the broker keeps what comes for it while nobody is connected, for SESSION_SECONDS or longer, and what
     `incoming` gave and was not asked to go on from is given again.
@@ -136,12 +152,13 @@ def connect(
     reason = ""
     for version in versions:
         try:
-            return Connection(host, port, login, version, client_id)
+            return Connection(host, port, login, version, client_id=client_id, path=path)
         except _OtherVersion as error:
             reason = str(error)
     spoken = "MQTT 5 nor 3.1.1" if len(versions) > 1 else f"MQTT {protocol}"
+    hint = ", and broker.cert_file where it asks for a certificate" if login.uses_tls else ""
     raise ProtocolRefused(
-        f"{where}: the broker does not speak {spoken} ({reason}); check that it is an MQTT broker, and broker.protocol"
+        f"{where}: the broker does not speak {spoken} ({reason}); check that it is an MQTT broker, and broker.protocol{hint}"
     )
 
 
@@ -163,8 +180,11 @@ class _State:
 class Connection:
     """An open connection; made by `connect`. Not for several threads."""
 
-    def __init__(self, host: str, port: int, login: Login, version: str, client_id: str = "") -> None:
+    def __init__(
+        self, host: str, port: int, login: Login, version: str, *, client_id: str = "", path: str = ""
+    ) -> None:
         self._client_id = client_id
+        self._tls = _Tls(login) if login.uses_tls else None
         self._incoming: SimpleQueue[tuple[str, bytes, int] | None] = SimpleQueue()
         self.where = f"{host}:{port}"
         self.protocol = version
@@ -172,8 +192,8 @@ class Connection:
         self._changed = threading.Condition()
         self._hand_on: Callable[[str, bytes], None] | None = None
         self._say_lost: Callable[[str], None] | None = None
-        self._client = self._make_client(login)
-        self._open(host, port, uses_tls=login.uses_tls)
+        self._client = self._make_client(login, path)
+        self._open(host, port, login)
 
     def __enter__(self) -> Self:
         """The connection itself; it is closed at the end of the block."""
@@ -218,15 +238,17 @@ class Connection:
                     if code >= 0x80:
                         raise BrokerError(f"{self.where}: the broker refused {topic}: {name}")
 
-    def read_all(self, filters: Sequence[str], *, qos: int = 1) -> dict[str, bytes]:
-        """Every retained message under the filters, at most one byte more of each than any message of ours may have.
+    def read_all(self, filters: Sequence[str]) -> dict[str, bytes]:
+        """Retained messages under the filters, at most one byte more of each than any message of ours may have.
 
-        At QoS 1 mosquitto drops those beyond its queue of 1,000 without a word; for more than that ask at QoS 0.
+        Those of the first filter come first, and no broker promises all of them: what does not fit into a client's queue is
+        dropped without a word. mosquitto has room for 1,000 at QoS 1; at QoS 0, which is asked for here, for those and all that
+        the connection takes meanwhile. What is known by its topic is read whole with `read`.
 
         Raises:
             NotAllowed, ConnectionLost, NoAnswer, BrokerError
         """
-        with self._subscribed(filters, qos):
+        with self._subscribed(filters, qos=0):
             received = self._state.received
             seen = -1
             while seen != len(received):
@@ -244,6 +266,25 @@ class Connection:
                     for topic, payload in received.items()
                     if any(topic_matches_sub(each, topic) for each in filters)
                 }
+
+    def read(self, topics: Sequence[str]) -> dict[str, bytes]:
+        """The retained messages of these very topics, however many; those that are not there are left out.
+
+        Raises:
+            NotAllowed, ConnectionLost, NoAnswer, BrokerError
+        """
+        found: dict[str, bytes] = {}
+        for first in range(0, len(topics), TOPICS_PER_READ):
+            chunk = topics[first : first + TOPICS_PER_READ]
+            with self._subscribed(chunk):
+                received = self._state.received
+                seen = -1
+                while seen != len(received) and not all(topic in received for topic in chunk):
+                    seen = len(received)
+                    self._wait_quietly(lambda: len(received) != seen, QUIET_SECONDS)  # noqa: B023  # called in this turn
+                with self._changed:
+                    found.update((topic, received[topic]) for topic in chunk if topic in received)
+        return found
 
     def read_back(self, expected: Mapping[str, bytes]) -> dict[str, bytes | None]:
         """What the broker returns for the topics, where it is not what is expected; empty when all is well.
@@ -307,6 +348,15 @@ class Connection:
             yield topic, payload
             self._client.ack(packet, 1)
 
+    def cut(self) -> None:
+        """Send nothing more, whatever is waiting to be sent; may be called from any thread. Who uses it finds it lost."""
+        stream = self._client.socket()
+        if stream is None:
+            return
+        # Of the connection itself, whatever speaks on it.
+        with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(stream.fileno())) as raw:
+            raw.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the connection."""
         self._client.disconnect()
@@ -320,7 +370,7 @@ class Connection:
         client.on_publish = client.on_subscribe = client.on_unsubscribe = None
         self._hand_on = self._say_lost = None
 
-    @contextmanager
+    @contextlib.contextmanager
     def _subscribed(self, filters: Sequence[str], qos: int = 1) -> Iterator[None]:
         # Subscribed for the length of the block; what is received in it is the block's alone.
         state = self._state
@@ -344,10 +394,12 @@ class Connection:
             if code >= 0x80:
                 raise NotAllowed(f"{self.where}: the broker does not let this user read {name}")
 
-    def _make_client(self, login: Login) -> Client:
+    def _make_client(self, login: Login, path: str) -> Client:
         version = MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311
         is_v5 = self.protocol == "5"
-        client = Client(
+        client = _Client(
+            login.server_name,
+            path,
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=version,
@@ -358,8 +410,8 @@ class Connection:
         client.connect_timeout = CONNECT_TIMEOUT_SECONDS
         if login.user:
             client.username_pw_set(login.user, login.password or None)
-        if login.uses_tls:
-            client.tls_set_context(_tls_context(login))
+        if self._tls is not None:
+            client.tls_set_context(self._tls)  # type: ignore[arg-type]  # it is asked for no more than this
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -368,22 +420,19 @@ class Connection:
         client.on_unsubscribe = self._on_unsubscribe
         return client
 
-    def _open(self, host: str, port: int, *, uses_tls: bool) -> None:
+    def _open(self, host: str, port: int, login: Login) -> None:
         try:
             self._client.connect(host, port, KEEPALIVE_SECONDS, **self._session_options())
         except ssl.SSLCertVerificationError as error:
-            raise TlsFailed(
-                f"{self.where}: TLS: the broker's certificate is not trusted: {error.verify_message}; check broker.ca_file "
-                "and the host name in broker.url"
-            ) from error
+            said = distrust(login.server_name or host, error.verify_code, error.verify_message)
+            raise TlsFailed(f"{self.where}: TLS: {said}") from error
         except ssl.SSLError as error:
-            raise TlsFailed(
-                f"{self.where}: TLS failed: {error.reason or error}; check that the broker speaks TLS on this port, and "
-                "broker.cert_file"
-            ) from error
+            raise TlsFailed(f"{self.where}: TLS: {refusal(error.reason or str(error))}") from error
+        except _NoWebsocket as error:
+            raise Unreachable(f"{self.where}: {error}") from error
         except ConnectionResetError as error:
-            hint = "; check that the broker speaks TLS on this port" if uses_tls else ""
-            raise (TlsFailed if uses_tls else Unreachable)(
+            hint = "; check that the broker speaks TLS on this port" if login.uses_tls else ""
+            raise (TlsFailed if login.uses_tls else Unreachable)(
                 f"{self.where}: the broker closed the connection at once{hint}"
             ) from error
         except TimeoutError as error:
@@ -418,6 +467,9 @@ class Connection:
                 "check that it is an MQTT broker and whether it wants TLS"
             )
         if state.connack is None:
+            if self._tls is not None and self._tls.alert:
+                # In TLS 1.3 a server judges our certificate after our side of the handshake is over.
+                raise TlsFailed(f"{self.where}: TLS: {refusal(self._tls.alert)}")
             raise _OtherVersion("it closed the connection without an answer")
         code, name = state.connack
         if code in _UNSUPPORTED_VERSION:
@@ -560,22 +612,119 @@ def _tls_context(login: Login) -> ssl.SSLContext:
         ) from error
     if login.cert_file is not None:
         try:
-            context.load_cert_chain(login.cert_file, login.key_file)
+            # Without a password OpenSSL would ask for that of an encrypted key at the terminal.
+            context.load_cert_chain(login.cert_file, login.key_file, password="")
         except (OSError, ssl.SSLError) as error:
             raise InvalidConfiguration(
                 f"{login.cert_file}: broker.cert_file and broker.key_file cannot be used: {error.strerror or error}; "
-                "allowed are a certificate and its key as PEM"
+                "allowed are a certificate and its key as PEM, the key without a passphrase"
             ) from error
-    context.sslsocket_class = _Socket
+    if login.alpn:
+        context.set_alpn_protocols([login.alpn])
+    context.sslsocket_class = _Stream
     return context
 
 
-class _Socket(ssl.SSLSocket):
-    # paho forgets a socket whose handshake fails.
+class _Tls:
+    # What paho asks of an SSLContext. The handshake is made at once, so that its socket is closed where it fails.
 
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  # the standard library's signature
+    check_hostname = True
+
+    def __init__(self, login: Login) -> None:
+        self._context = _tls_context(login)
+        self._name = login.server_name
+        self._stream: ssl.SSLSocket | None = None
+
+    @property
+    def alert(self) -> str:
+        """OpenSSL's name for what the broker said against us after the handshake, "" for nothing."""
+        return self._stream.alert if isinstance(self._stream, _Stream) else ""
+
+    def wrap_socket(self, stream: socket.socket, *, server_hostname: str, **_: object) -> ssl.SSLSocket:
         try:
-            super().do_handshake(block)
+            self._stream = self._context.wrap_socket(stream, server_hostname=self._name or server_hostname)
         except BaseException:
-            self.close()
+            stream.close()
             raise
+        return self._stream
+
+
+class _Stream(ssl.SSLSocket):
+    # paho takes any error for the end of the connection and forgets which it was.
+
+    alert = ""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.alert = error.reason or str(error)
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            # Who has closed may have said why.
+            with contextlib.suppress(OSError):
+                self.recv(1)
+            raise
+
+
+class _NoWebsocket(ConnectionError):
+    """What listens there does not turn into a WebSocket."""
+
+
+class _Client(Client):
+    # paho's client, with a WebSocket of ours where there is a path.
+
+    def __init__(self, server_name: str, path: str, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._server_name = server_name
+        self._path = path
+
+    def _create_socket(self) -> Any:
+        if not self._path:
+            return super()._create_socket()
+        stream = self._create_socket_connection()
+        if self._ssl:
+            stream = self._ssl_wrap_socket(stream)
+        stream.settimeout(CONNECT_TIMEOUT_SECONDS)
+        # Its host is what the header says.
+        name = self._server_name or self._host
+        host = f"[{name}]" if ":" in name else name
+        return _Websocket(stream, host, self._port, self._ssl, self._path, None)
+
+
+class _Websocket(_WebsocketWrapper):
+    # paho's, which leaves its socket open where the handshake fails, and answers a ping without a mask.
+
+    def _do_handshake(self, extra_headers: Any) -> None:
+        # Each byte of the answer may take as long as the socket waits, and nobody counts them.
+        late = threading.Timer(CONNECT_TIMEOUT_SECONDS, self._give_up)
+        late.daemon = True
+        late.start()
+        try:
+            super()._do_handshake(extra_headers)
+        except (ConnectionError, IndexError, UnicodeDecodeError) as error:
+            self._socket.close()
+            raise _NoWebsocket(
+                f"no WebSocket at {self._path}; check the port and path of broker.url"
+            ) from error
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            late.cancel()
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:
+        # Servers end a connection over a frame without a mask (RFC 6455, 5.1).
+        return super()._create_frame(opcode, data, 1 | do_masking)

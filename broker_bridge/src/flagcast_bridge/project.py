@@ -13,7 +13,6 @@ A value that cannot be used raises InvalidConfiguration with the file, the key, 
 import difflib
 import json
 import os
-import re
 import shutil
 import tempfile
 import tomllib
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
 from flagcast_shared.ids import Environment, parse_environment, parse_prefix
@@ -35,6 +34,7 @@ from flagcast_shared.limits import (
     ROOTS_MAX,
 )
 from flagcast_shared.topics import Topics
+from flagcast_shared.transport import contradiction, parse_alpn, parse_broker_url, parse_server_name
 
 from . import files
 from .planner import DELTAS, DELTAS_TOTAL_BYTES
@@ -66,7 +66,7 @@ _CONFIG_MAX_BYTES: Final = 1_048_576
 _SECONDS_PER_HOUR: Final = 3_600
 _SECONDS_PER_DAY: Final = 86_400
 
-_HOST: Final = re.compile(r"[-_.:A-Za-z0-9]{1,253}")
+_LEDGER_FORM: Final = "postgresql://[USER@]HOST[:PORT]/DATABASE"
 
 _Parsed = TypeVar("_Parsed")
 
@@ -80,8 +80,12 @@ environment = {environment}
 # The first level of every topic.
 prefix = {prefix}
 
+# Where every number that is issued is written down. Without this line it is the file ledger.sqlite beside this one, for the
+# bridges of one machine; those of several share a database of PostgreSQL. The password stands in a file.
+#ledger = "postgresql://flagcast@db.example.com/flagcast?sslmode=verify-full&passfile=/etc/flagcast/ledger.pgpass"
+
 [broker]
-# mqtt://HOST[:PORT], or mqtts://HOST[:PORT] for TLS.
+# mqtt://HOST[:PORT], or mqtts://HOST[:PORT] for TLS; over WebSocket ws://HOST[:PORT][/PATH], or wss:// for TLS.
 url = {url}
 # "5", "3.1.1", or "auto": MQTT 5 where the broker speaks it.
 protocol = "auto"
@@ -92,6 +96,9 @@ protocol = "auto"
 #ca_file = "ca.pem"
 #cert_file = "publisher.pem"
 #key_file = "publisher-tls.key"
+# The name in the broker's certificate, if it is not the host of url; the protocol to ask for, where a port serves several (ALPN).
+#server_name = "mqtt.example.com"
+#alpn = "x-amzn-mqtt-ca"
 
 [publish]
 # The largest message, {message_low} to {message_high} bytes; larger snapshots travel in parts. The broker must take such
@@ -116,7 +123,10 @@ lifetime_days = {root_lifetime}
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """How the broker is reached. `password_file` holds the password alone."""
+    """How the broker is reached. `password_file` holds the password alone.
+
+    `path` is that of a WebSocket, "" for MQTT directly on TCP or TLS; `server_name` is "" for the host of the URL.
+    """
 
     url: str
     host: str
@@ -128,6 +138,9 @@ class BrokerSettings:
     ca_file: Path | None
     cert_file: Path | None
     key_file: Path | None
+    path: str
+    server_name: str
+    alpn: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +156,7 @@ class Project:
     deltas: int
     deltas_total: int
     grace: int
+    ledger_url: str = ""
 
     @property
     def environment(self) -> Environment:
@@ -165,9 +179,9 @@ class Project:
         return self.folder / USAGE_NAME
 
     @property
-    def ledger(self) -> Path:
-        """The ledger's file."""
-        return self.folder / LEDGER_NAME
+    def ledger(self) -> Path | str:
+        """The ledger's file, or its URL where one is configured."""
+        return self.ledger_url or self.folder / LEDGER_NAME
 
     def root_file(self, number: int) -> Path:
         """The file of a signed root; that of root 1 is what devices are provisioned with."""
@@ -216,34 +230,28 @@ def parse(text: str, folder: Path, where: str) -> Project:
         publish.integer("deltas", DELTAS, 0, DELTAS_MAX),
         publish.integer("deltas_total_bytes", DELTAS_TOTAL_BYTES, 0, DELTAS_TOTAL_MAX_BYTES),
         publish.integer("grace_seconds", GRACE_SECONDS, 0, GRACE_MAX_SECONDS),
+        top.parsed("ledger", parse_ledger_url, ""),
     )
     for table in (top, broker, publish, root):
         table.refuse_unknown()
     return project
 
 
-def parse_broker_url(url: str) -> tuple[str, int, bool]:
-    """Host, port and whether TLS is used, of `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`. Raises InvalidIdentifier."""
+def parse_ledger_url(url: str) -> str:
+    """A URL of PostgreSQL as libpq reads it, without a password; "" for the file. Raises InvalidIdentifier."""
+    if not url:
+        return ""
     try:
         split = urlsplit(url)
-        port = split.port
     except ValueError as error:
+        raise InvalidIdentifier(f"{error}; allowed is {_LEDGER_FORM}") from error
+    if split.password or "password" in parse_qs(split.query):
         raise InvalidIdentifier(
-            f"{url!r}: {error}; allowed is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
-        ) from error
-    if split.username or split.password:
-        raise InvalidIdentifier("no user or password belongs in it; use broker.user and broker.password_file")
-    if (
-        split.scheme not in {"mqtt", "mqtts"}
-        or not _HOST.fullmatch(split.hostname or "")
-        or not (url.isascii() and url.isprintable())  # urlsplit drops line ends without a word
-        or split.path not in {"", "/"}
-        or split.query
-        or split.fragment
-    ):
-        raise InvalidIdentifier(f"{url!r}: allowed is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
-    uses_tls = split.scheme == "mqtts"
-    return split.hostname or "", port or (8883 if uses_tls else 1883), uses_tls
+            "no password belongs in it; name a file with ?passfile=FILE, in the form of PostgreSQL's .pgpass"
+        )
+    if split.scheme != "postgresql" or not (url.isascii() and url.isprintable()):
+        raise InvalidIdentifier(f"{url!r}: allowed is {_LEDGER_FORM}")
+    return url
 
 
 def template(environment: str, broker_url: str, prefix: str) -> str:
@@ -346,28 +354,24 @@ def read_password(settings: BrokerSettings) -> str:
 
 
 def _broker(table: "_Table", folder: Path) -> BrokerSettings:
-    host, port, uses_tls = table.parsed("url", parse_broker_url)
+    endpoint = table.parsed("url", parse_broker_url)
     settings = BrokerSettings(
         table.text("url"),
-        host,
-        port,
-        uses_tls,
+        endpoint.host,
+        endpoint.port,
+        endpoint.uses_tls,
         table.choice("protocol", PROTOCOLS, "auto"),
         table.text("user", ""),
         table.optional_path("password_file", folder),
         table.optional_path("ca_file", folder),
         table.optional_path("cert_file", folder),
         table.optional_path("key_file", folder),
+        endpoint.path,
+        table.parsed("server_name", parse_server_name, ""),
+        table.parsed("alpn", parse_alpn, ""),
     )
-    if settings.password_file is not None and not settings.user:
-        raise table.wrong("password_file", "needs broker.user beside it")
-    if (settings.cert_file is None) != (settings.key_file is None):
-        missing = "cert_file" if settings.cert_file is None else "key_file"
-        raise table.wrong(missing, "is missing; cert_file and key_file come together")
-    if not uses_tls and (settings.ca_file or settings.cert_file):
-        raise table.wrong(
-            "url", "is without TLS, so ca_file and cert_file have no use; allowed with them is mqtts://"
-        )
+    if (found := contradiction(endpoint, table.given())) is not None:
+        raise table.wrong(*found)
     return settings
 
 
@@ -458,6 +462,9 @@ class _Table:
                 near = difflib.get_close_matches(key, self._known, 1, 0.4)
                 hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(self._known)}"
                 raise self.wrong(key, f"is not a known key; {hint}")
+
+    def given(self) -> frozenset[str]:
+        return frozenset(key for key, value in self._values.items() if value != "")
 
     def wrong(self, key: str, what: str) -> InvalidConfiguration:
         return InvalidConfiguration(f"{self._where}: {self._name}{key} {what}")

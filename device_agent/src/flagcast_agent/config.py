@@ -4,7 +4,6 @@
 what is wrong and what is allowed, in one line.
 """
 
-import difflib
 import json
 import os
 import tomllib
@@ -12,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 from flagcast_shared.context import Device
 from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
@@ -25,6 +23,7 @@ from flagcast_shared.ids import (
     parse_prefix,
 )
 from flagcast_shared.limits import LABELS_MAX, ROOT_MAX_BYTES
+from flagcast_shared.transport import contradiction, parse_alpn, parse_broker_url, parse_server_name
 
 CONFIG_NAME: Final = "agent.toml"
 ANCHOR_NAME: Final = "root.cbor"
@@ -44,7 +43,10 @@ USAGE_MAX_SECONDS: Final = 7 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class BrokerConfig:
-    """How the broker is reached. `password_file` holds the password alone, so that the configuration can be shown."""
+    """How the broker is reached. `password_file` holds the password alone, so that the configuration can be shown.
+
+    `path` is that of a WebSocket, "" for MQTT directly on TCP or TLS; `server_name` is "" for the host of the URL.
+    """
 
     host: str
     port: int
@@ -56,6 +58,9 @@ class BrokerConfig:
     cert_file: Path | None = None
     key_file: Path | None = None
     keepalive_seconds: int = 60
+    path: str = ""
+    server_name: str = ""
+    alpn: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,14 @@ def load(folder: Path) -> AgentConfig:
     return parse(document, folder.resolve(), str(path))
 
 
+def agent_version() -> str:
+    """The installed release."""
+    # Finding it costs as much as reading a thousand flags, so it stands outside of the start.
+    from importlib.metadata import version
+
+    return version("flagcast-agent")
+
+
 def parse(document: Mapping[str, object], folder: Path, where: str) -> AgentConfig:
     """The configuration from a parsed TOML document; relative paths stand in `folder`. Raises InvalidConfiguration."""
     top = _Table(document, where, "")
@@ -135,30 +148,6 @@ def parse(document: Mapping[str, object], folder: Path, where: str) -> AgentConf
     for table in (top, device, broker, paths, flagd, log, report, usage):
         table.refuse_unknown()
     return config
-
-
-def parse_broker_url(url: str) -> tuple[str, int, bool]:
-    """Host, port and whether TLS is used, of `mqtt://host[:port]` or `mqtts://host[:port]`. Raises InvalidIdentifier."""
-    try:
-        split = urlsplit(url)
-        port = split.port
-    except ValueError as error:
-        raise InvalidIdentifier(
-            f"{url!r}: {error}; allowed is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
-        ) from error
-    if (
-        split.scheme not in {"mqtt", "mqtts"}
-        or not split.hostname
-        or split.path not in {"", "/"}
-        or split.query
-    ):
-        raise InvalidIdentifier(f"{url!r}: allowed is mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
-    if split.username or split.password:
-        raise InvalidIdentifier(
-            f"{url!r}: user and password do not belong in the URL; use user and password_file"
-        )
-    tls = split.scheme == "mqtts"
-    return split.hostname, port or (8883 if tls else 1883), tls
 
 
 def write(folder: Path, text: str, anchor: bytes) -> tuple[Path, Path]:
@@ -227,11 +216,11 @@ def _write_new(path: Path, content: bytes) -> None:
 
 
 def _broker(table: "_Table", folder: Path) -> BrokerConfig:
-    host, port, tls = table.parsed("url", parse_broker_url)
-    return BrokerConfig(
-        host,
-        port,
-        tls,
+    endpoint = table.parsed("url", parse_broker_url)
+    config = BrokerConfig(
+        endpoint.host,
+        endpoint.port,
+        endpoint.uses_tls,
         table.choice("protocol", PROTOCOLS, "auto"),
         table.text("user", ""),
         table.optional_path("password_file", folder),
@@ -239,7 +228,13 @@ def _broker(table: "_Table", folder: Path) -> BrokerConfig:
         table.optional_path("cert_file", folder),
         table.optional_path("key_file", folder),
         table.integer("keepalive_seconds", 60, 5, 3600),
+        endpoint.path,
+        table.parsed("server_name", parse_server_name, ""),
+        table.parsed("alpn", parse_alpn, ""),
     )
+    if (found := contradiction(endpoint, table.given())) is not None:
+        raise table.wrong(*found)
+    return config
 
 
 class _Table:
@@ -254,48 +249,48 @@ class _Table:
     def table(self, key: str, *, required: bool = True) -> "_Table":
         value = self._take(key, None if required else {})
         if not isinstance(value, Mapping):
-            raise self._wrong(key, "must be a table")
+            raise self.wrong(key, "must be a table")
         return _Table(value, self._where, f"{self._name}{key}.")
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._take(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, "must be a text in quotes")
+            raise self.wrong(key, "must be a text in quotes")
         return value
 
     def parsed(self, key: str, parser: Callable[[str], _Parsed], default: str | None = None) -> _Parsed:
         try:
             return parser(self.text(key, default))
         except InvalidIdentifier as error:
-            raise self._wrong(key, f"cannot be used: {error}") from error
+            raise self.wrong(key, f"cannot be used: {error}") from error
 
     def names(
         self, key: str, parser: Callable[[str], _Parsed], default: tuple[_Parsed, ...]
     ) -> tuple[_Parsed, ...]:
         value = self._take(key, list(default))
         if not isinstance(value, list) or not value or any(not isinstance(name, str) for name in value):
-            raise self._wrong(key, "must be a list of at least one text")
+            raise self.wrong(key, "must be a list of at least one text")
         try:
             return tuple(dict.fromkeys(parser(name) for name in value))
         except InvalidIdentifier as error:
-            raise self._wrong(key, f"cannot be used: {error}") from error
+            raise self.wrong(key, f"cannot be used: {error}") from error
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.text(key, default)
         if value not in allowed:
-            raise self._wrong(key, f"is {value!r}; allowed: {', '.join(allowed)}")
+            raise self.wrong(key, f"is {value!r}; allowed: {', '.join(allowed)}")
         return value
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:
         value = self._take(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self._wrong(key, f"must be a whole number from {low} to {high}")
+            raise self.wrong(key, f"must be a whole number from {low} to {high}")
         return value
 
     def switch(self, key: str, *, default: bool) -> bool:
         value = self._take(key, default)
         if not isinstance(value, bool):
-            raise self._wrong(key, "must be true or false")
+            raise self.wrong(key, "must be true or false")
         return value
 
     def mode(self, key: str, default: int) -> int:
@@ -305,15 +300,15 @@ class _Table:
         except ValueError:
             mode = -1
         if not 0 <= mode <= 0o777:
-            raise self._wrong(key, f'is {text!r}; allowed are octal permissions such as "0660"')
+            raise self.wrong(key, f'is {text!r}; allowed are octal permissions such as "0660"')
         return mode
 
     def texts(self, key: str, high: int) -> dict[str, str]:
         value = self._take(key, {})
         if not isinstance(value, Mapping) or any(not isinstance(entry, str) for entry in value.values()):
-            raise self._wrong(key, "must be a table of texts")
+            raise self.wrong(key, "must be a table of texts")
         if len(value) > high:
-            raise self._wrong(key, f"has {len(value)} entries; at most {high} are allowed")
+            raise self.wrong(key, f"has {len(value)} entries; at most {high} are allowed")
         return {str(name): str(entry) for name, entry in value.items()}
 
     def path(self, key: str, folder: Path, default: str) -> Path:
@@ -326,16 +321,21 @@ class _Table:
     def refuse_unknown(self) -> None:
         for key in self._values:
             if key not in self._known:
+                import difflib
+
                 near = difflib.get_close_matches(key, self._known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(self._known)}"
-                raise self._wrong(key, f"is not a known key; {hint}")
+                raise self.wrong(key, f"is not a known key; {hint}")
+
+    def given(self) -> frozenset[str]:
+        return frozenset(key for key, value in self._values.items() if value != "")
+
+    def wrong(self, key: str, what: str) -> InvalidConfiguration:
+        return InvalidConfiguration(f"{self._where}: {self._name}{key} {what}")
 
     def _take(self, key: str, default: object) -> object:
         self._known.append(key)
         value = self._values.get(key, default)
         if value is None:
-            raise self._wrong(key, "is missing")
+            raise self.wrong(key, "is missing")
         return value
-
-    def _wrong(self, key: str, what: str) -> InvalidConfiguration:
-        return InvalidConfiguration(f"{self._where}: {self._name}{key} {what}")

@@ -20,7 +20,9 @@ from typing import Any, Final, Literal
 
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.limits import MESSAGE_MAX_BYTES
+from flagcast_shared.transport import distrust, refusal
 
+from . import clock
 from .config import BrokerConfig
 from .sync import (
     Connected,
@@ -39,11 +41,15 @@ FAREWELL_SECONDS: Final = 1.0
 FILTERS_PER_SUBSCRIBE: Final = 8
 """AWS IoT refuses a SUBSCRIBE with more."""
 _TOPIC_ROOM_BYTES: Final = 1024
+_FRAME_MAX_BYTES: Final = 16 * (MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES)
+# Brokers put several packets into one WebSocket frame, and paho keeps a frame until the last of them is read.
+_UPGRADE_MAX_BYTES: Final = 16_384  # what servers of HTTP allow for a header
 _PROTOCOL: Final = {0x84, 0x82, 0x81}  # MQTT 5, 3.2.2.2: unsupported version, protocol error, malformed
 _UNAVAILABLE: Final = {0x88, 0x89, 0x97, 0x9F}  # unavailable, busy, quota, connection rate: worth another try
 _UNWELCOME: Final = {0x86, 0x87, 0x8A, 0x8C, 0x8E}
 # Reasons of a DISCONNECT (MQTT 5, 3.14.2.1) that will be the same tomorrow: bad user, not authorized, banned, bad method, and
 # another client that has this client's id and will take it again.
+_LOGIN_KEYS: Final = "broker.user, broker.password_file and broker.cert_file"
 _NO_SUBSCRIBER: Final = 0x10  # MQTT 5, 3.4.2.1: the broker took the message and had nobody to give it to
 _QOS_2: Final = 0b0100  # in the first byte of a PUBLISH (MQTT 3.1.1, 3.3.1)
 
@@ -151,7 +157,8 @@ def probe(config: BrokerConfig, client_id: str, will_topic: str, will: bytes) ->
         try:
             take(config)
         except (OSError, ValueError, InvalidConfiguration) as error:
-            yield Probed(step, _said(error))  # type: ignore[arg-type]  # one of the three above
+            said = _said(error, config.server_name or config.host)
+            yield Probed(step, said)  # type: ignore[arg-type]  # one of the three above
             return
         yield Probed(step)  # type: ignore[arg-type]  # as above
     problem = ""
@@ -186,17 +193,19 @@ def _open_port(config: BrokerConfig) -> None:
 
 
 def _shake_hands(config: BrokerConfig) -> None:
-    context = _tls_context(config)
+    tls = _Tls(config)
     with (
         socket.create_connection((config.host, config.port), CONNECT_TIMEOUT_SECONDS) as plain,
-        context.wrap_socket(plain, server_hostname=config.host),
+        tls.wrap_socket(plain, server_hostname=config.host),
     ):
         pass
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, name: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate is not trusted: {error.verify_message}"
+        return distrust(name, error.verify_code, error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return refusal(error.reason or str(error))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error)
@@ -214,6 +223,7 @@ class _Session:
         self._deliver = deliver
         self._protocol = protocol
         self._client: Any = None
+        self._tls: _Tls | None = None
         self._is_over = False
         self._was_connected = False
         self._thread: threading.Thread | None = None
@@ -290,16 +300,17 @@ class _Session:
                 **({"clean_start": True, "properties": properties} if properties is not None else {}),
             )
         except ssl.SSLError as error:
-            _close_sockets_of(error)
-            self._say(ConnectFailed(Fault.REFUSED, f"TLS: {error.reason or error}"))
+            said = _said(error, self._config.server_name or self._config.host)
+            self._say(ConnectFailed(Fault.REFUSED, f"TLS: {said}"))
             return
         except InvalidConfiguration as error:
             self._say(ConnectFailed(Fault.REFUSED, str(error)))
             return
         except (OSError, ValueError) as error:
-            _close_sockets_of(error)
             where = f"{self._config.host}:{self._config.port}"
-            self._say(ConnectFailed(Fault.NETWORK, f"{where}: {error}"))
+            is_reset = self._config.tls and isinstance(error, ConnectionResetError)
+            hint = "; check that the broker speaks TLS on this port" if is_reset else ""
+            self._say(ConnectFailed(Fault.NETWORK, f"{where}: {error}{hint}"))
             return
         try:
             # Returns when the connection ends, because reconnecting is off.
@@ -313,7 +324,12 @@ class _Session:
         if self._failure is not None:
             self._say(self._failure)
         elif not self._was_connected:
-            self._say(self._ended("the broker closed the connection before answering"))
+            if self._tls is not None and self._tls.alert:
+                # In TLS 1.3 a server judges our certificate after our side of the handshake is over.
+                self._say(ConnectFailed(Fault.REFUSED, f"TLS: {refusal(self._tls.alert)}"))
+                return
+            hint = "; it may ask for a certificate, see broker.cert_file" if self._tls is not None else ""
+            self._say(self._ended(f"the broker closed the connection before answering{hint}"))
 
     def _ended(self, why: str) -> Event:
         if self._was_connected:
@@ -326,6 +342,7 @@ class _Session:
 
         is_v5 = self._protocol == "5"
         client = _bounded_client(
+            self._config,
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=MQTTv5 if is_v5 else MQTTv311,
@@ -337,7 +354,10 @@ class _Session:
         if self._config.user:
             client.username_pw_set(self._config.user, _password(self._config.password_file))
         if self._config.tls:
-            client.tls_set_context(_tls_context(self._config))
+            self._tls = _Tls(self._config)
+            client.tls_set_context(self._tls)
+        # Without it paho writes from the thread that publishes, and one TLS stream is not for two threads at once.
+        client.on_socket_register_write = lambda *_: None
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -368,7 +388,8 @@ class _Session:
         fault = (
             Fault.PROTOCOL if code in _PROTOCOL else Fault.NETWORK if code in _UNAVAILABLE else Fault.REFUSED
         )
-        self._failure = ConnectFailed(fault, f"the broker refused the connection: {reason}")
+        hint = f"; check {_LOGIN_KEYS}, and the client id {self._client_id}" if fault is Fault.REFUSED else ""
+        self._failure = ConnectFailed(fault, f"the broker refused the connection: {reason}{hint}")
 
     def _on_disconnect(
         self, client: Any, _userdata: object, flags: Any, reason: Any, _properties: object
@@ -392,15 +413,47 @@ class _Session:
         self._say(Puback(mid, reason.value, str(reason)))
 
 
-def _bounded_client(*arguments: Any, **options: Any) -> Any:
-    """A paho client that reads no more of a packet than a message of ours can have.
+def _bounded_client(config: BrokerConfig, *arguments: Any, **options: Any) -> Any:
+    """A paho client that reads no more of a packet than a message of ours can have, and no more of a WebSocket's frame.
 
     MQTT 5 has the broker keep larger ones back; one of 3.1.1 sends what was published, up to 256 MB, and paho would make room
     for all of it at once. Such a packet ends the connection, as does a message of QoS 2, which nobody subscribed to and which
     paho would keep until it is released.
     """
-    from paho.mqtt.client import Client
+    from paho.mqtt.client import Client, _WebsocketWrapper
     from paho.mqtt.enums import MQTTErrorCode
+
+    class BoundedWebsocket(_WebsocketWrapper):
+        why_closed = ""
+
+        def _do_handshake(self, extra_headers: Any) -> None:
+            stream = self._socket
+            upgrade: Any = _Upgrade(stream)
+            self._socket = upgrade
+            try:
+                super()._do_handshake(extra_headers)
+            except (ConnectionError, IndexError, UnicodeDecodeError) as error:
+                stream.close()
+                raise ConnectionError(
+                    f"no WebSocket at {config.path}: {upgrade.answer or 'no answer'}; check the port and path of broker.url"
+                ) from error
+            except OSError:
+                stream.close()
+                raise
+            self._socket = stream
+
+        def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:
+            # Servers end a connection over a frame without a mask (RFC 6455, 5.1), and paho's answers to a ping have none.
+            return super()._create_frame(opcode, data, 1 | do_masking)
+
+        def _buffered_read(self, length: int) -> bytearray:
+            if self._readbuffer_head + length > _FRAME_MAX_BYTES:
+                self.why_closed = f"the broker sent a frame of more than {_FRAME_MAX_BYTES} bytes"
+                raise ConnectionError
+            return super()._buffered_read(length)
+
+        def detach(self) -> int:
+            return self._socket.detach()
 
     class BoundedClient(Client):
         why_closed = ""
@@ -410,7 +463,21 @@ def _bounded_client(*arguments: Any, **options: Any) -> Any:
                 self.why_closed = f"the broker sent a packet of {bufsize} bytes"
                 raise OSError(self.why_closed)
             received: bytes = super()._sock_recv(bufsize)
+            if not received and isinstance(self._sock, BoundedWebsocket):
+                self.why_closed = self._sock.why_closed
             return received
+
+        def _create_socket(self) -> Any:
+            if not config.path:
+                return super()._create_socket()
+            stream = self._create_socket_connection()
+            if config.tls:
+                stream = self._ssl_wrap_socket(stream)
+            stream.settimeout(CONNECT_TIMEOUT_SECONDS)
+            # Its host is what the header says.
+            name = config.server_name or config.host
+            host = f"[{name}]" if ":" in name else name
+            return BoundedWebsocket(stream, host, config.port, config.tls, config.path, None)
 
         def _handle_publish(self) -> Any:
             if self._in_packet["command"] & _QOS_2:
@@ -421,15 +488,78 @@ def _bounded_client(*arguments: Any, **options: Any) -> Any:
     return BoundedClient(*arguments, **options)
 
 
-def _close_sockets_of(error: BaseException) -> None:
-    # paho drops the socket of a handshake that failed and leaves it open until it is collected; by then a broker with a wrong
-    # certificate has cost a descriptor for every attempt. The frames that the error came through still hold it.
-    trace = error.__traceback__
-    while trace is not None:
-        for value in tuple(trace.tb_frame.f_locals.values()):
-            if isinstance(value, ssl.SSLSocket):
-                value.close()
-        trace = trace.tb_next
+class _Upgrade:
+    # The socket while it turns into a WebSocket: for so many bytes and seconds, and what was answered first is kept.
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._ends = clock.monotonic() + CONNECT_TIMEOUT_SECONDS
+        self._received = bytearray()
+
+    @property
+    def answer(self) -> str:
+        line, _, _ = self._received.partition(b"\r\n")
+        return ascii(bytes(line[:80]).decode("latin-1"))[1:-1]
+
+    def recv(self, size: int) -> bytes:
+        if len(self._received) >= _UPGRADE_MAX_BYTES or clock.monotonic() > self._ends:
+            raise ConnectionError
+        data: bytes = self._stream.recv(size)
+        self._received += data
+        return data
+
+    def send(self, data: bytes) -> None:
+        self._stream.sendall(data)
+
+
+class _Tls:
+    # What paho asks of an SSLContext. The handshake is made at once, so that its socket is closed where it fails.
+
+    check_hostname = True
+
+    def __init__(self, config: BrokerConfig) -> None:
+        self._context = _tls_context(config)
+        self._name = config.server_name
+        self._stream: ssl.SSLSocket | None = None
+
+    @property
+    def alert(self) -> str:
+        """OpenSSL's name for what the broker said against us after the handshake, "" for nothing."""
+        return self._stream.alert if isinstance(self._stream, _Stream) else ""
+
+    def wrap_socket(self, stream: socket.socket, *, server_hostname: str, **_: object) -> ssl.SSLSocket:
+        try:
+            self._stream = self._context.wrap_socket(stream, server_hostname=self._name or server_hostname)
+        except BaseException:
+            stream.close()
+            raise
+        return self._stream
+
+
+class _Stream(ssl.SSLSocket):
+    # paho takes any error for the end of the connection and forgets which it was.
+
+    alert = ""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.alert = error.reason or str(error)
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            # Who has closed may have said why.
+            with contextlib.suppress(OSError):
+                self.recv(1)
+            raise
 
 
 def _password(path: Path | None) -> str | None:
@@ -445,8 +575,20 @@ def _tls_context(config: BrokerConfig) -> ssl.SSLContext:
     # Built anew for every connection, so that certificates rotated on disk are picked up.
     try:
         context = ssl.create_default_context(cafile=config.ca_file)
-        if config.cert_file is not None:
-            context.load_cert_chain(config.cert_file, config.key_file)
     except (OSError, ssl.SSLError) as error:
-        raise InvalidConfiguration(f"TLS files of the broker's configuration: {error}") from error
+        raise InvalidConfiguration(
+            f"{config.ca_file}: broker.ca_file cannot be used: {error.strerror or error}; allowed are certificates as PEM"
+        ) from error
+    if config.cert_file is not None:
+        try:
+            # Without a password OpenSSL would ask for that of an encrypted key at the terminal.
+            context.load_cert_chain(config.cert_file, config.key_file, password="")
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidConfiguration(
+                f"{config.cert_file}: broker.cert_file and broker.key_file cannot be used: {error.strerror or error}; "
+                "allowed are a certificate and its key as PEM, the key without a passphrase"
+            ) from error
+    if config.alpn:
+        context.set_alpn_protocols([config.alpn])
+    context.sslsocket_class = _Stream
     return context
