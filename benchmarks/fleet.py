@@ -120,8 +120,12 @@ def embedded_broker() -> Iterator[str]:
 @contextmanager
 def running_agent(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """An agent as a process, killed at the end unless it ended by itself."""
+    # As installed: compiled once, and not anew for every start.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     agent = subprocess.Popen(
-        [str(BIN / "flagcast-agent"), "run", "--dir", str(folder)], stderr=subprocess.DEVNULL
+        [str(BIN / "flagcast-agent"), "run", "--dir", str(folder)],
+        stderr=subprocess.DEVNULL,
+        env=environment,
     )
     try:
         yield agent

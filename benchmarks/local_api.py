@@ -106,8 +106,7 @@ def _latency(
             "ms",
             "one",
             statistics.median(times["one"]),
-            # One by HTTP/1.1 costs so little that evaluating a hundred is most of what is measured.
-            goal=Goal("<=", 3.0, "ratio") if protocol.empty == "grpc" else None,
+            goal=Goal("<=", 3.0, "ratio"),
         )
 
 

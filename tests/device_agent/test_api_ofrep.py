@@ -275,7 +275,7 @@ def test_others_have_their_turn_while_very_many_flags_are_evaluated() -> None:
         return turns
 
     with running(flags) as server, HttpClient(server.path) as client:
-        assert server.call(turns_of_others(server)) >= 5_000 // SLICE_FLAGS
+        assert server.call(turns_of_others(server)) >= 5_000 // SLICE_FLAGS - 1
         assert len(client.ask("POST", ALL, b"{}").json["flags"]) == 5_000
 
 

@@ -20,13 +20,15 @@ from grpclib.reflection.v1alpha import reflection_pb2 as reflection_v1alpha_pb2
 from local_server import ENTRIES, RunningServer, running
 from raw_http2 import EVALUATE, RawClient, framed
 
-from flagcast_agent.api import grpc as api
+from flagcast_agent.api import calls
+from flagcast_agent.api import grpc as grpc_connection
 from flagcast_agent.api import server as server_module
 from flagcast_agent.api.answers import Question
 from flagcast_agent.api.local import AgentNotReachable, LocalClient
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
 from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
 from flagcast_agent.api.resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE
+from flagcast_agent.api.services import AGENT_SERVICE, EVALUATION_SERVICE
 from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_MAX_BYTES
 
 grpc: Any = importlib.import_module("grpc")  # it ships no types
@@ -144,7 +146,7 @@ def test_an_announced_size_over_the_limit_is_refused_before_a_byte_of_it(
 def test_a_client_that_never_finishes_its_request_is_answered_in_time(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "REQUEST_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(calls, "REQUEST_TIMEOUT_SECONDS", 0.05)
     with RawClient(server.path) as client:
         stream = client.begin()
         client.send(stream, framed(b"", announced=100))
@@ -258,7 +260,7 @@ def test_calls_that_are_reset_at_once_leave_nothing_behind(server: RunningServer
         assert not any(
             connection.processor.streams
             for connection in server.server._load.connections
-            if isinstance(connection, api.GrpcConnection)
+            if isinstance(connection, grpc_connection.GrpcConnection)
         )
 
 
@@ -362,10 +364,10 @@ def health(server: RunningServer, service: str) -> str:
 def test_the_agent_is_alive_before_it_knows_anything_and_serves_once_it_does() -> None:
     with running(None) as server:
         assert health(server, "") == "SERVING"
-        assert health(server, api.AGENT_SERVICE) == "SERVING"
-        assert health(server, api.EVALUATION_SERVICE) == "NOT_SERVING"
+        assert health(server, AGENT_SERVICE) == "SERVING"
+        assert health(server, EVALUATION_SERVICE) == "NOT_SERVING"
         server.evaluator.activate(History().begin(ENTRIES), now=1)
-        assert health(server, api.EVALUATION_SERVICE) == "SERVING"
+        assert health(server, EVALUATION_SERVICE) == "SERVING"
         assert health(server, "") == "SERVING"
 
 
@@ -380,7 +382,7 @@ def test_somebody_who_watches_the_health_hears_of_the_first_knowledge() -> None:
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        responses = watch(health_pb2.HealthCheckRequest(service=api.EVALUATION_SERVICE), timeout=10)
+        responses = watch(health_pb2.HealthCheckRequest(service=EVALUATION_SERVICE), timeout=10)
         assert next(responses).status == health_pb2.HealthCheckResponse.NOT_SERVING
         server.evaluator.activate(History().begin(ENTRIES), now=1)
         assert next(responses).status == health_pb2.HealthCheckResponse.SERVING
@@ -398,10 +400,10 @@ def test_reflection_describes_every_service(server: RunningServer, version: str,
             response_deserializer=messages.ServerReflectionResponse.FromString,
         )
         services = [
-            api.EVALUATION_SERVICE,
+            EVALUATION_SERVICE,
             FLAGD_V1_SERVICE,
             FLAGD_V2_SERVICE,
-            api.AGENT_SERVICE,
+            AGENT_SERVICE,
             "grpc.health.v1.Health",
         ]
         questions = [

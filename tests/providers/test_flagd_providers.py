@@ -1,7 +1,6 @@
 """flagd's own providers, as applications install them, against the agent's socket: Python's and Node's.
 
-Python's stands in .venv/oracles. Node's is not locked: `npm install @openfeature/flagd-provider @openfeature/server-sdk` in any
-folder, and name its node_modules in FLAGCAST_NODE_MODULES.
+Python's stands in .venv/oracles. Node's is installed by tools/need-node-modules.sh, which `make test` runs.
 """
 
 import os
@@ -21,18 +20,18 @@ from provided import APPLICATIONS, Application
 from repository import ROOT
 
 ORACLES = Path(sys.prefix) / "oracles" / "bin" / "python"
-NODE_MODULES = os.environ.get("FLAGCAST_NODE_MODULES", "")
+NODE_MODULES = Path(sys.prefix) / "node" / "node_modules"
 NODE = shutil.which("node")
 NORTH = {"targetingKey": "e", "region": "north"}
 
 
 def has_node_provider() -> bool:
-    return bool(NODE and NODE_MODULES) and Path(NODE_MODULES, "@openfeature", "flagd-provider").is_dir()
+    return NODE is not None and (NODE_MODULES / "@openfeature" / "flagd-provider").is_dir()
 
 
 with_node = pytest.mark.skipif(
     not has_node_provider(),
-    reason="npm install @openfeature/flagd-provider @openfeature/server-sdk, and set FLAGCAST_NODE_MODULES",
+    reason="needs Node 20 or newer, and what tools/need-node-modules.sh installs",
 )
 
 
@@ -51,7 +50,7 @@ def start(language: str, path: Path, *more: str) -> Application:
     if language == "node":
         return Application(
             [str(NODE), APPLICATIONS / "flagd_application.cjs", path, *more],
-            {"PATH": os.environ["PATH"], "NODE_PATH": NODE_MODULES},
+            {"PATH": os.environ["PATH"], "NODE_PATH": str(NODE_MODULES)},
         )
     return Application([ORACLES, APPLICATIONS / "flagd_application.py", path, *more], {})
 

@@ -164,6 +164,8 @@ def test_flags_that_expire_and_are_renewed_are_stale_and_ready(
     wait_until(lambda: heard.of(ProviderEvent.PROVIDER_READY))
     agent.sign_again(seconds_ago=8 * 86_400)
     wait_until(lambda: client.get_provider_status() is ProviderStatus.STALE)
+    # The SDK runs handlers in several threads: only what was heard before the next event came has an order.
+    wait_until(lambda: heard.of(ProviderEvent.PROVIDER_STALE))
     details = client.get_boolean_details("a", False)
     assert (details.value, details.flag_metadata["stale"]) == (True, True)
     agent.sign_again(seconds_ago=0)

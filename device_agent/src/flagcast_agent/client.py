@@ -42,8 +42,8 @@ from .store import Held, Profile, Reader, Seen, StoreCorrupt, StoreError, StoreU
 from .values import NO_CONTEXT, integer_of, number_of, object_of, texts
 
 if TYPE_CHECKING:
+    from .boot import Booted
     from .config import AgentConfig
-    from .daemon import Booted
 
 __all__ = ["Change", "Client", "ClientStatus", "Details"]
 
@@ -181,11 +181,11 @@ class Client:
             StoreInUse: an agent, or another embedded client, works on this database.
             StoreError, Refused: as the agent would refuse to start; the message says what to do.
         """
-        from . import config, daemon
+        from . import boot, config
 
         if not isinstance(settings, config.AgentConfig):
             settings = config.load(Path(settings))
-        booted = daemon.boot(settings, recover=recover)
+        booted = boot.boot(settings, recover=recover)
         client = cls.__new__(cls)
         client._embed(settings, booted, namespace)  # noqa: SLF001  # of this class
         return client
@@ -810,7 +810,7 @@ class _Embedded(_Source):
     # The agent's link thread, and one that tells the client.
 
     def __init__(self, client: Client, settings: "AgentConfig", booted: "Booted") -> None:
-        from .daemon import Follower
+        from .follower import Follower
 
         super().__init__(client)
         self._settings = settings

@@ -1,9 +1,8 @@
 """The one place of the agent that reads a clock or draws a random number."""
 
+import os
 import random
-import secrets
 import time
-import uuid
 
 
 def now() -> int:
@@ -28,14 +27,19 @@ def jitter() -> float:
 
 def session_number() -> int:
     """A number that birth and will of one run share."""
-    return secrets.randbits(48)
+    return int.from_bytes(os.urandom(6), "big")
 
 
 def batch_id() -> bytes:
     """A number that no other batch of the fleet has."""
-    return secrets.token_bytes(16)
+    return os.urandom(16)
 
 
 def fresh_id() -> str:
     """A new request id."""
-    return str(uuid.uuid4())
+    # RFC 9562, 5.4: version 4 and its variant over random bits. The standard library's module for it costs a start 5 ms.
+    number = (
+        int.from_bytes(os.urandom(16), "big") & ~(0xF000 << 64 | 0xC000 << 48) | 0x4000 << 64 | 0x8000 << 48
+    )
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

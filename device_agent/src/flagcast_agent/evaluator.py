@@ -15,7 +15,6 @@ from flagcast_shared.evaluation import (
     Answer,
     BooleanAnswer,
     CompiledFlags,
-    Explanation,
     FlagState,
     VariantAnswer,
     compile_flags,
@@ -26,6 +25,7 @@ from .usage import Tally
 
 if TYPE_CHECKING:
     # Whoever has an update to activate has imported it; applications in process never do.
+    from flagcast_shared.explanation import Explanation
     from flagcast_shared.trust import AdmittedUpdate
 
 
@@ -87,7 +87,7 @@ class Evaluator:
 
     def explain(
         self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
-    ) -> Explanation:
+    ) -> "Explanation":
         """Raises NamespaceNotFound, FlagNotFound, FlagNotUsable."""
         return self.knowledge(namespace).compiled.explain(flag_key, entity_id, context)
 

@@ -19,12 +19,13 @@ from flagcast_shared.errors import FlagcastError, Malformed
 from flagcast_shared.ids import DeviceId, Digest, Environment, Epoch, Namespace, Version
 from flagcast_shared.limits import KEY_MAX_BYTES, LABELS_MAX, TEXT_MAX_BYTES
 from flagcast_shared.records import digest_of
-from flagcast_shared.reports import Usage, encode_usage
 
 from .link import BrokerMemory
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
+
+    from flagcast_shared.reports import Usage
 
     # A reader trusts what was admitted, so it does without the cryptography that this module brings along.
     from flagcast_shared.trust import AdmittedRoot, AdmittedUpdate, Stored
@@ -286,10 +287,12 @@ class Store:
         except (sqlite3.DatabaseError, OSError) as error:
             raise _explain(self._path, error) from error
 
-    def keep_usage(self, batch: Usage) -> None:
+    def keep_usage(self, batch: "Usage") -> None:
         """Put a batch behind those that wait. Where there is no room the oldest give way, and the batch says how many
         evaluations went with them. In one transaction. Raises StoreError.
         """
+        from flagcast_shared.reports import encode_usage
+
         try:
             database = self._writer()
             with database.atomic():

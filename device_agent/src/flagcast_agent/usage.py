@@ -4,11 +4,13 @@ Counted are answers alone, by words that the publisher wrote: namespace, flag, v
 reaches this module, and a flag that does not exist is not counted, because its name would be the caller's word.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flagcast_shared.answers import Answer, BooleanAnswer
 from flagcast_shared.ids import FlagKey, Namespace
-from flagcast_shared.reports import Count
+
+if TYPE_CHECKING:
+    from flagcast_shared.reports import Count  # imported when there is something to report
 
 TALLY_MAX_COUNTS: Final = 50_000
 """Different answers counted in one span, about 10 MB; 10,000 flags with five each. Further ones only count as dropped."""
@@ -38,8 +40,10 @@ class Tally:
         else:
             self._dropped += 1
 
-    def take(self) -> tuple[tuple[Count, ...], int]:
+    def take(self) -> "tuple[tuple[Count, ...], int]":
         """The counts since the last call, in order, and how many evaluations are in none of them."""
+        from flagcast_shared.reports import Count
+
         counts, dropped = self._counts, self._dropped
         self._counts, self._dropped = {}, 0
         rows = [

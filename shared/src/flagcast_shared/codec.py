@@ -8,7 +8,7 @@ integers that are longer than they need to be.
 import io
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import cbor2
 
@@ -111,7 +111,7 @@ class Fields:
     def __init__(self, value: Value, what: str) -> None:
         if not isinstance(value, Mapping):
             raise Malformed(f"{what}: not a map")
-        self._map: dict[object, Value] = dict(value.items())
+        self._map: Mapping[Any, Value] = value
         self._what = what
 
     def __contains__(self, number: int) -> bool:
@@ -180,7 +180,8 @@ def text(value: Value, what: str, max_bytes: int) -> str:
     """`value` as a text of at most so many bytes; raises Malformed or TooLarge."""
     if not isinstance(value, str):
         raise Malformed(f"{what}: not a text")
-    if len(value) > max_bytes or len(value.encode()) > max_bytes:
+    # Characters bound the bytes from below and, four times, from above.
+    if len(value) > max_bytes or (len(value) * 4 > max_bytes and len(value.encode()) > max_bytes):
         raise TooLarge(f"{what}: longer than {max_bytes} bytes")
     return value
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby, pairwise
 from types import MappingProxyType
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 from zlib import crc32
 
 from .answers import NO_VARIANT, Answer, BooleanAnswer, Reason, Resolution, VariantAnswer
@@ -22,7 +22,6 @@ from .bucketing import BOOLEAN_BUCKETS, VARIANT_BUCKETS
 from .constraints import TAKES, Context, Predicate, always, compile_constraint, never
 from .context import DEVICE_PREFIX
 from .errors import FlagNotFound, FlagNotUsable, InvalidCall, TypeMismatch
-from .explanation import Explanation, explain_boolean, explain_variant
 from .ids import FlagKey, RecordId, SegmentKey, VariantKey
 from .model import (
     AnySegment,
@@ -43,11 +42,14 @@ from .model import (
     VariantFlag,
 )
 
+if TYPE_CHECKING:
+    # Imported when there is something to explain: an agent and an application start without it.
+    from .explanation import Explanation
+
 __all__ = [
     "Answer",
     "BooleanAnswer",
     "CompiledFlags",
-    "Explanation",
     "FlagState",
     "FlagType",
     "Reason",
@@ -130,8 +132,10 @@ class CompiledFlags:
         except UnicodeEncodeError as error:
             raise InvalidCall(f"entity id {entity_id!r} is not Unicode text") from error
 
-    def explain(self, flag_key: str, entity_id: str, context: Context) -> Explanation:
+    def explain(self, flag_key: str, entity_id: str, context: Context) -> "Explanation":
         """Step by step why the entity gets its answer, for a flag of either type; errors as of `boolean`."""
+        from .explanation import explain_boolean, explain_variant
+
         flag = self._flags.get(FlagKey(flag_key))
         if not isinstance(flag, BooleanFlag | VariantFlag) or not self._states[flag.key].is_usable:
             raise self._refusal(flag_key, None)
@@ -512,11 +516,13 @@ def _shares(
 ) -> tuple[VariantAnswer, ...]:
     """The answers a matching rule chooses from: one for each distribution, or the default variant's."""
     split = Resolution.SPLIT if len(rule.distributions) > 1 else Resolution.TARGETING_MATCH
-    matched = replace(otherwise, match=True, reason=Reason.MATCH, segment_keys=keys, resolution=split)
-    return tuple(
-        replace(matched, variant_key=share.variant, attachment=attachments[share.variant])
-        for share in rule.distributions
-    ) or (matched,)
+
+    def matched(variant: str, attachment: str) -> VariantAnswer:
+        return VariantAnswer(otherwise.flag_key, True, variant, attachment, Reason.MATCH, keys, split)  # noqa: FBT003  # a field
+
+    return tuple(matched(share.variant, attachments[share.variant]) for share in rule.distributions) or (
+        matched(otherwise.variant_key, otherwise.attachment),
+    )
 
 
 def _choose(flag_key: str, answers: tuple[VariantAnswer, ...], bounds: Sequence[int]) -> _Variant:

@@ -9,7 +9,7 @@ share the batch's; a reply carries the instant its evaluation ended.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flagcast_agent.evaluator import Evaluator, Knowledge
 from flagcast_agent.limits import (
@@ -27,12 +27,14 @@ from flagcast_shared.errors import (
 from flagcast_shared.evaluation import (
     BooleanAnswer,
     CompiledFlags,
-    Explanation,
     FlagState,
     FlagType,
     VariantAnswer,
 )
 from flagcast_shared.ids import EntityId, Environment, FlagKey, Namespace
+
+if TYPE_CHECKING:
+    from flagcast_shared.explanation import Explanation
 
 NAMESPACE_HEADER = "x-flipt-namespace"
 ENVIRONMENT_HEADER = "x-flipt-environment"
@@ -123,7 +125,7 @@ class ExplainedReply:
     namespace: Namespace
     epoch: int
     version: int
-    explanation: Explanation
+    explanation: "Explanation"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from flagcast_agent.status import Caught, Status
 from flagcast_shared.errors import FlagcastError, FlagNotFound, InvalidCall
 
-from . import messages
+from . import agent_messages
 from .answers import Question
 from .protos import flagcast_agent_pb2 as agent
 from .protos import flipt_evaluation_pb2 as flipt
@@ -133,7 +133,7 @@ class LocalClient:
         """What the agent says about itself."""
 
         async def ask(channel: Channel) -> Status:
-            return messages.status_of(await AgentStub(channel).Status(agent.StatusRequest()))
+            return agent_messages.status_of(await AgentStub(channel).Status(agent.StatusRequest()))
 
         return self._run(ask)
 
@@ -142,7 +142,7 @@ class LocalClient:
 
         async def ask(channel: Channel) -> Caught:
             request = agent.SyncRequest(timeout_milliseconds=round(seconds * 1000))
-            return messages.caught_of(await AgentStub(channel).Sync(request))
+            return agent_messages.caught_of(await AgentStub(channel).Sync(request))
 
         return self._run(ask, waits=seconds)
 

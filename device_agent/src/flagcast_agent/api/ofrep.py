@@ -13,8 +13,10 @@ from urllib.parse import parse_qs, quote, unquote
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import ERROR_MAX_CHARACTERS, KEEP_ALIVE_SECONDS
 from flagcast_shared.errors import FlagNotFound, InvalidCall, NamespaceNotFound
+from flagcast_shared.evaluation import Answer, BooleanAnswer, CompiledFlags
 from flagcast_shared.ids import Namespace
 
+from . import web
 from .changes import Changes, Stopping
 from .http1 import Request
 from .resolutions import (
@@ -28,12 +30,17 @@ from .resolutions import (
     error_code,
     selected,
 )
-from .web import JSON, Answer, Reply, Stream
+from .web import JSON, Reply, Stream
 
 ALL_FLAGS: Final = "/ofrep/v1/evaluate/flags"
 ONE_FLAG: Final = "/ofrep/v1/evaluate/flags/"
 EVENTS: Final = "/ofrep/v1/events"
 EVENT_STREAM: Final = "text/event-stream"
+KEPT_MAX_ENTRIES: Final = 4_096
+"""Encoded answers that are kept for the next question for all flags, at most 3 MB: a thousand flags with four each."""
+KEPT_MAX_BYTES: Final = 512
+"""Of a longer one, such as a large attachment, a second copy would cost more than encoding it again."""
+_Said = tuple[str, str | bool, str]
 _DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
@@ -54,12 +61,13 @@ class Ofrep:
         self._changes = changes
         self._salt = salt
         self._metadata: tuple[object, bytes] = (None, b"")
+        self._entries: tuple[CompiledFlags | None, dict[_Said, bytes]] = (None, {})
 
     def serves(self, path: str) -> bool:
         """Whether a path is one of OFREP's."""
         return path in {ALL_FLAGS, EVENTS} or path.startswith(ONE_FLAG)
 
-    def answer(self, path: str, request: Request) -> Answer | Awaitable[Answer]:
+    def answer(self, path: str, request: Request) -> web.Answer | Awaitable[web.Answer]:
         """The answer to a request for a path that is served."""
         method = "GET" if path == EVENTS else "POST"
         if request.method != method:
@@ -85,10 +93,10 @@ class Ofrep:
         metadata = self._encoded_metadata(knowledge)
         return Reply(200, JSON, _encoded(_success(resolved))[:-1] + b',"metadata":' + metadata + b"}")
 
-    async def _evaluate_all(self, request: Request, namespace: str) -> Answer:
+    async def _evaluate_all(self, request: Request, namespace: str) -> web.Answer:
         try:
             context = _context(request.body)
-            slices, knowledge = await self._resolutions.resolve_all(context, namespace)
+            slices, knowledge = self._resolutions.answer_all(context, namespace)
         except (_NotReadable, InvalidCall) as error:
             code = "PROVIDER_NOT_READY" if isinstance(error, NamespaceNotFound) else _code(error)
             return _json(400, {"errorCode": code, "errorDetails": _shown(error)})
@@ -97,7 +105,8 @@ class Ofrep:
         if _matches(request.headers.get("if-none-match", ""), etag):
             return Reply(304, JSON, b"", {"etag": etag})
         # Each slice becomes text at once, so that no caller waits for all of them.
-        flags = [_encoded([_entry(each) for each in found])[1:-1] async for found in slices]
+        entries = self._entries_of(knowledge)
+        flags = [b",".join([entries(each) for each in found]) async for found in slices]
         stream = {
             "type": "sse",
             "endpoint": {"requestUri": f"{EVENTS}?namespace={quote(knowledge.namespace)}"},
@@ -125,6 +134,28 @@ class Ofrep:
                 elif _version(change.knowledge) != told:
                     told = _version(change.knowledge)
                     yield _refetch(told)
+
+    def _entries_of(self, knowledge: Knowledge) -> Callable[[Answer | Unresolved], bytes]:
+        # A flag says one of a few things, to whomever it is said: most of them were said before.
+        of, said = self._entries
+        if of is not knowledge.compiled:
+            said = {}
+            self._entries = (knowledge.compiled, said)
+        resolved = self._resolutions.resolved
+
+        def entry(answer: Answer | Unresolved) -> bytes:
+            if isinstance(answer, Unresolved):
+                return _encoded(_failure(answer.flag_key, error_code(answer.error), answer.error))
+            value = answer.enabled if isinstance(answer, BooleanAnswer) else answer.variant_key
+            what = (answer.flag_key, value, answer.resolution)
+            encoded = said.get(what)
+            if encoded is None:
+                encoded = _encoded(_success(resolved(answer)))
+                if len(said) < KEPT_MAX_ENTRIES and len(encoded) <= KEPT_MAX_BYTES:
+                    said[what] = encoded
+            return encoded
+
+        return entry
 
     def _encoded_metadata(self, knowledge: Knowledge) -> bytes:
         # Answers of one second have one metadata object: what is made of it serves all of them.
@@ -160,12 +191,6 @@ def _context(body: bytes) -> dict[str, object]:
             "INVALID_CONTEXT", f"the context is a {type(context).__name__}; it must be an object"
         )
     return context
-
-
-def _entry(found: Resolved | Unresolved) -> dict[str, object]:
-    if isinstance(found, Unresolved):
-        return _failure(found.flag_key, error_code(found.error), found.error)
-    return _success(found)
 
 
 def _success(resolved: Resolved) -> dict[str, object]:

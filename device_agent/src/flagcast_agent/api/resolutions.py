@@ -25,7 +25,14 @@ from flagcast_shared.errors import (
     NamespaceNotFound,
     TypeMismatch,
 )
-from flagcast_shared.evaluation import BooleanAnswer, FlagType, Resolution, VariantAnswer
+from flagcast_shared.evaluation import (
+    Answer,
+    BooleanAnswer,
+    CompiledFlags,
+    FlagType,
+    Resolution,
+    VariantAnswer,
+)
 from flagcast_shared.ids import FlagKey, Namespace
 
 from .answers import Answers, Question
@@ -96,6 +103,7 @@ class Resolutions:
         self._answers = answers
         self._tells_static = tells_static
         self._metadata: tuple[Knowledge | None, int, dict[str, str | int | bool]] = (None, 0, {})
+        self._order: tuple[CompiledFlags | None, list[tuple[FlagKey, bool]]] = (None, [])
 
     def resolve(self, asked: Asked, wanted: Wanted) -> tuple[Resolved, Knowledge]:
         """The flag's answer, and what it was given from. Raises InvalidCall: one of its leaves."""
@@ -109,6 +117,18 @@ class Resolutions:
     async def resolve_all(
         self, context: Mapping[str, object], namespace: str = ""
     ) -> tuple[AsyncIterator[list[Resolved | Unresolved]], Knowledge]:
+        """Every flag's answer, as `answer_all` gives them."""
+        slices, knowledge = self.answer_all(context, namespace)
+
+        async def resolved() -> AsyncIterator[list[Resolved | Unresolved]]:
+            async for found in slices:
+                yield [each if isinstance(each, Unresolved) else self.resolved(each) for each in found]
+
+        return resolved(), knowledge
+
+    def answer_all(
+        self, context: Mapping[str, object], namespace: str = ""
+    ) -> tuple[AsyncIterator[list[Answer | Unresolved]], Knowledge]:
         """Every flag's answer in the order of keys, in slices between which others have their turn; all from one version.
 
         Raises NamespaceNotFound, InvalidContext, CallTooLarge. These answers are not counted as evaluations: nobody has
@@ -116,21 +136,26 @@ class Resolutions:
         """
         knowledge, question = self._admit(Asked("", context, namespace))
 
-        async def slices() -> AsyncIterator[list[Resolved | Unresolved]]:
+        async def slices() -> AsyncIterator[list[Answer | Unresolved]]:
             compiled, entity, texts_of = knowledge.compiled, question.entity_id, question.context
-            flags = sorted(compiled.flags.items())
+            flags = self._in_order(compiled)
             for start in range(0, len(flags), SLICE_FLAGS):
-                found: list[Resolved | Unresolved] = []
-                for key, state in flags[start : start + SLICE_FLAGS]:
-                    ask = compiled.variant if state.type is FlagType.VARIANT else compiled.boolean
+                if start:
+                    await asyncio.sleep(0)
+                found: list[Answer | Unresolved] = []
+                for key, is_variant in flags[start : start + SLICE_FLAGS]:
+                    ask = compiled.variant if is_variant else compiled.boolean
                     try:
-                        found.append(self._resolved(ask(key, entity, texts_of), Wanted.ANY))
+                        found.append(ask(key, entity, texts_of))
                     except InvalidCall as error:
                         found.append(Unresolved(key, error))
                 yield found
-                await asyncio.sleep(0)
 
         return slices(), knowledge
+
+    def resolved(self, answer: Answer) -> Resolved:
+        """What an answer says to a question that names no type."""
+        return self._resolved(answer, Wanted.ANY)
 
     def knowledge(self, namespace: str = "") -> Knowledge:
         """What is known of a namespace; blank means the default one. Raises NamespaceNotFound."""
@@ -156,6 +181,14 @@ class Resolutions:
         }
         self._metadata = (knowledge, now, found)
         return found
+
+    def _in_order(self, compiled: CompiledFlags) -> list[tuple[FlagKey, bool]]:
+        # Keys ascending, and whether each is a variant flag's. Whoever asks for all flags asks again with every change.
+        of, order = self._order
+        if of is not compiled:
+            order = sorted((key, state.type is FlagType.VARIANT) for key, state in compiled.flags.items())
+            self._order = (compiled, order)
+        return order
 
     def _admit(self, asked: Asked) -> tuple[Knowledge, Question]:
         context = dict(asked.context)

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Final
 
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_TIMEOUT_SECONDS, SHUTDOWN_GRACE_SECONDS
-from flagcast_agent.status import Activity, Status
 
 from .answers import Answers
 from .changes import Changes
-from .grpc import CatchUp, GrpcCalls, GrpcConnection, ReadSnapshot
+from .grpc import GrpcCalls, GrpcConnection
 from .load import Load
 from .resolutions import Resolutions
 
 if TYPE_CHECKING:
+    from grpclib._typing import IServable
+
+    from flagcast_agent.status import Activity, Status
+
     from .flagd import Flagd
+    from .services import CatchUp, OtherServices, ReadSnapshot
     from .web import Site, WebConnection
 
 HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -32,8 +36,10 @@ _TELLING: Final = 3
 log = logging.getLogger(__name__)
 
 
-def no_activity() -> Activity:
+def no_activity() -> "Activity":
     """Of an agent that follows no broker."""
+    from flagcast_agent.status import Activity
+
     return Activity(0, {})
 
 
@@ -54,11 +60,11 @@ class LocalServer:
         self,
         answers: Answers,
         evaluator: Evaluator,
-        status: Callable[[], Status],
-        catch_up: CatchUp | None = None,
+        status: "Callable[[], Status]",
+        catch_up: "CatchUp | None" = None,
         *,
-        activity: Callable[[], Activity] = no_activity,
-        snapshot: ReadSnapshot | None = None,
+        activity: "Callable[[], Activity]" = no_activity,
+        snapshot: "ReadSnapshot | None" = None,
         tells_static: bool = True,
     ) -> None:
         self._answers = answers
@@ -69,16 +75,10 @@ class LocalServer:
         self._changes: Changes
         self._resolutions = Resolutions(answers, tells_static=tells_static)
         self._flagd: Flagd | None = None
-        self._grpc = GrpcCalls(
-            answers=answers,
-            evaluator=evaluator,
-            flagd=self._speak_flagd,
-            changes=lambda: self._changes,
-            load=self._load,
-            status=status,
-            catch_up=catch_up,
-            snapshot=snapshot,
-        )
+        self._catch_up = catch_up
+        self._snapshot = snapshot
+        self._services: OtherServices | None = None
+        self._grpc = GrpcCalls(answers, self._load, self._make_services)
         self._site: Site | None = None
         self._listening: list[asyncio.Server] = []
 
@@ -86,7 +86,7 @@ class LocalServer:
         """Begins to answer on bound stream sockets, Unix or TCP."""
         loop = asyncio.get_running_loop()
         self._changes = Changes(self._evaluator)
-        self._changes.watch(self._grpc.changed)
+        self._changes.watch(self._changed)
         for bound in sockets:
             if bound.family == socket.AF_UNIX:
                 server = await loop.create_unix_server(self._accept, sock=bound, backlog=CONNECTIONS_MAX)
@@ -114,6 +114,26 @@ class LocalServer:
             log.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
             return _Refusal()
         return _Door(self._load, self._grpc.connection, self._web)
+
+    def _changed(self) -> None:
+        if self._services is not None:
+            self._services.changed()
+
+    def _make_services(self, evaluation: "IServable") -> "OtherServices":
+        # Imported by the first client that asks for one of them.
+        from .services import OtherServices
+
+        self._services = OtherServices(
+            evaluation,
+            answers=self._answers,
+            evaluator=self._evaluator,
+            flagd=self._speak_flagd,
+            changes=lambda: self._changes,
+            status=self._status,
+            catch_up=self._catch_up,
+            snapshot=self._snapshot,
+        )
+        return self._services
 
     def _speak_flagd(self) -> "Flagd":
         # Imported by the first client that asks as flagd's do.

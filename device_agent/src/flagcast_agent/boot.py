@@ -1,0 +1,75 @@
+"""From the agent's disk to answers: open and lock the database, believe what it gives back, activate it."""
+
+import logging
+from dataclasses import dataclass
+
+from flagcast_shared.context import device_attributes
+from flagcast_shared.errors import Refused
+from flagcast_shared.trust import Trusted, begin, restore
+
+from . import clock, config
+from .config import AgentConfig
+from .evaluator import Evaluator
+from .link import BrokerMemory
+from .logs import log
+from .store import Profile, Store, StoreCorrupt, StoreTooNew, StoreUnwritable, set_aside
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """What the disk gave back: open store, what is trusted, and an evaluator that answers from it."""
+
+    store: Store
+    trusted: Trusted
+    evaluator: Evaluator
+    broker: BrokerMemory | None = None
+
+
+def boot(settings: AgentConfig, *, recover: bool = False) -> Booted:
+    """Open the disk and activate what was admitted before. Raises StoreError, InvalidConfiguration, Refused."""
+    anchor = config.read_anchor(settings.anchor)
+    try:
+        return _boot(settings, anchor)
+    except (StoreCorrupt, StoreTooNew) as error:
+        if not recover:
+            raise
+        kept = set_aside(settings.store, clock.now())
+        log(logging.WARNING, "the database was set aside; starting from the network", why=error, kept=kept)
+        return _boot(settings, anchor)
+
+
+def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
+    store = Store(settings.store, may_be_read_only=True)
+    try:
+        saved = store.load()
+        trusted = begin(settings.environment, settings.device, anchor, floor=saved.floor)
+        if saved.root_data is not None:
+            later = begin(settings.environment, settings.device, saved.root_data, floor=saved.floor)
+            # A device may be provisioned anew with a later anchor than the root it had walked to.
+            trusted = later if later.root.number >= trusted.root.number else trusted
+        evaluator = Evaluator(device_attributes(settings.device))
+        for stored in saved.namespaces:
+            if stored.namespace not in settings.namespaces:
+                continue
+            try:
+                trusted, update = restore(trusted, stored)
+            except Refused as error:
+                raise StoreCorrupt(
+                    f"{settings.store}: {error}; start with --recover to set it aside and fetch everything again"
+                ) from error
+            evaluator.activate(update, now=clock.now())
+        why = store.why_read_only
+        try:
+            store.persist_profile(Profile(settings.environment, settings.device, settings.namespaces))
+        except StoreUnwritable as error:
+            why = why or str(error)
+        if why:
+            log(
+                logging.WARNING,
+                "the disk takes no writes; answering from what it holds, nothing new is admitted",
+                why=why,
+            )
+        return Booted(store, trusted, evaluator, saved.broker)
+    except BaseException:
+        store.close()
+        raise

@@ -1,0 +1,37 @@
+"""What an agent's start may cost: nothing that its first answer does not need."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+START = """
+import json, sys
+import flagcast_agent.cli, flagcast_agent.config, flagcast_agent.logs, flagcast_agent.daemon
+import flagcast_agent.api.answers, flagcast_agent.api.server, flagcast_agent.api.socket
+print(json.dumps(sorted(sys.modules)))
+"""
+LATER = (
+    "flagcast_agent.follower", "flagcast_agent.sync", "flagcast_agent.mqtt", "flagcast_agent.status", "paho",
+    "flagcast_agent.api.services", "flagcast_agent.api.flagd", "flagcast_agent.api.web", "flagcast_agent.api.ofrep",
+    "flagcast_shared.explanation", "flagcast_shared.reports", "sqlite_utils", "grpclib.health", "grpclib.reflection",
+    "importlib.metadata",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", START], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("module", LATER)
+def test_a_start_does_not_import_what_comes_later(imported: set[str], module: str) -> None:
+    assert not [name for name in imported if name == module or name.startswith(f"{module}.")]
+
+
+def test_a_start_imports_what_answers(imported: set[str]) -> None:
+    assert {"flagcast_agent.boot", "flagcast_agent.evaluator", "flagcast_agent.api.grpc"} <= imported
