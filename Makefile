@@ -9,10 +9,10 @@ BENCHMARKS := evaluation local_api agent_start client storm wire delta
 SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench fuzz lock proto format clean
+.PHONY: help install demo test test-providers lint bench fuzz lock proto format clean
 
 help: ## What can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
 # uv comes first, by its hash; it then installs everything else by hash.
 $(READY): requirements.lock requirements-oracles.lock requirements-uv.lock shared/pyproject.toml broker_bridge/pyproject.toml device_agent/pyproject.toml
@@ -30,9 +30,16 @@ install: $(READY) ## Build the virtual environment .venv
 demo: $(READY) ## Run the main job for real: publish, receive, verify, persist, answer
 	$(BIN)/flagcast demo --flags examples
 
-test: $(READY) ## Run all tests (installs mosquitto when it may)
+test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may)
 	@tools/need-mosquitto.sh
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	@tools/need-postgres.sh
+	@tools/need-node-modules.sh
+	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+test-providers: $(READY) ## Run the tests with providers and clients of others, Go's among them
+	@tools/need-node-modules.sh
+	@tools/need-go-application.sh
+	$(BIN)/python -m pytest -n 2 tests/providers
 
 lint: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(SOURCES)

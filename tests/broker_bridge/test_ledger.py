@@ -1,13 +1,21 @@
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from postgres import Postgres
 
+from brokers import free_port
+from flagcast_bridge import clock, database
+from flagcast_bridge import ledger as ledgers
 from flagcast_bridge.ledger import (
     SCHEMA_VERSION,
     Ledger,
@@ -16,7 +24,7 @@ from flagcast_bridge.ledger import (
     LedgerError,
     LedgerTooNew,
     NumberUsed,
-    lease,
+    existing,
 )
 from flagcast_bridge.planner import Issued, Past, Plan, Terms, named, plan
 from flagcast_shared.ids import Digest, Environment, Epoch, FlagKey, Namespace, Sequence, Version
@@ -27,25 +35,46 @@ ENVIRONMENT = Environment("test")
 NAMESPACE = Namespace("default")
 NOW = 1_800_000_000
 
-# A publisher that reserves, says so, and is killed before it can publish or confirm.
-RESERVE_AND_DIE = """
-import os, signal, sys
+PLACE = """
+import os, signal, sys, time
+from contextlib import closing
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_ledger import ENVIRONMENT, next_plan
+from flagcast_bridge import ledger as ledgers
 from flagcast_bridge.ledger import Ledger
-ledger = Ledger(Path(sys.argv[2]), ENVIRONMENT)
-ledger.reserve([next_plan(ledger, on=True)], 1)
-os.kill(os.getpid(), signal.SIGKILL)
+where = sys.argv[1] if sys.argv[1].startswith("postgresql:") else Path(sys.argv[1])
 """
-HOLD = """
-import sys
-from pathlib import Path
-from flagcast_bridge.ledger import lease
-with lease(Path(sys.argv[1]), "process 4711 on a.example, since noon"):
-    print("held", flush=True)
-    sys.stdin.read()
+# A publisher that reserves and is killed before it can publish or confirm.
+RESERVE_AND_DIE = (
+    PLACE
+    + """
+sys.path += [sys.argv[2], sys.argv[2] + "/../support"]
+from test_ledger import ENVIRONMENT, next_plan
+ledger = Ledger(where, ENVIRONMENT)
+ledgers.LEASE_SILENCE_SECONDS = 0.1
+while True:
+    try:
+        with ledger.lease("process 1 on a.example"):
+            ledger.reserve([next_plan(ledger, on=True)], 1)
+            os.kill(os.getpid(), signal.SIGKILL)
+    except ledgers.LedgerBusy:
+        time.sleep(0.05)
 """
+)
+# One that holds the lease until its input ends, and then says whether it still has it.
+HOLD = (
+    PLACE
+    + """
+ledgers.LEASE_SECONDS, ledgers.LEASE_RENEW_SECONDS = map(float, sys.argv[2:4])
+ledger = Ledger(where, "test")
+try:
+    with closing(ledger), ledger.lease("process 4711 on a.example"):
+        print("held", flush=True)
+        sys.stdin.read()
+        ledger.check_lease()
+except ledgers.LeaseLost as error:
+    sys.exit(f"lost: {error}")
+"""
+)
 
 
 def next_plan(ledger: Ledger, *, on: bool) -> Plan:
@@ -63,11 +92,36 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
 
+@contextmanager
+def leased(where: Path | str, environment: Environment = ENVIRONMENT) -> Iterator[Ledger]:
+    """An open ledger of which we hold the lease."""
+    with closing(Ledger(where, environment)) as opened, opened.lease("process 1 on a.example"):
+        yield opened
+
+
 @pytest.fixture
-def ledger(path: Path) -> Iterator[Ledger]:
-    opened = Ledger(path, ENVIRONMENT)
-    yield opened
-    opened.close()
+def ledger(ledger_at: Path | str) -> Iterator[Ledger]:
+    with leased(ledger_at) as opened:
+        yield opened
+
+
+@contextmanager
+def holding(
+    where: Path | str, seconds: float = 60.0, renew: float = 10.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the lease."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", HOLD, str(where), str(seconds), str(renew)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as rival:
+        assert rival.stdout is not None
+        assert rival.stdout.readline() == b"held\n"
+        try:
+            yield rival
+        finally:
+            rival.kill()
 
 
 def test_a_reserved_number_is_not_published_until_it_is_confirmed(ledger: Ledger) -> None:
@@ -103,14 +157,24 @@ def test_a_number_cannot_be_reserved_twice_and_nothing_of_the_attempt_stays(ledg
     assert len(ledger.entries()) == 1
 
 
-def test_a_number_is_never_used_again_when_the_process_is_killed_before_it_publishes(path: Path) -> None:
+def test_a_number_is_never_used_again_when_the_process_is_killed_before_it_publishes(
+    ledger_at: Path | str,
+) -> None:
     for attempt in (1, 2):
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", RESERVE_AND_DIE, str(Path(__file__).parent), str(path)],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-c",
+                RESERVE_AND_DIE,
+                str(ledger_at),
+                str(Path(__file__).parent),
+            ],
             check=False,
         )
         assert done.returncode == -signal.SIGKILL
-        ledger = Ledger(path, ENVIRONMENT)
+        ledger = Ledger(ledger_at, ENVIRONMENT)
         assert [(entry.version, entry.state) for entry in ledger.entries()] == [
             (version, "reserved") for version in range(attempt, 0, -1)
         ]
@@ -118,22 +182,23 @@ def test_a_number_is_never_used_again_when_the_process_is_killed_before_it_publi
         ledger.close()
 
 
-def test_environments_do_not_share_numbers(path: Path, ledger: Ledger) -> None:
+def test_environments_share_neither_numbers_nor_the_lease(ledger_at: Path | str, ledger: Ledger) -> None:
     ledger.reserve([next_plan(ledger, on=True)], NOW)
-    other = Ledger(path, Environment("other"))
-    assert (other.issued(), other.entries()) == ({}, [])
-    other.close()
+    with leased(ledger_at, Environment("other")) as other:
+        assert (other.issued(), other.entries()) == ({}, [])
 
 
-def test_what_was_published_is_there_after_closing(path: Path) -> None:
-    ledger = Ledger(path, ENVIRONMENT)
-    first = next_plan(ledger, on=True)
-    ledger.reserve([first], NOW)
-    ledger.confirm(first.head, NOW, {})
-    ledger.close()
-    again = Ledger(path, ENVIRONMENT)
-    assert again.issued()[NAMESPACE].published == first.contents[0]
-    again.close()
+def test_what_was_published_is_there_after_closing(ledger_at: Path | str) -> None:
+    assert existing(ledger_at, ENVIRONMENT) is None
+    assert existing(ledger_at, ENVIRONMENT) is None  # nor made by asking
+    with leased(ledger_at) as ledger:
+        first = next_plan(ledger, on=True)
+        ledger.reserve([first], NOW)
+        ledger.confirm(first.head, NOW, {})
+    again = existing(ledger_at, ENVIRONMENT)
+    assert again is not None
+    with closing(again):
+        assert again.issued()[NAMESPACE].published == first.contents[0]
 
 
 def messages_of(done: Plan) -> dict[Address, bytes]:
@@ -173,9 +238,8 @@ def test_messages_are_kept_whole_or_not_at_all(ledger: Ledger) -> None:
 def test_a_head_of_another_ledger_is_written_down_only_where_that_was_asked_for(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    other = Ledger(tmp_path / "other.sqlite", ENVIRONMENT)
-    foreign = publish(other, next_plan(other, on=True))
-    other.close()
+    with leased(tmp_path / "other.sqlite") as other:
+        foreign = publish(other, next_plan(other, on=True))
     messages = messages_of(foreign)
     ledger.confirm(foreign.head, NOW, messages)
     assert (ledger.entries(), ledger.kept()) == ([], {})
@@ -263,7 +327,7 @@ def test_a_ledger_of_version_1_is_taken_over_with_everything_in_it(path: Path) -
     connection.close()
 
     ledger = Ledger(path, ENVIRONMENT)
-    assert ledger._database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert ledger._database.schema_version() == SCHEMA_VERSION
     assert ledger.issued(8)[NAMESPACE] == Issued(
         Version(1),
         Sequence(2),
@@ -275,16 +339,30 @@ def test_a_ledger_of_version_1_is_taken_over_with_everything_in_it(path: Path) -
     assert ledger.entries()[0].provenance == {"commit": "abc"}
     assert (ledger.kept(), numbers(next_plan(ledger, on=False))) == ({}, (2, 3))
     # The head that its last run could not note down any more is still recognised, without its bytes.
-    ledger.confirm(replace(first.head, sequence=Sequence(2)), NOW + 9, {})
+    with ledger.lease("process 1 on a.example"):
+        ledger.confirm(replace(first.head, sequence=Sequence(2)), NOW + 9, {})
     assert ledger.entries()[0].state == "published"
     ledger.close()
     Ledger(path, ENVIRONMENT).close()
 
 
-def test_the_disk_is_waited_for(ledger: Ledger, path: Path) -> None:
-    database = ledger._database
-    assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+def test_the_disk_is_waited_for(ledger: Ledger) -> None:
+    opened = ledger._database
+    if isinstance(opened, database.Sqlite):
+        assert opened.rows("PRAGMA synchronous") == [(2,)]  # FULL
+        assert opened.rows("PRAGMA journal_mode") == [("wal",)]
+    else:
+        assert opened.rows("SHOW synchronous_commit") == [("on",)]
+
+
+@pytest.mark.postgres
+def test_numbers_are_on_the_disk_of_a_database_that_is_set_up_to_be_hasty(postgres_server: Postgres) -> None:
+    url = postgres_server.database()
+    name = url.rpartition("/")[2]
+    for found, used in (("off", "on"), ("remote_apply", "remote_apply")):
+        postgres_server.sql(url, f"ALTER DATABASE {name} SET synchronous_commit = {found}")
+        with closing(Ledger(url, ENVIRONMENT)) as ledger:
+            assert ledger._database.rows("SHOW synchronous_commit") == [(used,)]
 
 
 def test_a_damaged_ledger_is_refused_with_what_to_do_and_left_as_it_is(path: Path) -> None:
@@ -295,50 +373,218 @@ def test_a_damaged_ledger_is_refused_with_what_to_do_and_left_as_it_is(path: Pat
     assert path.read_bytes() == before
 
 
-def test_a_content_that_the_disk_returns_changed_is_refused(path: Path, ledger: Ledger) -> None:
+def test_a_content_that_the_disk_returns_changed_is_refused(ledger: Ledger) -> None:
     first = next_plan(ledger, on=True)
     ledger.reserve([first], NOW)
     ledger.confirm(first.head, NOW, {})
     (other,) = next_plan(ledger, on=False).contents
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE content SET body = ?", [other.body])
-    connection.close()
+    ledger._database.change("UPDATE content SET body = :body", {"body": other.body})
     with pytest.raises(LedgerCorrupt, match="not what was written"):
         ledger.issued()
 
 
-def test_a_ledger_of_a_later_release_is_refused(path: Path) -> None:
-    Ledger(path, ENVIRONMENT).close()
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
+def test_a_ledger_of_a_later_release_is_refused(ledger_at: Path | str) -> None:
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as ledger:
+        ledger._database.upgrade(99, {})
     with pytest.raises(LedgerTooNew, match="schema 99"):
-        Ledger(path, ENVIRONMENT)
+        Ledger(ledger_at, ENVIRONMENT)
 
 
 def test_a_ledger_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="absent"):
         Ledger(tmp_path / "absent" / "ledger.sqlite", ENVIRONMENT)
-    with pytest.raises(LedgerError, match="absent"), lease(tmp_path / "absent" / "ledger.sqlite", "me"):
-        pass
 
 
-def test_a_second_publisher_is_told_who_is_at_work_and_gets_its_turn_when_that_one_is_killed(
-    path: Path,
-) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as rival:
-        assert rival.stdout is not None
-        assert rival.stdout.readline() == b"held\n"
-        with (
-            pytest.raises(LedgerBusy, match=r"process 4711 on a\.example, since noon"),
-            lease(path, "a longer text than the other one had, so that a rest of it would show"),
+def test_nothing_is_written_without_the_lease(ledger_at: Path | str) -> None:
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as ledger:
+        wanted = next_plan(ledger, on=True)
+        for write in (
+            lambda: ledger.reserve([wanted], NOW),
+            lambda: ledger.confirm(wanted.head, NOW, {}, adopts=True),
+            lambda: ledger.unnamed([NAMESPACE], [], NOW),
+            ledger.check_lease,
         ):
-            pytest.fail("two publishers at once")
+            with pytest.raises(LedgerError, match="without the lease"):
+                write()
+        assert ledger.entries() == []
+
+
+def test_a_second_bridge_is_told_who_is_at_work_and_gets_its_turn_soon_when_that_one_is_killed(
+    ledger_at: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "LEASE_SILENCE_SECONDS", 0.5)
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as ledger, holding(ledger_at) as rival:
+        began = ledger.now()
+        with (
+            pytest.raises(LedgerBusy, match=r"process 4711 on a\.example, since 20") as caught,
+            ledger.lease("me"),
+        ):
+            pytest.fail("two bridges at once")
+        assert (caught.value.holder, began - 60 < caught.value.since <= began) == (
+            "process 4711 on a.example",
+            True,
+        )
         rival.kill()
         rival.wait()
-    with lease(path, "me"):
-        assert path.with_name("ledger.sqlite.lock").read_text() == "me"
-    with lease(path, "me"):
-        pass
+        deadline = time.monotonic() + 10  # its lease would last for a minute
+        while True:
+            try:
+                with ledger.lease("me"):
+                    ledger.check_lease()
+                    break
+            except LedgerBusy:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        with ledger.lease("me again"):
+            ledger.check_lease()
+
+
+def test_a_lease_is_renewed_for_as_long_as_its_holder_lives(ledger_at: Path | str) -> None:
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as ledger, holding(ledger_at, 0.6, 0.1) as rival:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            with pytest.raises(LedgerBusy), ledger.lease("me"):
+                pytest.fail("two bridges at once")
+            time.sleep(0.05)
+        assert rival.communicate(timeout=20) == (b"", b"")
+        assert rival.returncode == 0
+
+
+@pytest.mark.postgres
+def test_a_holder_whose_session_the_server_ended_is_not_taken_for_dead(
+    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "LEASE_SILENCE_SECONDS", 1.0)
+    url = postgres_server.emptied()
+    with closing(Ledger(url, ENVIRONMENT)) as ledger, holding(url, 60.0, 0.1):
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+        assert postgres_server.sql(url, ended) == "t"
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            with pytest.raises(LedgerBusy), ledger.lease("me"):
+                pytest.fail("two bridges at once")
+            time.sleep(0.05)
+
+
+def test_a_holder_that_cannot_renew_is_stopped_before_anybody_takes_it_for_dead(
+    ledger_at: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ledgers.LEASE_STOP_SECONDS < ledgers.LEASE_SILENCE_SECONDS < ledgers.LEASE_SECONDS
+    monkeypatch.setattr(ledgers, "LEASE_STOP_SECONDS", 0.3)
+    monkeypatch.setattr(ledgers, "LEASE_RENEW_SECONDS", 60.0)
+    stopped = threading.Event()
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as ledger, ledger.lease("me", stopped.set):
+        ledger.check_lease()
+        assert not stopped.is_set()
+        assert stopped.wait(10)
+
+
+def test_a_bridge_that_froze_past_its_lease_writes_nothing_any_more(ledger_at: Path | str) -> None:
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as ledger, holding(ledger_at, 0.5, 0.1) as rival:
+        os.kill(rival.pid, signal.SIGSTOP)
+        waited = take_over(ledger)
+        assert waited > 0.2  # not before it ended
+        os.kill(rival.pid, signal.SIGCONT)
+        _, said = rival.communicate(timeout=20)
+        assert rival.returncode == 1
+        assert b"lost: " in said
+        assert b"process 2 on b.example has taken over" in said
+
+
+def take_over(ledger: Ledger) -> float:
+    """Take the lease as soon as it is to be had, and write; returns after how many seconds."""
+    began = time.monotonic()
+    while True:
+        try:
+            with ledger.lease("process 2 on b.example"):
+                taken = time.monotonic()
+                ledger.reserve([next_plan(ledger, on=True)], NOW)
+                return taken - began
+        except LedgerBusy:
+            assert time.monotonic() < began + 20
+            time.sleep(0.02)
+
+
+def test_who_took_over_from_a_frozen_bridge_keeps_the_lease_when_that_one_ends(ledger_at: Path | str) -> None:
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as second, closing(Ledger(ledger_at, ENVIRONMENT)) as third:
+        with holding(ledger_at, 0.3, 0.1) as rival:
+            os.kill(rival.pid, signal.SIGSTOP)
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    with second.lease("process 2 on b.example"):
+                        rival.kill()
+                        rival.wait()
+                        # The guard is free again, and the second bridge, which lives, never had it.
+                        until = time.monotonic() + 0.5
+                        while time.monotonic() < until:
+                            with pytest.raises(LedgerBusy, match="process 2"), third.lease("me"):
+                                pytest.fail("two bridges at once")
+                        second.check_lease()
+                        break
+                except LedgerBusy:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+        with third.lease("me"):
+            third.check_lease()
+
+
+@pytest.mark.postgres
+def test_a_frozen_bridge_that_is_in_the_middle_of_a_transaction_is_thrown_out_of_it(
+    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "IDLE_TRANSACTION_MS", 300)
+    monkeypatch.setattr(ledgers, "LEASE_SECONDS", 0.2)
+    url = postgres_server.emptied()
+    with closing(Ledger(url, ENVIRONMENT)) as frozen, closing(Ledger(url, ENVIRONMENT)) as other:
+        with pytest.raises(LedgerError), frozen.lease("process 1 on a.example"), frozen._writing():  # noqa: PT012
+            assert take_over(other) >= 0.0
+            frozen._versions(NAMESPACE)
+        assert [entry.version for entry in other.entries()] == [1]
+
+
+def test_the_lease_goes_by_the_clock_of_the_database(
+    ledger_at: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now
+    with closing(Ledger(ledger_at, ENVIRONMENT)) as ledger, holding(ledger_at):
+        for ahead in (86_400, -86_400):
+            monkeypatch.setattr(clock, "now", lambda ahead=ahead: now() + ahead)
+            with pytest.raises(LedgerBusy), ledger.lease("me"):
+                pytest.fail("two bridges at once")
+            off = ledger.now() - now()
+            assert abs(off - (0 if isinstance(ledger_at, str) else ahead)) <= 2
+
+
+@pytest.mark.postgres
+def test_a_server_that_is_not_there_or_lets_nobody_in_says_what_to_check(postgres_server: Postgres) -> None:
+    url = f"postgresql://flagcast@127.0.0.1:{free_port()}/flagcast"
+    with pytest.raises(LedgerError, match=r"Connection refused; check ledger in flagcast\.toml"):
+        Ledger(url, ENVIRONMENT)
+    with pytest.raises(LedgerError, match='database "absent" does not exist; check'):
+        Ledger(f"{postgres_server.emptied().rpartition('/')[0]}/absent", ENVIRONMENT)
+    with pytest.raises(LedgerError, match=r"check ledger in flagcast\.toml"):
+        Ledger("postgresql://host/name?nonsense=1", ENVIRONMENT)
+
+
+@pytest.mark.postgres
+def test_a_user_who_may_make_no_tables_is_told_what_an_administrator_has_to_run(
+    postgres_server: Postgres,
+) -> None:
+    url = postgres_server.database()
+    role = f"guest_{url.rpartition('/')[2]}"
+    postgres_server.sql(url, f"CREATE ROLE {role} LOGIN")
+    as_guest = url.replace("flagcast@", f"{role}@")
+    with pytest.raises(LedgerError, match="CREATE SCHEMA flagcast AUTHORIZATION"):
+        Ledger(as_guest, ENVIRONMENT)
+    postgres_server.sql(url, f"CREATE SCHEMA flagcast AUTHORIZATION {role}")
+    with leased(as_guest) as ledger:
+        ledger.reserve([next_plan(ledger, on=True)], NOW)
+
+
+def test_bridges_that_make_the_same_ledger_at_once_make_it_once(ledger_at: Path | str) -> None:
+    script = f"{PLACE}\nLedger(where, 'test').close()"
+    made = [subprocess.Popen([sys.executable, "-c", script, str(ledger_at)]) for _ in range(2)]
+    assert [each.wait(30) for each in made] == [0] * 2
+    with leased(ledger_at) as ledger:
+        assert ledger.entries() == []

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from publishing import Flagcast, bulky_features, configure, features, make_proje
 
 from brokers import Broker, free_port, start_amqtt, start_mosquitto
 from flagcast_bridge import clock, mqtt, project, publisher, signer
-from flagcast_bridge.ledger import lease
+from flagcast_bridge.ledger import Ledger
 from flagcast_shared.ids import Namespace
 from flagcast_shared.messages import Place, encode_head
 from flagcast_shared.topics import HeadAddress, Kind, SnapshotAddress
@@ -518,14 +519,39 @@ def test_a_key_that_the_root_does_not_name_publishes_nothing(on_mosquitto: Site)
     assert on_mosquitto.retained() == {}
 
 
-def test_two_publishers_at_once_exclude_each_other(
-    on_mosquitto: Site, monkeypatch: pytest.MonkeyPatch
+def test_a_bridge_does_not_wait_longer_than_it_was_told_to_and_says_who_is_at_work(
+    on_mosquitto: Site,
 ) -> None:
-    monkeypatch.setattr(publisher, "LEASE_PATIENCE_SECONDS", 0.3)
-    with lease(on_mosquitto.folder / "ledger.sqlite", "process 1 on elsewhere"):
-        code, said = on_mosquitto.publish(features({"a": True}))
-    assert (code, "process 1 on elsewhere" in said) == (1, True)
+    made = project.load(on_mosquitto.folder)
+    with closing(Ledger(made.ledger, made.environment)) as ledger, ledger.lease("process 1 on elsewhere"):
+        code, said = on_mosquitto.publish(features({"a": True}), "--wait", "0")
+        assert (code, "another publisher is at work: process 1 on elsewhere, since 20" in said) == (4, True)
+        code, said = on_mosquitto.publish(features({"a": True}), "--wait", "1")
+        assert (code, "waiting for process 1 on elsewhere, at work since 20" in said) == (4, True)
+        assert on_mosquitto.publish(features({"a": True}), "--wait", "-1")[0] == 2
+        assert on_mosquitto.publish(features({"a": True}), "--dry-run")[0] == 0
     assert on_mosquitto.retained() == {}
+
+
+@pytest.mark.mosquitto
+def test_what_a_broker_drops_of_a_long_answer_is_asked_for_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # It drops what is beyond this and does not fit into the connection; first comes what was there first.
+    with start_mosquitto(tmp_path / "broker", lines=["max_queued_messages 20"]) as broker:
+        site = site_on(broker, tmp_path, capsys)
+        rest = [(f"flagcast/1/test/flags/rest/snapshot/{each}/0", bytes(20_000)) for each in range(1, 601)]
+        with site.connect() as connection:
+            for first in range(0, len(rest), 10):
+                connection.publish(rest[first : first + 10])
+            assert len(connection.read_all(["flagcast/#"])) < len(rest)
+        names = [f"n{number}" for number in range(30)]
+        code, said = site.publish("---\n".join(features({"a": True}, name) for name in names))
+        assert code == 0, said
+        shown = site.show()
+        assert [shown[name]["is_whole"] for name in names] == [True] * len(names)
+        code, said = site.publish("---\n".join(features({"a": True}, name) for name in names))
+        assert (code, said.count("unchanged at version 1, head 1\n")) == (0, len(names))
 
 
 def site_on(broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Site:
@@ -630,13 +656,13 @@ def test_tls_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         made = make_project(tmp_path / "fleet", f"mqtts://localhost:{port}")
         flagcast = Flagcast(made.folder, capsys)
         done = flagcast.on_project("show")
-        assert (done.code, "certificate is not trusted" in done.err) == (3, True)
+        assert (done.code, "is not trusted: " in done.err) == (3, True)
         configure(made.folder, {"ca_file": f'"{tmp_path / "server.pem"}"'})
         done = flagcast.on_project("show")
         assert (done.code, done.out.splitlines()[-1]) == (0, "nothing is published")
         configure(made.folder, {"url": f'"mqtts://127.0.0.1:{port}"'})
         done = flagcast.on_project("show")
-        assert (done.code, "certificate is not trusted" in done.err) == (3, True)
+        assert (done.code, "is not trusted: " in done.err) == (3, True)
         configure(made.folder, {"ca_file": '"absent.pem"'})
         done = flagcast.on_project("show")
         assert (done.code, "broker.ca_file cannot be used" in done.err) == (2, True)

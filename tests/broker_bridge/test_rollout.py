@@ -29,7 +29,7 @@ def station(tmp_path: Path) -> Iterator[Station]:
     made.publish(OLD)
     made.publish(STABLE)
     yield made
-    made.ledger.close()
+    made.close()
 
 
 def all_catch_up(fleet: list[Follower]) -> None:
@@ -205,7 +205,7 @@ def test_what_makes_no_sense_is_refused_with_what_to_do(tmp_path: Path, station:
     empty = Station(tmp_path / "new")
     with pytest.raises(PlanRefused, match="publish it without --candidate first"):
         empty.candidate(NEW, 1_000)
-    empty.ledger.close()
+    empty.close()
 
 
 def test_a_rollback_is_an_old_content_under_a_new_version(station: Station) -> None:
@@ -253,7 +253,7 @@ def test_after_a_number_that_was_reserved_and_perhaps_seen_both_contents_get_new
     assert died.version == 3
     content = station.ledger.content(NAMESPACE, Version(3))
     assert content is not None
-    station.ledger._database.execute(
+    station.ledger._database.change(
         "INSERT INTO content SELECT environment, namespace, 4, epoch, digest, parts, body, reserved FROM content"
         " WHERE version = 3"
     )

@@ -30,7 +30,7 @@ from publisher_simulator import (
 
 from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
-from flagcast_agent.api.messages import status_of
+from flagcast_agent.api.agent_messages import status_of
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
 from flagcast_agent.api.protos.flagcast_agent_grpc import AgentStub
 from flagcast_bridge import mqtt

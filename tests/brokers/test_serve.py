@@ -1,9 +1,13 @@
 """`flagcast serve` beside a real mosquitto and a real agent: what was published stays published, without anybody's help."""
 
+import os
+import pty
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +17,8 @@ from publishing import Flagcast, configure, features, make_project
 from serving import Serve
 
 from brokers import Broker, free_port, start_mosquitto
-from flagcast_bridge import clock, ledger, mqtt, project, publisher
+from flagcast_bridge import clock, mqtt, project, publisher
+from flagcast_bridge.ledger import Ledger
 from flagcast_bridge.project import Project
 from flagcast_shared.ids import Namespace
 from flagcast_shared.messages import Head
@@ -58,6 +63,11 @@ class Site:
     def put(self, topic: str, data: bytes) -> None:
         with self.connect() as connection:
             connection.publish([(f"flagcast/1/test/{topic}", data)])
+
+    @contextmanager
+    def lease(self, holder: str) -> Iterator[None]:
+        with closing(Ledger(self.project.ledger, self.project.environment)) as ledger, ledger.lease(holder):
+            yield
 
     def connect(self) -> mqtt.Connection:
         return mqtt.connect(self.broker.host, self.broker.port, mqtt.Login())
@@ -199,6 +209,100 @@ def test_what_no_head_names_is_cleared_after_the_grace_period_and_not_before(
         assert set(site.retained()) == {"root/1", HEAD, "flags/default/snapshot/2/0"}
 
 
+def test_a_namespace_that_the_flags_no_longer_hold_is_looked_after_like_any_other(
+    site: Site, tmp_path: Path
+) -> None:
+    both = tmp_path / "both.yml"
+    both.write_text(features({"a": True}) + "---\n" + features({"b": True}, "charging"))
+    assert site.flagcast.on_project("publish", both).code == 0
+    site.publish(a=False)
+    head = site.retained()["flags/charging/head"]
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
+        serve.wait_for("checked")
+        site.put("flags/charging/head", b"")
+        serve.wait_for('"put back"')
+        assert site.retained()["flags/charging/head"] == head
+
+
+def test_a_namespace_that_its_ledger_never_issued_is_left_alone_and_said_to_expire(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(site.project.folder, {"head_lifetime_hours": "1"})
+    now = clock.now
+    with monkeypatch.context() as patched:
+        patched.setattr(clock, "now", lambda: now() - 2_000)  # more than half of it is over
+        site.publish(a=True)
+    for path in site.project.folder.glob("ledger.sqlite*"):
+        path.unlink()
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
+        serve.wait_for("checked")
+        assert "default: head 1 expires at " in serve.log
+        assert "is not renewed from here, because this ledger has not issued it" in serve.log
+        assert site.sequence() == 1
+        site.publish(a=True)  # takes it over
+        assert site.sequence() == 2
+        serve.wait_for("checked", 2)
+        site.put(HEAD, b"")
+        serve.wait_for('"put back"')
+
+
+def test_it_signs_with_a_key_that_a_passphrase_protects(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, secret, wrong = tmp_path / "locked", tmp_path / "passphrase", tmp_path / "wrong"
+    secret.write_text("correct horse\n")
+    wrong.write_text("battery staple\n")
+    publisher.found(folder, "test", site.broker.url, passphrase=b"correct horse")
+    configure(folder, {"head_lifetime_hours": "1"})
+    (tmp_path / "features.yml").write_text(features({"a": True}))
+    now = clock.now
+    with monkeypatch.context() as patched:
+        patched.setattr(clock, "now", lambda: now() - 2_000)
+        done = site.flagcast(
+            "publish", tmp_path / "features.yml", "--project", folder, "--passphrase-file", secret
+        )
+        assert done.code == 0, done.err
+    with Serve(folder, tmp_path / "wrong.log", "--passphrase-file", wrong) as serve:
+        serve.wait_until(lambda: "the passphrase is wrong" in serve.log, "a warning")
+    with Serve(folder, tmp_path / "asks.log", "--passphrase") as serve:
+        assert serve._process.wait(20) == 2
+        assert "there is no terminal to ask for the passphrase at" in serve.log
+    with Serve(folder, tmp_path / "serve.log", "--passphrase-file", secret) as serve:
+        serve.wait_for("published")
+        assert "action=refresh" in serve.lines("published")[0]
+
+
+def test_at_a_terminal_it_asks_once_and_begins_when_the_passphrase_is_right(
+    site: Site, tmp_path: Path
+) -> None:
+    folder = tmp_path / "locked"
+    publisher.found(folder, "test", site.broker.url, passphrase=b"correct horse")
+    program = Path(sys.executable).with_name("flagcast")
+    for given, expected in (("battery staple", b"the passphrase is wrong"), ("correct horse", b'"put back"')):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [program, "serve", "--project", folder, "--passphrase"],
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:
+            assert process.stderr is not None
+            said = b""
+            try:
+                for awaited in (b"publisher.key: ", expected):
+                    while awaited not in said and (read := os.read(process.stderr.fileno(), 4_096)):
+                        said += read
+                    assert awaited in said
+                    if awaited is not expected:
+                        os.write(ours, f"{given}\n".encode())
+                assert said.count(b"passphrase of ") == 1
+            finally:
+                process.kill()
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_publish_runs_beside_it(site: Site, serve: Serve) -> None:
     site.publish(a=False)
     serve.wait_for("checked", 2)
@@ -209,7 +313,7 @@ def test_publish_runs_beside_it(site: Site, serve: Serve) -> None:
 
 
 def test_it_waits_while_another_publisher_holds_the_ledger(site: Site, serve: Serve) -> None:
-    with ledger.lease(site.project.ledger, "process 1 on elsewhere"):
+    with site.lease("process 1 on elsewhere"):
         site.put(HEAD, b"")
         serve.wait_for("waiting")
         assert "process 1 on elsewhere" in serve.lines("waiting")[0]
@@ -233,7 +337,7 @@ def test_it_begins_before_the_broker_does(tmp_path: Path, capsys: pytest.Capture
 def test_a_signal_ends_it_cleanly(site: Site, serve: Serve, number: signal.Signals) -> None:
     assert serve.stop(number) == 0
     assert serve.log.splitlines()[-1].endswith("message=stopped")
-    with ledger.lease(site.project.ledger, "me"):
+    with site.lease("me"):
         pass
 
 

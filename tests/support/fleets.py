@@ -5,6 +5,7 @@ otherwise the snapshot; all of it through `trust.admit`. Whatever happens, it ma
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from flagcast_bridge import publisher, signer
@@ -42,7 +43,9 @@ class Station:
 
     def __init__(self, folder: Path) -> None:
         self.retained: dict[Address, bytes] = {}
-        self.ledger = Ledger(folder / "ledger.sqlite", ENVIRONMENT)
+        self._open = ExitStack()
+        self.ledger = self._open.enter_context(closing(Ledger(folder / "ledger.sqlite", ENVIRONMENT)))
+        self._open.enter_context(self.ledger.lease("process 1 on a.example"))
         self.terms = Terms(ENVIRONMENT, Epoch(1), NOW, 7 * DAY, 60_000)
         self._signer = signer.create("publisher")
         key = self._signer.public
@@ -57,6 +60,10 @@ class Station:
             {Role.ROOT: quorum, Role.PUBLISHER: quorum},
         )
         self.anchor = signer.sign_message(encode_root(root), root_place(ENVIRONMENT), [self._signer], 1)
+
+    def close(self) -> None:
+        """Give the ledger back."""
+        self._open.close()
 
     @property
     def live(self) -> Live | None:

@@ -21,15 +21,16 @@ class ServeFailed(Exception):
 class Serve:
     """A context manager: runs in its block, and leaves no process behind."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path, log: Path, *arguments: str | Path) -> None:
         self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                [str(_PROGRAM), "serve", "--project", str(folder)],
+                [str(_PROGRAM), "serve", "--project", str(folder), *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONWARNINGS": "error"},
+                start_new_session=True,  # no terminal to ask at
             )
 
     @property

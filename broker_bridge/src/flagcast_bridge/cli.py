@@ -4,6 +4,7 @@
 1  failed, or refused: an error in the flags, a ledger that is busy, a message on the broker that is not believed
 2  the command line or a configuration cannot be used
 3  the broker is not there, does not let us, or does not do what was asked
+4  another bridge is at work, or has taken over
 """
 
 import argparse
@@ -42,11 +43,15 @@ DONE: Final = 0
 FAILED: Final = 1
 UNUSABLE: Final = 2
 NO_BROKER: Final = 3
+HELD: Final = 4
 
 _PROJECT_VARIABLE: Final = "FLAGCAST_PROJECT"
 _DIGEST_DIGITS: Final = 16
 # Enough of a digest for people; JSON has all of it.
 _FLEET_LISTED: Final = 50
+_WAIT_SECONDS: Final = 90
+# Longer than the lease of a bridge that froze lasts.
+_WAIT_MAX_SECONDS: Final = 86_400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,13 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         return _fail(error, UNUSABLE)
     except FlagcastError as error:
-        return _fail(error, FAILED)
+        return _fail(error, HELD if _is_of_others(error) else FAILED)
     except KeyboardInterrupt:
         return 130  # as a shell says it: 128 + SIGINT
     except BrokenPipeError:
         # The reader of a pipe has seen enough; nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _is_of_others(error: FlagcastError) -> bool:
+    # Most commands need no ledger and are quicker without its import.
+    from .ledger import LeaseLost, LedgerBusy
+
+    return isinstance(error, LedgerBusy | LeaseLost)
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -123,9 +135,16 @@ def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace)
         for plan in outcome.plans:
             _show_plan(plan)
     elif arguments.prepare is not None:
-        return _prepare(settings, order, arguments.prepare)
+        return _prepare(settings, order, arguments)
     else:
-        outcome = publisher.publish(settings, order, say=_note, show=_show_plan, unlock=_unlock(arguments))
+        outcome = publisher.publish(
+            settings,
+            order,
+            say=_note,
+            show=_show_plan,
+            unlock=_unlock(arguments),
+            patience=_patience(arguments),
+        )
     for namespace in outcome.left_alone:
         print(
             f"{namespace}: not in {arguments.path}, left as it is; take its flags away with --remove {namespace}"
@@ -145,11 +164,14 @@ def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace)
     return DONE
 
 
-def _prepare(settings: Project, order: "Order", path: Path) -> int:
+def _prepare(settings: Project, order: "Order", arguments: argparse.Namespace) -> int:
     from . import keys, publisher
 
+    path: Path = arguments.prepare
     keys.require_free(path)
-    outcome, prepared = publisher.prepare(settings, order, say=_note, show=_show_plan)
+    outcome, prepared = publisher.prepare(
+        settings, order, say=_note, show=_show_plan, patience=_patience(arguments)
+    )
     if prepared is None:
         missing = " (but for roots, which flagcast publish puts there)" if outcome.plans else ""
         print(f"nothing to publish{missing}; {settings.broker.url} is up to date")
@@ -166,7 +188,7 @@ def _release(settings: Project, arguments: argparse.Namespace) -> int:
     others = (arguments.prepare, arguments.candidate, arguments.provenance, arguments.remove)
     if any(others) or arguments.dry_run or arguments.refresh:
         raise InvalidInput("--release: what it publishes is signed already; give nothing beside it")
-    done = publisher.release(settings, keys.read(arguments.release), say=_note)
+    done = publisher.release(settings, keys.read(arguments.release), say=_note, patience=_patience(arguments))
     for number in done.roots:
         print(f"published root {number}")
     for head in done.heads:
@@ -264,6 +286,12 @@ def _unlock(arguments: argparse.Namespace) -> passphrase.Unlock:
     return passphrase.source(arguments.passphrase_file, asks=arguments.passphrase)
 
 
+def _patience(arguments: argparse.Namespace) -> float:
+    if not 0 <= arguments.wait <= _WAIT_MAX_SECONDS:
+        raise InvalidInput(f"--wait {arguments.wait}: allowed is 0 to {_WAIT_MAX_SECONDS} seconds")
+    return float(arguments.wait)
+
+
 def _rollout(arguments: argparse.Namespace) -> int:
     from . import publisher
     from .publisher import Rollout, Step
@@ -299,9 +327,15 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from . import daemon
+    from . import daemon, keychain
 
-    daemon.run(project.load(arguments.project), lambda line: print(line, file=sys.stderr, flush=True))
+    settings = project.load(arguments.project)
+    unlock = _unlock(arguments)
+    if arguments.passphrase:
+        # While somebody is there to type it again.
+        unlock = passphrase.remembered(unlock)
+        keychain.publishers(settings, keychain.chain(settings).root, unlock)
+    daemon.run(settings, lambda line: print(line, file=sys.stderr, flush=True), unlock)
     return DONE
 
 
@@ -319,13 +353,12 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _log(arguments: argparse.Namespace) -> int:
-    from .ledger import Ledger
+    from .ledger import existing
 
     settings = project.load(arguments.project)
-    if not settings.ledger.exists():
-        entries = []
-    else:
-        ledger = Ledger(settings.ledger, settings.environment)
+    ledger = existing(settings.ledger, settings.environment)
+    entries = []
+    if ledger is not None:
         try:
             entries = ledger.entries()
         finally:
@@ -487,7 +520,7 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         "--broker",
         default="mqtt://127.0.0.1:1883",
         metavar="URL",
-        help="mqtt://HOST[:PORT] or mqtts://HOST[:PORT] (default: %(default)s)",
+        help="mqtt://, mqtts://, ws:// or wss://HOST[:PORT][/PATH] (default: %(default)s)",
     )
     parser.add_argument(
         "--prefix",
@@ -557,6 +590,14 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="publish nothing; write what is to be signed into this file, for people who hold the keys",
+    )
+    parser.add_argument(
+        "--wait",
+        type=int,
+        default=_WAIT_SECONDS,
+        metavar="SECONDS",
+        help="how long to wait for another bridge that is at work on the same ledger; exit code 4 if it still is (default: "
+        "%(default)s)",
     )
     _add_passphrase(parser, "be asked for the passphrase of the signing key")
 
@@ -697,6 +738,11 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     _add_format(parser)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_project(parser)
+    _add_passphrase(parser, "be asked for the passphrase of the signing key, once, before it begins to serve")
+
+
 def _add_fleet(parser: argparse.ArgumentParser) -> None:
     _add_project(parser)
     _add_format(parser)
@@ -826,7 +872,7 @@ COMMANDS: Final = (
         "keep what is published fresh and on the broker, until SIGTERM",
         "example:\n  flagcast serve --project fleet",
         _serve,
-        _add_project,
+        _add_serve,
     ),
     _Command(
         "show",
@@ -877,7 +923,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flagcast",
         description="Publish feature flags, signed, to devices that are often offline.",
-        epilog="exit codes: 0 done, 1 failed or refused, 2 command line or configuration, 3 broker\n\n"
+        epilog="exit codes: 0 done, 1 failed or refused, 2 command line or configuration, 3 broker, "
+        "4 another bridge is at work\n\n"
         "example:\n  flagcast init fleet --environment test && flagcast publish features.yml --project fleet",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -40,8 +40,7 @@ def muster(settings: Project) -> Muster:
     topics = settings.topics
     seen = publisher.read_broker(settings)
     with publisher.connect(settings) as connection:
-        # At QoS 0: a fleet has more reports than a broker queues for one client.
-        found = connection.read_all([topics.all_devices("report")], qos=0)
+        found = connection.read_all([topics.all_devices("report")])
     reports: list[tuple[DeviceId, Report]] = []
     unreadable: dict[str, str] = {}
     for topic, payload in sorted(found.items()):

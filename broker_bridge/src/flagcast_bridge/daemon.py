@@ -16,6 +16,7 @@ from flagcast_shared.topics import DeviceAddress
 
 from . import clock, mqtt, project, publisher
 from .ledger import LedgerBusy
+from .passphrase import Unlock, from_environment
 from .planner import Action
 from .project import Project
 from .upkeep import (
@@ -44,14 +45,16 @@ _TOPICS_SAID: Final = 3
 # Of what was put back, so many topics stand in the line.
 
 
-def run(settings: Project, log: Callable[[str], None]) -> None:
+def run(settings: Project, log: Callable[[str], None], unlock: Unlock = from_environment) -> None:
     """Look after what was published until SIGTERM or SIGINT; the turn that runs then is finished. `log` takes lines.
+
+    `unlock` gives the passphrase of a signing key that has one, whenever a turn signs; it must not ask a person.
 
     Raises:
         InvalidConfiguration: the project's roots cannot be read.
     """
     project.read_roots(settings)
-    daemon = _Daemon(settings, log)
+    daemon = _Daemon(settings, log, unlock)
     previous = {number: signal.signal(number, daemon.stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         daemon.run()
@@ -61,9 +64,10 @@ def run(settings: Project, log: Callable[[str], None]) -> None:
 
 
 class _Daemon:
-    def __init__(self, settings: Project, log: Callable[[str], None]) -> None:
+    def __init__(self, settings: Project, log: Callable[[str], None], unlock: Unlock) -> None:
         self._settings = settings
         self._log = log
+        self._unlock = unlock
         self._core = Upkeep()
         self._connection: mqtt.Connection | None = None
         # None ends the process.
@@ -156,6 +160,7 @@ class _Daemon:
                 self._settings,
                 say=lambda line: warnings.append(line.removeprefix("warning: ")),
                 repeats=turn.repeats,
+                unlock=self._unlock,
             )
         except LedgerBusy as error:
             return LedgerHeld(str(error))

@@ -1,25 +1,27 @@
-"""The publisher's memory: every version and head sequence ever issued, in SQLite. A number is never used twice.
+"""The publisher's memory: every version and head sequence ever issued. A number is never used twice.
 
 A number is *reserved*, and the disk has it, before anything that carries it is published; it becomes *published* when the broker
 has returned what was sent. So a crash in between costs a number and nothing else. The primary keys are what forbids a second
-use; WAL and `synchronous=FULL` are what survives a power cut; a file lock keeps a second publisher away from the same ledger.
+use.
+
+Several bridges may work on one ledger, one at a time: who publishes holds the *lease*, a row with a token that every holder
+counts up. Whatever is written checks the token in the same transaction, so a bridge that was frozen and whose lease another one
+took can reserve nothing any more; and before anything is sent it asks for the token too. A lease is renewed while its holder
+lives, ends by itself LEASE_SECONDS after the last renewal, by the database's clock, and at once where the database's guard says
+that the holder is dead.
 
 The ledger also keeps every content, compressed as it travelled: for the next delta, for a broker that lost it, for a rollback;
 the messages that stood on the broker when a namespace's last head was confirmed, as they were signed; and since when a message
 on the broker has been named by no head.
 """
 
-import fcntl
 import json
-import os
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-from sqlite_utils import Database
+from typing import Any, Final
 
 from flagcast_shared.codec import inflate
 from flagcast_shared.errors import FlagcastError, Refused
@@ -30,12 +32,23 @@ from flagcast_shared.records import content_digest, decode_record, digest_of, sp
 from flagcast_shared.reports import Usage
 from flagcast_shared.topics import Address, HeadAddress, Kind, Topics
 
+from . import clock, database
+from .database import Damaged, DatabaseError, NotUnique
 from .planner import Content, Issued, Past, Plan, named
 
-SCHEMA_VERSION: Final = 2
-BUSY_TIMEOUT_MS: Final = 5_000
-"""How long a reader (a backup, `flagcast log`) may make a commit wait."""
-_HOLDER_MAX_BYTES: Final = 512
+SCHEMA_VERSION: Final = 3
+LEASE_SECONDS: Final = 60.0
+"""How long a lease holds after it was last renewed. A broker ends the connection of a client that is silent for one and a half
+of its keepalive (MQTT 5, 3.1.2.10), 45 s: so when somebody takes the lease of a bridge that froze, nothing that was on its way
+to the broker can arrive there any more."""
+LEASE_RENEW_SECONDS: Final = 5.0
+"""How often it is renewed; LEASE_SECONDS less this is above those 45 s."""
+LEASE_STOP_SECONDS: Final = 10.0
+"""A holder that could not renew for so long, because it has lost the database and not the broker, stops sending."""
+LEASE_SILENCE_SECONDS: Final = 12.0
+"""How long a holder must not have renewed before its guard's end says that it is dead, where a guard can end otherwise."""
+_WATCH_SECONDS: Final = 0.25
+_HOLDER_MAX_CHARACTERS: Final = 255
 USAGE_REMEMBERED_SECONDS: Final = 400 * 86_400
 """How long a batch's name is known. A device sends a batch again when its power was cut between sending it and the broker's
 answer; it may then have been switched off for a season."""
@@ -53,7 +66,8 @@ class LedgerError(FlagcastError):
     """The ledger cannot be used. Says what to do.
 
     LedgerError
-    ├── LedgerBusy      another publisher is at work; says who
+    ├── LedgerBusy      another bridge is at work; says who
+    ├── LeaseLost       another bridge has taken the lease from this one
     ├── NumberUsed      a version or sequence that was issued before
     ├── LedgerCorrupt   it does not hold what was written
     └── LedgerTooNew    a later release wrote it
@@ -61,7 +75,17 @@ class LedgerError(FlagcastError):
 
 
 class LedgerBusy(LedgerError):
-    """Another publisher holds the ledger."""
+    """Another bridge holds the lease. `holder` says which, `since` (Unix seconds, the ledger's clock) when it began."""
+
+    def __init__(self, message: str, holder: str, since: int) -> None:
+        """With what `str` gives."""
+        super().__init__(message)
+        self.holder = holder
+        self.since = since
+
+
+class LeaseLost(LedgerError):
+    """Another bridge has taken the lease; this one publishes nothing more, and its numbers are nobody else's."""
 
 
 class NumberUsed(LedgerError):
@@ -69,11 +93,11 @@ class NumberUsed(LedgerError):
 
 
 class LedgerCorrupt(LedgerError):
-    """The file is not the ledger that was written."""
+    """It is not the ledger that was written."""
 
 
 class LedgerTooNew(LedgerError):
-    """A later release wrote the file."""
+    """A later release wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,36 +125,68 @@ class Entry:
 
 
 class Ledger:
-    """An open ledger of one environment."""
+    """An open ledger of one environment. What writes needs the lease."""
 
-    def __init__(self, path: Path, environment: Environment) -> None:
-        """Open or create. Raises LedgerError."""
-        self._path = path
+    def __init__(self, where: Path | str, environment: Environment) -> None:
+        """Open or create: an SQLite file at a path, or tables on PostgreSQL at a URL. Raises LedgerError."""
+        self._where = where
         self._environment = environment
         self._topics = Topics(_PREFIX, environment)
+        self._token: int | None = None
+        self._renewed_at = 0.0
+        self._database = _connected(where)
         try:
-            connection = sqlite3.connect(path, isolation_level=None)
-        except sqlite3.Error as error:
-            raise _explain(path, error) from error
-        try:
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-            found = int(connection.execute("PRAGMA user_version").fetchone()[0])
-            if found > SCHEMA_VERSION:
-                raise LedgerTooNew(
-                    f"{path}: written by a later release (schema {found}, this one knows {SCHEMA_VERSION}); "
-                    "install that release again"
-                )
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            self._database = Database(connection)
-            if found < SCHEMA_VERSION:
-                self._create(found)
-        except sqlite3.Error as error:
-            connection.close()
-            raise _explain(path, error) from error
+            with self._explained():
+                found = self._database.schema_version()
+                if found > SCHEMA_VERSION:
+                    raise LedgerTooNew(
+                        f"{self._database.where}: written by a later release (schema {found}, this one knows "
+                        f"{SCHEMA_VERSION}); install that release again"
+                    )
+                if found < SCHEMA_VERSION:
+                    self._database.upgrade(SCHEMA_VERSION, _SCHEMA)
         except LedgerError:
-            connection.close()
+            self._database.close()
             raise
+
+    @contextmanager
+    def lease(self, holder: str, stop: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Hold the ledger for the length of the block; `holder` is what others are told. A thread renews it meanwhile.
+
+        Where it cannot be renewed, `stop` is called, in another thread: nothing may be sent any more.
+
+        Raises:
+            LedgerBusy: somebody else has it; says who.
+            LedgerError
+        """
+        self._renewed_at = clock.monotonic()
+        self._token = self._take_lease(holder)
+        ended = threading.Event()
+        threads = [
+            threading.Thread(target=self._renew_lease, args=(self._token, ended), daemon=True),
+            threading.Thread(target=self._watch_lease, args=(stop, ended), daemon=True),
+        ]
+        for each in threads:
+            each.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            for each in threads:
+                each.join()
+            self._give_back()
+
+    def check_lease(self) -> None:
+        """To be called before anything is sent to the broker. Raises LeaseLost, LedgerError."""
+        with self._writing():
+            pass
+
+    def now(self) -> int:
+        """Unix seconds, by the one clock that all bridges of this ledger go by. Raises LedgerError."""
+        if isinstance(self._where, Path):
+            return clock.now()
+        with self._explained():
+            return self._database.now_ms() // 1_000
 
     def issued(self, past: int = 0, *, epoch: Epoch = _ANY_EPOCH) -> dict[Namespace, Issued]:
         """The highest numbers of every namespace, what was published last, and the last `past` contents that were published.
@@ -142,7 +198,7 @@ class Ledger:
             LedgerError
         """
         with self._explained():
-            rows = self._database.execute(
+            rows = self._database.rows(
                 "SELECT namespace,"
                 " max(CASE WHEN epoch >= :epoch OR version < :uncountable THEN version ELSE 0 END),"
                 " max(CASE WHEN epoch >= :epoch OR sequence < :uncountable THEN sequence ELSE 0 END) FROM ("
@@ -151,22 +207,32 @@ class Ledger:
                 " SELECT namespace, epoch, version, sequence FROM head WHERE environment = :environment"
                 " UNION ALL"
                 " SELECT namespace, epoch, coalesce(candidate, 0), sequence FROM head WHERE environment = :environment"
-                ") GROUP BY namespace ORDER BY namespace",
+                ") AS number GROUP BY namespace ORDER BY namespace",
                 {"environment": self._environment, "epoch": epoch, "uncountable": _UNCOUNTABLE},
-            ).fetchall()
+            )
             return {
                 Namespace(name): self._issued(Namespace(name), Version(version), Sequence(sequence), past)
                 for name, version, sequence in rows
             }
+
+    def namespaces(self) -> list[Namespace]:
+        """Those of which anything was ever issued. Raises LedgerError."""
+        with self._explained():
+            rows = self._database.rows(
+                "SELECT DISTINCT namespace FROM head WHERE environment = :environment ORDER BY namespace",
+                self._of(),
+            )
+        return [Namespace(name) for (name,) in rows]
 
     def reserve(self, plans: Iterable[Plan], now: int) -> None:
         """Take the numbers of all plans, in one transaction; when this returns, the disk has them.
 
         Raises:
             NumberUsed: one of them was issued before; none is taken.
+            LeaseLost: another bridge has taken over; none is taken.
             LedgerError: the disk does not take it.
         """
-        with self._explained(), self._database.atomic():
+        with self._writing():
             for plan in plans:
                 if plan.head_draft is None:
                     continue
@@ -174,23 +240,26 @@ class Ledger:
                 for content in plan.contents:
                     if known.get(content.version, content.digest) != content.digest:
                         raise NumberUsed(
-                            f"{self._path}: {plan.namespace}: version {content.version} was issued for another content"
+                            f"{self._database.where}: {plan.namespace}: version {content.version} was issued for another content"
                         )
                     if content.version in known:
                         continue
-                    self._database.table("content").insert(
-                        {
-                            "environment": self._environment,
-                            "namespace": plan.namespace,
-                            "version": content.version,
-                            "epoch": content.epoch,
-                            "digest": content.digest,
-                            "parts": content.parts,
-                            "body": content.body,
-                            "reserved": now,
-                        }
+                    self._database.insert(
+                        "content",
+                        [
+                            {
+                                "environment": self._environment,
+                                "namespace": plan.namespace,
+                                "version": content.version,
+                                "epoch": content.epoch,
+                                "digest": content.digest,
+                                "parts": content.parts,
+                                "body": content.body,
+                                "reserved": now,
+                            }
+                        ],
                     )
-                self._database.table("head").insert(self._head_row(plan.head, plan.action.value, now))
+                self._database.insert("head", [self._head_row(plan.head, plan.action.value, now)])
 
     def confirm(
         self, head: Head, now: int, messages: Mapping[Address, bytes], *, adopts: bool = False
@@ -200,59 +269,58 @@ class Ledger:
         The head and what it names, if `messages` hold all of it, are kept until the next one is confirmed. A head that this
         ledger did not issue is left alone, unless `adopts` and its number is above every number known here: then it is written
         down.
-        Raises LedgerError.
+        Raises LeaseLost, LedgerError.
         """
         addresses = named(head)
-        with self._explained(), self._database.atomic():
+        with self._writing():
             if self.has_issued(head):
-                self._database.execute(
-                    "UPDATE head SET published = ? WHERE published IS NULL"
-                    " AND environment = ? AND namespace = ? AND sequence = ?",
-                    [now, self._environment, head.namespace, head.sequence],
+                self._database.change(
+                    "UPDATE head SET published = :now WHERE published IS NULL"
+                    " AND environment = :environment AND namespace = :namespace AND sequence = :sequence",
+                    self._of(head.namespace, now=now, sequence=head.sequence),
                 )
             elif adopts and head.sequence > self._highest_sequence(head.namespace):
-                self._database.table("head").insert({**self._head_row(head, _ADOPTED, now), "published": now})
+                self._database.insert("head", [{**self._head_row(head, _ADOPTED, now), "published": now}])
             else:
                 return
             at = HeadAddress(head.namespace)
-            row = self._database.execute(
-                "SELECT data FROM kept WHERE environment = ? AND topic = ?",
-                [self._environment, self._topics.of(at)],
-            ).fetchone()
+            row = self._row(
+                "SELECT data FROM kept WHERE environment = :environment AND topic = :topic",
+                self._of(topic=self._topics.of(at)),
+            )
             if not addresses <= messages.keys() or self._is_superseded(head):
                 return
             # Kept once, when it was published: what stands there later is what somebody made of it.
             if row is not None and bytes(row[0]) == messages[at]:
                 return
-            self._database.execute(
-                "DELETE FROM kept WHERE environment = ? AND namespace = ?",
-                [self._environment, head.namespace],
+            self._database.change(
+                "DELETE FROM kept WHERE environment = :environment AND namespace = :namespace",
+                self._of(head.namespace),
             )
-            self._database.table("kept").insert_all(
-                {
-                    "environment": self._environment,
-                    "namespace": head.namespace,
-                    "topic": topic,
-                    "data": data,
-                }
-                for topic, data in ((self._topics.of(each), messages[each]) for each in addresses)
+            self._database.insert(
+                "kept",
+                (
+                    self._of(head.namespace, topic=self._topics.of(each), data=messages[each])
+                    for each in addresses
+                ),
             )
 
     def has_issued(self, head: Head) -> bool:
         """Whether this very head was reserved here, published or not. Raises LedgerError."""
         with self._explained():
-            row = self._database.execute(
-                "SELECT digest, payload FROM head WHERE environment = ? AND namespace = ? AND sequence = ?",
-                [self._environment, head.namespace, head.sequence],
-            ).fetchone()
+            row = self._row(
+                "SELECT digest, payload FROM head"
+                " WHERE environment = :environment AND namespace = :namespace AND sequence = :sequence",
+                self._of(head.namespace, sequence=head.sequence),
+            )
         return row is not None and bytes(row[0]) == head.stable.digest and row[1] in (None, encode_head(head))
 
     def kept(self) -> dict[Address, bytes]:
         """Every message that stood on the broker when its namespace's last head was confirmed. Raises LedgerError."""
         with self._explained():
-            rows = self._database.execute(
-                "SELECT topic, data FROM kept WHERE environment = ? ORDER BY topic", [self._environment]
-            ).fetchall()
+            rows = self._database.rows(
+                "SELECT topic, data FROM kept WHERE environment = :environment ORDER BY topic", self._of()
+            )
         found = ((self._topics.address(topic), bytes(data)) for topic, data in rows)
         return {address: data for address, data in found if address is not None}
 
@@ -261,41 +329,41 @@ class Ledger:
     ) -> dict[Address, int]:
         """Note what of these namespaces stands on the broker and is named by no head; returns since when, in Unix seconds.
 
-        What was noted before and is not among `addresses` any more, is forgotten. Raises LedgerError.
+        What was noted before and is not among `addresses` any more, is forgotten. Raises LeaseLost, LedgerError.
         """
         topics = {self._topics.of(address): address for address in addresses}
-        with self._explained(), self._database.atomic():
+        with self._writing():
             known: dict[str, int] = {}
             for namespace in namespaces:
                 known.update(
-                    self._database.execute(
-                        "SELECT topic, since FROM unnamed WHERE environment = ? AND namespace = ?",
-                        [self._environment, namespace],
-                    ).fetchall()
+                    self._database.rows(
+                        "SELECT topic, since FROM unnamed"
+                        " WHERE environment = :environment AND namespace = :namespace",
+                        self._of(namespace),
+                    )
                 )
             for topic in known.keys() - topics.keys():
-                self._database.execute(
-                    "DELETE FROM unnamed WHERE environment = ? AND topic = ?", [self._environment, topic]
+                self._database.change(
+                    "DELETE FROM unnamed WHERE environment = :environment AND topic = :topic",
+                    self._of(topic=topic),
                 )
-            self._database.table("unnamed").insert_all(
-                {
-                    "environment": self._environment,
-                    "namespace": getattr(topics[topic], "namespace", ""),
-                    "topic": topic,
-                    "since": now,
-                }
-                for topic in sorted(topics.keys() - known.keys())
+            self._database.insert(
+                "unnamed",
+                (
+                    self._of(Namespace(getattr(topics[topic], "namespace", "")), topic=topic, since=now)
+                    for topic in sorted(topics.keys() - known.keys())
+                ),
             )
         return {address: known.get(topic, now) for topic, address in topics.items()}
 
     def content(self, namespace: Namespace, version: Version) -> Content | None:
         """A content that was published; None for a version that never was. Raises LedgerError."""
         with self._explained():
-            was_published = self._database.execute(
-                "SELECT 1 FROM head WHERE environment = ? AND namespace = ? AND published IS NOT NULL"
-                " AND ? IN (version, candidate)",
-                [self._environment, namespace, version],
-            ).fetchone()
+            was_published = self._row(
+                "SELECT 1 FROM head WHERE environment = :environment AND namespace = :namespace"
+                " AND published IS NOT NULL AND :version IN (version, candidate)",
+                self._of(namespace, version=version),
+            )
             return self._content(namespace, version) if was_published else None
 
     def content_before(self, namespace: Namespace, digest: Digest) -> Content | None:
@@ -305,21 +373,21 @@ class Ledger:
             LedgerError
         """
         with self._explained():
-            row = self._database.execute(
-                "SELECT version FROM head WHERE environment = ? AND namespace = ? AND published IS NOT NULL"
-                " AND digest != ? ORDER BY epoch DESC, sequence DESC LIMIT 1",
-                [self._environment, namespace, digest],
-            ).fetchone()
+            row = self._row(
+                "SELECT version FROM head WHERE environment = :environment AND namespace = :namespace"
+                " AND published IS NOT NULL AND digest != :digest ORDER BY epoch DESC, sequence DESC LIMIT 1",
+                self._of(namespace, digest=digest),
+            )
             return self._content(namespace, Version(row[0])) if row is not None else None
 
     def entries(self) -> list[Entry]:
         """Every head ever issued, newest first. Raises LedgerError."""
         with self._explained():
-            rows = self._database.execute(
+            rows = self._database.rows(
                 "SELECT namespace, sequence, epoch, version, action, digest, reserved, published, provenance, payload"
-                " FROM head WHERE environment = ? ORDER BY reserved DESC, namespace, sequence DESC",
-                [self._environment],
-            ).fetchall()
+                " FROM head WHERE environment = :environment ORDER BY reserved DESC, namespace, sequence DESC",
+                self._of(),
+            )
             return [
                 Entry(
                     Namespace(namespace),
@@ -339,51 +407,136 @@ class Ledger:
             ]
 
     def close(self) -> None:
-        """Close; the write-ahead log is folded in."""
+        """Close."""
         self._database.close()
 
-    def _create(self, found: int) -> None:
-        # From nothing, or from what an earlier release wrote, in one transaction.
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        # A transaction that nobody whose lease was taken gets into; who is in it is renewed by it.
+        with self._explained(), self._database.atomic():
+            if self._token is None:
+                raise LedgerError(f"{self._database.where}: nobody writes without the lease")
+            if not self._renewed(self._database, self._token):
+                holder, since, *_ = self._lease_row()
+                raise LeaseLost(
+                    f"{self._database.where}: {holder} has taken over at {clock.as_text(since // 1_000)}, because this "
+                    f"process gave no sign for too long; nothing more is published from here; run it again"
+                )
+            yield
+
+    def _take_lease(self, holder: str) -> int:
+        # The guard first: where we have it and the holder had it, the holder is dead.
+        with self._explained():
+            is_guarded = self._database.guard(self._environment)
+            try:
+                return self._taken(holder[:_HOLDER_MAX_CHARACTERS], is_guarded=is_guarded)
+            except BaseException:
+                self._database.unguard()
+                raise
+
+    def _taken(self, holder: str, *, is_guarded: bool) -> int:
         with self._database.atomic():
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS content (environment TEXT NOT NULL, namespace TEXT NOT NULL,"
-                " version INTEGER NOT NULL CHECK (version > 0), epoch INTEGER NOT NULL, digest BLOB NOT NULL,"
-                " parts INTEGER NOT NULL, body BLOB NOT NULL, reserved INTEGER NOT NULL,"
-                " PRIMARY KEY (environment, namespace, version))"
+            self._database.change(
+                "INSERT INTO lease (environment, token, holder, since, renewed, expires, guarded)"
+                " VALUES (:environment, 0, '', 0, 0, 0, 0) ON CONFLICT DO NOTHING",
+                self._of(),
             )
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS head (environment TEXT NOT NULL, namespace TEXT NOT NULL,"
-                " sequence INTEGER NOT NULL CHECK (sequence > 0), epoch INTEGER NOT NULL, version INTEGER NOT NULL,"
-                " digest BLOB NOT NULL, action TEXT NOT NULL, provenance TEXT NOT NULL, reserved INTEGER NOT NULL,"
-                " published INTEGER, PRIMARY KEY (environment, namespace, sequence))"
+            # Locks the row, where the database locks rows.
+            self._database.change(
+                "UPDATE lease SET token = token WHERE environment = :environment", self._of()
             )
-            if found < 2:
-                # Version 2: the head as it was issued, with its candidate; what stands on the broker, and what is left there.
-                self._database.execute("ALTER TABLE head ADD COLUMN candidate INTEGER")
-                self._database.execute("ALTER TABLE head ADD COLUMN payload BLOB")
-                self._database.execute(
-                    "CREATE TABLE kept (environment TEXT NOT NULL, namespace TEXT NOT NULL, topic TEXT NOT NULL,"
-                    " data BLOB NOT NULL, PRIMARY KEY (environment, topic))"
+            held_by, since, renewed, expires, was_guarded = self._lease_row()
+            now = self._database.now_ms()
+            silence = 0 if self._database.is_guard_final else int(LEASE_SILENCE_SECONDS * 1_000)
+            is_dead = is_guarded and was_guarded and now - renewed >= silence
+            if expires > now and not is_dead:
+                began = since // 1_000
+                raise LedgerBusy(
+                    f"{self._database.where}: another publisher is at work: {held_by}, since {clock.as_text(began)}; "
+                    "wait until it has ended",
+                    held_by,
+                    began,
                 )
-                self._database.execute(
-                    "CREATE TABLE unnamed (environment TEXT NOT NULL, namespace TEXT NOT NULL, topic TEXT NOT NULL,"
-                    " since INTEGER NOT NULL, PRIMARY KEY (environment, topic))"
-                )
-            self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._database.change(
+                "UPDATE lease SET token = token + 1, holder = :holder, since = :now, renewed = :now, expires = :expires,"
+                " guarded = :guarded WHERE environment = :environment",
+                self._of(holder=holder, now=now, expires=now + _lease_ms(), guarded=int(is_guarded)),
+            )
+            (token,) = self._row("SELECT token FROM lease WHERE environment = :environment", self._of()) or (
+                0,
+            )
+            return int(token)
+
+    def _lease_row(self) -> tuple[str, int, int, int, bool]:
+        row = self._row(
+            "SELECT holder, since, renewed, expires, guarded FROM lease WHERE environment = :environment",
+            self._of(),
+        )
+        holder, since, renewed, expires, guarded = row or ("nobody", 0, 0, 0, 0)
+        return holder, since, renewed, expires, bool(guarded)
+
+    def _renewed(self, opened: database.Database, token: int) -> bool:
+        began, now = clock.monotonic(), opened.now_ms()
+        changed = opened.change(
+            "UPDATE lease SET renewed = :now, expires = :expires WHERE environment = :environment AND token = :token",
+            self._of(now=now, expires=now + _lease_ms(), token=token),
+        )
+        if changed == 1:
+            self._renewed_at = max(self._renewed_at, began)
+        return changed == 1
+
+    def _renew_lease(self, token: int, ended: threading.Event) -> None:
+        # In a thread, on a connection of its own. What fails here is found by the next thing that the run writes.
+        opened: database.Database | None = None
+        while not ended.wait(LEASE_RENEW_SECONDS):
+            try:
+                opened = opened or database.connect(self._where)
+                if not self._renewed(opened, token):
+                    break
+            except DatabaseError:
+                if opened is not None:
+                    opened.close()
+                opened = None
+        if opened is not None:
+            opened.close()
+
+    def _watch_lease(self, stop: Callable[[], object], ended: threading.Event) -> None:
+        # Beside the thread that renews, which may be waiting for a network that is gone.
+        while not ended.wait(_WATCH_SECONDS):
+            if clock.monotonic() - self._renewed_at >= LEASE_STOP_SECONDS:
+                stop()
+                return
+
+    def _give_back(self) -> None:
+        # Where this fails the lease ends by itself.
+        token, self._token = self._token, None
+        with suppress(DatabaseError):
+            self._database.change(
+                "UPDATE lease SET expires = 0 WHERE environment = :environment AND token = :token",
+                self._of(token=token),
+            )
+        self._database.unguard()
+
+    def _of(self, namespace: Namespace | None = None, **values: object) -> dict[str, object]:
+        named_here: dict[str, object] = {} if namespace is None else {"namespace": namespace}
+        return {"environment": self._environment, **named_here, **values}
+
+    def _row(self, sql: str, values: Mapping[str, object]) -> Any:  # noqa: ANN401  # a database's row
+        return next(iter(self._database.rows(sql, values)), None)
 
     def _versions(self, namespace: Namespace) -> dict[int, bytes]:
-        rows = self._database.execute(
-            "SELECT version, digest FROM content WHERE environment = ? AND namespace = ?",
-            [self._environment, namespace],
-        ).fetchall()
+        rows = self._database.rows(
+            "SELECT version, digest FROM content WHERE environment = :environment AND namespace = :namespace",
+            self._of(namespace),
+        )
         return {version: bytes(digest) for version, digest in rows}
 
     def _issued(self, namespace: Namespace, version: Version, sequence: Sequence, past: int) -> Issued:
-        row = self._database.execute(
-            "SELECT version, digest, payload FROM head WHERE environment = ? AND namespace = ?"
-            " AND published IS NOT NULL ORDER BY epoch DESC, sequence DESC LIMIT 1",
-            [self._environment, namespace],
-        ).fetchone()
+        row = self._row(
+            "SELECT version, digest, payload FROM head WHERE environment = :environment"
+            " AND namespace = :namespace AND published IS NOT NULL ORDER BY epoch DESC, sequence DESC LIMIT 1",
+            self._of(namespace),
+        )
         if row is None:
             return Issued(version, sequence, past=self._past(namespace, past, {}))
         stable, digest, payload = row
@@ -401,7 +554,7 @@ class Ledger:
     def _past(self, namespace: Namespace, limit: int, known: dict[Digest, RecordId]) -> tuple[Past, ...]:
         if not limit:
             return ()
-        rows = self._database.execute(
+        rows = self._database.rows(
             "SELECT version, digest, body FROM content WHERE environment = :environment AND namespace = :namespace"
             " AND version IN ("
             "  SELECT version FROM head WHERE environment = :environment AND namespace = :namespace"
@@ -410,8 +563,8 @@ class Ledger:
             "  SELECT candidate FROM head WHERE environment = :environment AND namespace = :namespace"
             "   AND published IS NOT NULL)"
             " ORDER BY epoch DESC, version DESC LIMIT :limit",
-            {"environment": self._environment, "namespace": namespace, "limit": limit},
-        ).fetchall()
+            self._of(namespace, limit=limit),
+        )
         found = []
         for version, digest, body in rows:
             records: dict[RecordId, Digest] = {}
@@ -425,10 +578,11 @@ class Ledger:
         return tuple(found)
 
     def _content(self, namespace: Namespace, version: Version, digest: bytes | None = None) -> Content | None:
-        row = self._database.execute(
-            "SELECT epoch, digest, parts, body FROM content WHERE environment = ? AND namespace = ? AND version = ?",
-            [self._environment, namespace, version],
-        ).fetchone()
+        row = self._row(
+            "SELECT epoch, digest, parts, body FROM content"
+            " WHERE environment = :environment AND namespace = :namespace AND version = :version",
+            self._of(namespace, version=version),
+        )
         if row is None or digest not in (None, bytes(row[1])):
             return None
         epoch, found, parts, body = row
@@ -441,7 +595,9 @@ class Ledger:
             split_content(inflate(bytes(body), CONTENT_MAX_BYTES, f"{namespace}, version {version}"))
         )
         if content_digest(digest_of(data) for data in listed) != bytes(digest):
-            raise LedgerCorrupt(_corrupt(self._path, f"{namespace}, version {version}: not what was written"))
+            raise LedgerCorrupt(
+                _corrupt(self._database.where, f"{namespace}, version {version}: not what was written")
+            )
         return listed
 
     def _head(self, namespace: Namespace, payload: bytes | None) -> Head | None:
@@ -466,32 +622,59 @@ class Ledger:
         }
 
     def _is_superseded(self, head: Head) -> bool:
-        later = self._database.execute(
-            "SELECT 1 FROM head WHERE environment = ? AND namespace = ? AND published IS NOT NULL"
-            " AND (epoch, sequence) > (?, ?)",
-            [self._environment, head.namespace, head.epoch, head.sequence],
-        ).fetchone()
+        later = self._row(
+            "SELECT 1 FROM head WHERE environment = :environment AND namespace = :namespace"
+            " AND published IS NOT NULL AND (epoch, sequence) > (:epoch, :sequence)",
+            self._of(head.namespace, epoch=head.epoch, sequence=head.sequence),
+        )
         return later is not None
 
     def _highest_sequence(self, namespace: Namespace) -> int:
-        (highest,) = self._database.execute(
-            "SELECT coalesce(max(sequence), 0) FROM head WHERE environment = ? AND namespace = ?",
-            [self._environment, namespace],
-        ).fetchone()
+        (highest,) = self._row(
+            "SELECT coalesce(max(sequence), 0) FROM head"
+            " WHERE environment = :environment AND namespace = :namespace",
+            self._of(namespace),
+        )
         return int(highest)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        where = self._database.where
         try:
             yield
-        except sqlite3.IntegrityError as error:
+        except NotUnique as error:
             raise NumberUsed(
-                f"{self._path}: a number was issued before ({error}); nothing was published"
+                f"{where}: a number was issued before ({error}); nothing was published"
             ) from error
-        except sqlite3.Error as error:
-            raise _explain(self._path, error) from error
+        except Damaged as error:
+            raise LedgerCorrupt(_corrupt(where, str(error))) from error
+        except DatabaseError as error:
+            raise LedgerError(str(error)) from error
         except Refused as error:
-            raise LedgerCorrupt(_corrupt(self._path, str(error))) from error
+            raise LedgerCorrupt(_corrupt(where, str(error))) from error
+
+
+def existing(where: Path | str, environment: Environment) -> Ledger | None:
+    """The ledger there; None where none was ever made. Raises LedgerError."""
+    if isinstance(where, Path):
+        return Ledger(where, environment) if where.exists() else None
+    opened = _connected(where)
+    try:
+        is_made = opened.schema_version() > 0
+    except DatabaseError as error:
+        raise LedgerError(str(error)) from error
+    finally:
+        opened.close()
+    return Ledger(where, environment) if is_made else None
+
+
+def _connected(where: Path | str) -> database.Database:
+    try:
+        return database.connect(where)
+    except Damaged as error:
+        raise LedgerCorrupt(_corrupt(str(where), str(error))) from error
+    except DatabaseError as error:
+        raise LedgerError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,25 +696,20 @@ class UsageBook:
 
     def __init__(self, path: Path, environment: Environment, now: int) -> None:
         """Open or create; `now` in Unix seconds. Raises LedgerError."""
-        self._path = path
         self._environment = environment
         try:
-            connection = sqlite3.connect(path, isolation_level=None)
-        except sqlite3.Error as error:
-            raise _explain(path, error) from error
-        self._database = Database(connection)
+            self._database = database.Sqlite(path)
+        except DatabaseError as error:
+            raise _uncounted(path, error) from error
+        self._path = path
         try:
             with self._explained():
-                connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
                 self._create()
-                with self._database.atomic():
-                    self._database.execute(
-                        "DELETE FROM batch WHERE received < ?", [now - USAGE_REMEMBERED_SECONDS]
-                    )
+                self._database.change(
+                    "DELETE FROM batch WHERE received < :since", {"since": now - USAGE_REMEMBERED_SECONDS}
+                )
         except LedgerError:
-            connection.close()
+            self._database.close()
             raise
 
     def take(self, device: DeviceId, usage: Usage, now: int) -> bool:
@@ -541,38 +719,58 @@ class UsageBook:
         """
         day = now // _SECONDS_PER_DAY
         with self._explained(), self._database.atomic():
-            added = self._database.execute(
-                "INSERT OR IGNORE INTO batch VALUES (?, ?, ?, ?, ?, ?)",
-                [self._environment, device, usage.batch, now, usage.evaluations, usage.dropped],
+            added = self._database.change(
+                "INSERT OR IGNORE INTO batch VALUES (:environment, :device, :batch, :now, :evaluations, :dropped)",
+                {
+                    "environment": self._environment,
+                    "device": device,
+                    "batch": usage.batch,
+                    "now": now,
+                    "evaluations": usage.evaluations,
+                    "dropped": usage.dropped,
+                },
             )
-            if not added.rowcount:
+            if not added:
                 return False
-            self._database.conn.executemany(
-                "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT"
-                " DO UPDATE SET evaluations = evaluations + excluded.evaluations",
-                [(self._environment, day, *each) for each in usage.counts],
-            )
+            for namespace, flag, answer, reason, evaluations in usage.counts:
+                self._database.change(
+                    "INSERT INTO usage VALUES (:environment, :day, :namespace, :flag, :answer, :reason, :evaluations)"
+                    " ON CONFLICT DO UPDATE SET evaluations = evaluations + excluded.evaluations",
+                    {
+                        "environment": self._environment,
+                        "day": day,
+                        "namespace": namespace,
+                        "flag": flag,
+                        "answer": answer,
+                        "reason": reason,
+                        "evaluations": evaluations,
+                    },
+                )
             return True
 
     def totals(self, since: int, namespace: str = "") -> list[Used]:
         """Sums over all devices from the day of `since` (Unix seconds) on, by name. Raises LedgerError."""
         with self._explained():
-            rows = self._database.execute(
+            rows = self._database.rows(
                 "SELECT namespace, flag, answer, reason, sum(evaluations) FROM usage"
-                " WHERE environment = ? AND day >= ? AND (? = '' OR namespace = ?)"
+                " WHERE environment = :environment AND day >= :day AND :namespace IN ('', namespace)"
                 " GROUP BY namespace, flag, answer, reason ORDER BY namespace, flag, sum(evaluations) DESC, answer, reason",
-                [self._environment, since // _SECONDS_PER_DAY, namespace, namespace],
-            ).fetchall()
+                {
+                    "environment": self._environment,
+                    "day": since // _SECONDS_PER_DAY,
+                    "namespace": namespace,
+                },
+            )
         return [Used(*row) for row in rows]
 
     def batches(self, since: int) -> tuple[int, int, int]:
         """How many devices sent how many batches since then, and how many evaluations they had to drop. Raises LedgerError."""
         with self._explained():
-            row = self._database.execute(
+            (row,) = self._database.rows(
                 "SELECT count(DISTINCT device), count(*), coalesce(sum(dropped), 0) FROM batch"
-                " WHERE environment = ? AND received >= ?",
-                [self._environment, since],
-            ).fetchone()
+                " WHERE environment = :environment AND received >= :since",
+                {"environment": self._environment, "since": since},
+            )
         return int(row[0]), int(row[1]), int(row[2])
 
     def close(self) -> None:
@@ -581,13 +779,13 @@ class UsageBook:
 
     def _create(self) -> None:
         with self._database.atomic():
-            self._database.execute(
+            self._database.change(
                 "CREATE TABLE IF NOT EXISTS batch (environment TEXT NOT NULL, device TEXT NOT NULL, batch BLOB NOT NULL,"
                 " received INTEGER NOT NULL, evaluations INTEGER NOT NULL, dropped INTEGER NOT NULL,"
                 " PRIMARY KEY (environment, device, batch)) WITHOUT ROWID"
             )
-            self._database.execute("CREATE INDEX IF NOT EXISTS batch_received ON batch (received)")
-            self._database.execute(
+            self._database.change("CREATE INDEX IF NOT EXISTS batch_received ON batch (received)")
+            self._database.change(
                 "CREATE TABLE IF NOT EXISTS usage (environment TEXT NOT NULL, day INTEGER NOT NULL,"
                 " namespace TEXT NOT NULL, flag TEXT NOT NULL, answer TEXT NOT NULL, reason TEXT NOT NULL,"
                 " evaluations INTEGER NOT NULL,"
@@ -598,56 +796,63 @@ class UsageBook:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            explained = _explain(self._path, error)
-            if isinstance(explained, LedgerCorrupt):
-                raise LedgerCorrupt(
-                    f"{self._path}: not the counts that were written ({error}); move the file away: counting begins afresh"
-                ) from error
-            raise explained from error
+        except DatabaseError as error:
+            raise _uncounted(self._path, error) from error
 
 
-@contextmanager
-def lease(path: Path, holder: str) -> Iterator[None]:
-    """Keep other publishers away from the ledger at `path`; `holder` is what they are told.
+# By the version of the schema that they lead to; never changed once released.
+_SCHEMA: Final[Mapping[int, tuple[str, ...]]] = {
+    1: (
+        (
+            "CREATE TABLE content (environment {text} NOT NULL, namespace {text} NOT NULL,"
+            " version {integer} NOT NULL CHECK (version > 0), epoch {integer} NOT NULL, digest {bytes} NOT NULL,"
+            " parts {integer} NOT NULL, body {bytes} NOT NULL, reserved {integer} NOT NULL,"
+            " PRIMARY KEY (environment, namespace, version))"
+        ),
+        (
+            "CREATE TABLE head (environment {text} NOT NULL, namespace {text} NOT NULL,"
+            " sequence {integer} NOT NULL CHECK (sequence > 0), epoch {integer} NOT NULL, version {integer} NOT NULL,"
+            " digest {bytes} NOT NULL, action {text} NOT NULL, provenance {text} NOT NULL, reserved {integer} NOT NULL,"
+            " published {integer}, PRIMARY KEY (environment, namespace, sequence))"
+        ),
+    ),
+    # The head as it was issued, with its candidate; what stands on the broker, and what is left there.
+    2: (
+        "ALTER TABLE head ADD COLUMN candidate {integer}",
+        "ALTER TABLE head ADD COLUMN payload {bytes}",
+        (
+            "CREATE TABLE kept (environment {text} NOT NULL, namespace {text} NOT NULL, topic {text} NOT NULL,"
+            " data {bytes} NOT NULL, PRIMARY KEY (environment, topic))"
+        ),
+        (
+            "CREATE TABLE unnamed (environment {text} NOT NULL, namespace {text} NOT NULL, topic {text} NOT NULL,"
+            " since {integer} NOT NULL, PRIMARY KEY (environment, topic))"
+        ),
+    ),
+    # Who publishes. Times are Unix milliseconds of the database's clock.
+    3: (
+        (
+            "CREATE TABLE lease (environment {text} NOT NULL PRIMARY KEY, token {integer} NOT NULL, holder {text} NOT NULL,"
+            " since {integer} NOT NULL, renewed {integer} NOT NULL, expires {integer} NOT NULL, guarded {integer} NOT NULL)"
+        ),
+    ),
+}
 
-    A lock on a file beside it, which the operating system gives back when the process ends, however it ends.
 
-    Raises:
-        LedgerBusy: somebody else has it; says who.
-        LedgerError: the lock cannot be made.
-    """
-    beside = path.with_name(path.name + ".lock")
-    try:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise LedgerError(f"{beside}: cannot be opened: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            found = os.read(descriptor, _HOLDER_MAX_BYTES).decode(errors="replace").strip() or "somebody"
-            raise LedgerBusy(
-                f"{path}: another publisher is at work: {found}; wait until it has ended"
-            ) from None
-        except OSError as error:
-            raise LedgerError(f"{beside}: cannot be locked: {error.strerror}") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder.encode()[:_HOLDER_MAX_BYTES], 0)
-        yield
-    finally:
-        os.close(descriptor)
+def _lease_ms() -> int:
+    return int(LEASE_SECONDS * 1_000)
 
 
-def _explain(path: Path, error: sqlite3.Error) -> LedgerError:
-    text = str(error)
-    if isinstance(error, sqlite3.OperationalError) and "malformed" not in text:
-        return LedgerError(f"{path}: {text}; check that the folder is there, is writable and has free space")
-    return LedgerCorrupt(_corrupt(path, text))
-
-
-def _corrupt(path: Path, why: str) -> str:
+def _corrupt(where: str, why: str) -> str:
     return (
-        f"{path}: not the ledger that was written ({why}); restore it from a backup, or move it away: "
+        f"{where}: not the ledger that was written ({why}); restore it from a backup, or move it away: "
         "numbers then go on above what is live on the broker"
+    )
+
+
+def _uncounted(path: Path, error: DatabaseError) -> LedgerError:
+    if not isinstance(error, Damaged):
+        return LedgerError(str(error))
+    return LedgerCorrupt(
+        f"{path}: not the counts that were written ({error}); move the file away: counting begins afresh"
     )

@@ -8,6 +8,7 @@ import getpass
 import os
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,11 @@ def source(file: Path | None = None, *, asks: bool = False) -> Unlock:
         return lambda path: _ask(f"passphrase of {path}: ")
     named = _named(file)
     return lambda _: None if named is None else _read(named)
+
+
+def remembered(unlock: Unlock) -> Unlock:
+    """The same source, but each key's passphrase is asked for once, for a process that signs again and again."""
+    return cache(unlock)
 
 
 def for_new_key(file: Path | None = None, *, asks: bool = False) -> bytes | None:

@@ -39,8 +39,8 @@ from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, Roo
 
 from . import ceremony, clock, keychain, mqtt, project, signer
 from .ceremony import Ceremony, CeremonyRefused, Subject
+from .ledger import LEASE_STOP_SECONDS, Ledger, LedgerBusy, LedgerError, existing
 from .ledger import Entry as LedgerEntry
-from .ledger import Ledger, LedgerBusy, lease
 from .passphrase import Unlock, from_environment
 from .planner import (
     Content,
@@ -66,8 +66,9 @@ from .planner import (
 from .project import Project
 from .signer import Signer
 
-LEASE_PATIENCE_SECONDS: Final = 30.0
-"""How long publishing waits for another publisher to end: a turn of flagcast serve beside it takes a few seconds."""
+LEASE_PATIENCE_SECONDS: Final = 90.0
+"""How long publishing waits for another bridge to end unless told otherwise: a turn of flagcast serve beside it takes a few
+seconds, the lease of one that froze ends after LEASE_SECONDS."""
 LEASE_POLL_SECONDS: Final = 0.2
 ROOT_WARNING_SECONDS: Final = 90 * 86_400
 """How long before the root expires every run says so: its keys are in safes, and people take holidays."""
@@ -240,8 +241,9 @@ def read_rollouts(settings: Project, namespaces: frozenset[Namespace]) -> tuple[
     seen = read_broker(settings)
     issued: Mapping[Namespace, Issued] = {}
     entries: list[LedgerEntry] = []
-    if settings.ledger.exists():
-        with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+    ledger = existing(settings.ledger, settings.environment)
+    if ledger is not None:
+        with closing(ledger):
             issued, entries = ledger.issued(), ledger.entries()
     return tuple(
         _rollout_status(head, entries)
@@ -257,12 +259,15 @@ def preview(settings: Project, order: Order, *, say: Callable[[str], None]) -> O
         BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
     """
     roots = project.read_roots(settings)
-    with connect(settings) as connection:
-        seen = _read(settings, roots, connection)
-    if not settings.ledger.exists():
-        return _decide(settings, order, seen, None, now=clock.now(), say=say)
-    with closing(Ledger(settings.ledger, settings.environment)) as ledger:
-        return _decide(settings, order, seen, ledger, now=clock.now(), say=say)
+    with ExitStack() as stack:
+        connection = stack.enter_context(connect(settings))
+        ledger = existing(settings.ledger, settings.environment)
+        if ledger is None:
+            seen = _read(settings, roots, connection)
+            return _decide(settings, order, seen, None, now=clock.now(), say=say)
+        stack.enter_context(closing(ledger))
+        seen = _read(settings, roots, connection, ledger.namespaces())
+        return _decide(settings, order, seen, ledger, now=ledger.now(), say=say)
 
 
 def publish(
@@ -272,15 +277,16 @@ def publish(
     say: Callable[[str], None],
     show: Callable[[Plan], None],
     unlock: Unlock = from_environment,
+    patience: float = LEASE_PATIENCE_SECONDS,
 ) -> Outcome:
     """Bring the broker to what is ordered. `show` is given every plan before anything is sent, `say` what is noteworthy.
 
-    `unlock` gives the passphrase of a signing key that has one.
+    `unlock` gives the passphrase of a signing key that has one; for another bridge that is at work it waits `patience` seconds.
 
     Raises:
         BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
     """
-    with _run(settings, LEASE_PATIENCE_SECONDS) as run:
+    with _run(settings, patience, say) as run:
         signers = keychain.publishers(settings, run.seen.root, unlock)
         outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
         for each in outcome.plans:
@@ -297,14 +303,19 @@ def publish(
 
 
 def prepare(
-    settings: Project, order: Order, *, say: Callable[[str], None], show: Callable[[Plan], None]
+    settings: Project,
+    order: Order,
+    *,
+    say: Callable[[str], None],
+    show: Callable[[Plan], None],
+    patience: float = LEASE_PATIENCE_SECONDS,
 ) -> tuple[Outcome, Ceremony | None]:
     """What `publish` would send, for several people to sign; None where there is nothing. Its numbers are reserved already.
 
     Raises:
         BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
     """
-    with _run(settings, LEASE_PATIENCE_SECONDS) as run:
+    with _run(settings, patience, say) as run:
         issued = run.ledger.issued(epoch=run.seen.root.epoch)
         told = {name: head.sequence for name, head in newest_heads(run.seen, issued)}
         outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
@@ -319,7 +330,13 @@ def prepare(
         return outcome, ceremony.of_release(run.seen.root, run.root_data, drafts, base)
 
 
-def release(settings: Project, signed: Ceremony, *, say: Callable[[str], None]) -> Released:
+def release(
+    settings: Project,
+    signed: Ceremony,
+    *,
+    say: Callable[[str], None],
+    patience: float = LEASE_PATIENCE_SECONDS,
+) -> Released:
     """Publish what enough people have signed, once it is verified as devices would. May be run again after it was ended.
 
     Raises:
@@ -333,7 +350,7 @@ def release(settings: Project, signed: Ceremony, *, say: Callable[[str], None]) 
             f"it is for environment {signed.environment!r}, and this project is {settings.environment!r}"
         )
     messages = ceremony.sealed(signed)
-    with _run(settings, LEASE_PATIENCE_SECONDS) as run:
+    with _run(settings, patience, say) as run:
         if signed.in_force_data != run.root_data:
             raise CeremonyRefused(
                 f"it was signed under root {signed.in_force.number}, and root {run.seen.root.number} is in force; {_PREPARE_ANEW}"
@@ -347,7 +364,7 @@ def release(settings: Project, signed: Ceremony, *, say: Callable[[str], None]) 
         _require_admissible(run.seen, messages)
         roots = run.send(messages)
         for head in signed.heads:
-            run.ledger.confirm(head, clock.now(), run.seen.messages)
+            run.ledger.confirm(head, run.ledger.now(), run.seen.messages)
         cleared, _ = run.clear(list(signed.heads))
         return Released(signed.heads, cleared, roots)
 
@@ -357,6 +374,7 @@ def keep_up(
     *,
     say: Callable[[str], None],
     repeats: bool = False,
+    unlock: Unlock = from_environment,
 ) -> Turn:
     """Keep what was published last as it is: put back what the broker lost or aged, renew heads, clear what is old.
 
@@ -364,16 +382,21 @@ def keep_up(
     everything is published again, also what is there. What cannot be done is said, and the rest is done.
 
     Raises:
+        LedgerBusy: another bridge is at work; it is not waited for.
         BrokerError, LedgerError, InvalidConfiguration, ProjectOutdated
     """
-    with _run(settings, 0) as run:
+    with _run(settings, 0, say) as run:
         issued = run.ledger.issued(settings.deltas, epoch=run.seen.root.epoch)
         for line in _warnings(settings, run.seen, issued, run.now):
             say(f"warning: {line}")
         put_back = run.put_back(issued, repeats=repeats)
         plans = tuple(_upkeep_plans(settings, run.seen, issued, run.now, say))
         needs_keys = [each for each in plans if each.head_draft is not None]
-        signers = _signers_if_any(settings, run.seen, needs_keys, run.now, say) if needs_keys else []
+        signers = (
+            _signers_if_any(settings, run.seen, needs_keys, run.now, say=say, unlock=unlock)
+            if needs_keys
+            else []
+        )
         done = plans if signers else tuple(each for each in plans if each.head_draft is None)
         run.carry_out(done, signers)
         cleared, due = run.clear([each.head for each in done])
@@ -383,7 +406,9 @@ def keep_up(
             if isinstance(address, HeadAddress | RootAddress)
         }
         moments = [renew_at(each.head) for each in done] + ([due] if due is not None else [])
-        return Turn(done, put_back, cleared, standing, min(moments, default=None))
+        # The caller waits by this machine's clock, which need not be the ledger's.
+        ahead = clock.now() - run.ledger.now()
+        return Turn(done, put_back, cleared, standing, min((at + ahead for at in moments), default=None))
 
 
 class _Run:
@@ -403,7 +428,7 @@ class _Run:
         self.root_data = roots[-1]
         self._connection = connection
         self._roots = roots
-        self.seen = _read(settings, roots, connection)
+        self.seen = _read(settings, roots, connection, ledger.namespaces())
         for live in self.seen.live.values():
             # A head that a run before this one published and could not note down any more.
             ledger.confirm(live.head, now, self.seen.messages if live.is_whole else {})
@@ -416,7 +441,7 @@ class _Run:
         drafts += [each.head_draft for each in plans if each.head_draft is not None]
         roots = self.send(_signed(drafts, signers, self.seen.root.roles[Role.PUBLISHER].threshold))
         for each in plans:
-            self.ledger.confirm(each.head, clock.now(), self.seen.messages, adopts=True)
+            self.ledger.confirm(each.head, self.ledger.now(), self.seen.messages, adopts=True)
         return roots
 
     def send(self, messages: Mapping[Address, bytes]) -> tuple[int, ...]:
@@ -470,11 +495,13 @@ class _Run:
         due = {address: since[address] + self.settings.grace for address in left}
         over = [address for address in left if self.now >= due[address]]
         if over:
+            self.ledger.check_lease()
             self._connection.publish([(self.settings.topics.of(address), b"") for address in over])
         return len(over), min((due[address] for address in left if address not in over), default=None)
 
     def keep(self, messages: Mapping[Address, bytes]) -> None:
         """Publish, and see that it is there by reading it back: a PUBACK alone says neither retained nor permitted."""
+        self.ledger.check_lease()
         _keep(self.settings, self._connection, messages)
         self.seen = replace(self.seen, messages={**self.seen.messages, **messages})
 
@@ -487,25 +514,51 @@ class _Run:
 
 
 @contextmanager
-def _run(settings: Project, patience: float) -> Iterator[_Run]:
+def _run(settings: Project, patience: float, say: Callable[[str], None]) -> Iterator[_Run]:
     roots = project.read_roots(settings)
     with ExitStack() as stack:
-        _take_lease(settings, stack, patience)
         ledger = stack.enter_context(closing(Ledger(settings.ledger, settings.environment)))
+        opened: list[mqtt.Connection] = []
+        was_stopped: list[bool] = []
+
+        def stop() -> None:
+            was_stopped.append(True)
+            for each in opened:
+                each.cut()
+
+        _take_lease(ledger, stack, patience, say, stop)
         connection = stack.enter_context(connect(settings))
-        yield _Run(settings, ledger, connection, roots, clock.now())
+        opened.append(connection)
+        try:
+            yield _Run(settings, ledger, connection, roots, ledger.now())
+        except mqtt.BrokerError as error:
+            if not was_stopped:
+                raise
+            ledger.check_lease()  # says why, if it is still so
+            raise LedgerError(
+                f"the ledger's lease could not be renewed for {LEASE_STOP_SECONDS:.0f} s, and nothing more was sent; run it again"
+            ) from error
 
 
-def _take_lease(settings: Project, stack: ExitStack, patience: float) -> None:
+def _take_lease(
+    ledger: Ledger, stack: ExitStack, patience: float, say: Callable[[str], None], stop: Callable[[], None]
+) -> None:
     until = clock.monotonic() + patience
-    holder = f"process {os.getpid()} on {socket.gethostname()}, since {clock.as_text(clock.now())}"
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    told = None
     while True:
         try:
-            stack.enter_context(lease(settings.ledger, holder))
-        except LedgerBusy:
-            if clock.monotonic() >= until:
+            stack.enter_context(ledger.lease(holder, stop))
+        except LedgerBusy as error:
+            left = until - clock.monotonic()
+            if left <= 0:
                 raise
-            clock.pause(LEASE_POLL_SECONDS)
+            if told != error.holder:
+                told = error.holder
+                say(
+                    f"waiting for {error.holder}, at work since {clock.as_text(error.since)}; at most {left:.0f} s"
+                )
+            clock.pause(min(LEASE_POLL_SECONDS, left))
         else:
             return
 
@@ -747,12 +800,19 @@ def _upkeep_plans(
     say: Callable[[str], None],
 ) -> Iterator[Plan]:
     terms = _terms(settings, seen.root, now)
+    for name, live in seen.live.items():
+        head = live.head
+        if head.sequence > issued.get(name, Issued()).sequence and now >= renew_at(head):
+            say(
+                f"warning: {name}: head {head.sequence} expires at {clock.as_text(head.expires)} and is not renewed from here, "
+                "because this ledger has not issued it; flagcast publish from this project takes the namespace over"
+            )
     for name, known in issued.items():
-        live = seen.live.get(name)
-        if live is not None and live.head.sequence > known.sequence:
-            continue  # another publisher's, which the warnings name
+        found_there = seen.live.get(name)
+        if found_there is not None and found_there.head.sequence > known.sequence:
+            continue
         try:
-            planned = plan_upkeep(name, live, known, terms)
+            planned = plan_upkeep(name, found_there, known, terms)
         except (PlanRefused, InvalidInput) as error:
             say(f"warning: {error}")
         else:
@@ -761,7 +821,13 @@ def _upkeep_plans(
 
 
 def _signers_if_any(
-    settings: Project, seen: OnBroker, plans: list[Plan], now: int, say: Callable[[str], None]
+    settings: Project,
+    seen: OnBroker,
+    plans: list[Plan],
+    now: int,
+    *,
+    say: Callable[[str], None],
+    unlock: Unlock,
 ) -> list[Signer]:
     # Without enough keys what stands on the broker can be kept there, but nothing can be renewed. A head whose number alone is
     # behind, as while a release is being signed elsewhere, still does its work.
@@ -771,7 +837,7 @@ def _signers_if_any(
         return []
     threshold = root.roles[Role.PUBLISHER].threshold
     try:
-        signers = keychain.publishers(settings, root, from_environment)
+        signers = keychain.publishers(settings, root, unlock)
     except InvalidConfiguration as error:
         why = f"a new head is due and cannot be signed here: {error}"
     else:
@@ -853,23 +919,51 @@ def connect(settings: Project, client_id: str = "") -> mqtt.Connection:
         broker.ca_file,
         broker.cert_file,
         broker.key_file,
+        broker.server_name,
+        broker.alpn,
     )
-    return mqtt.connect(broker.host, broker.port, login, protocol=broker.protocol, client_id=client_id)
+    return mqtt.connect(
+        broker.host, broker.port, login, path=broker.path, protocol=broker.protocol, client_id=client_id
+    )
 
 
-def _read(settings: Project, roots: tuple[bytes, ...], connection: mqtt.Connection) -> OnBroker:
+def _read(
+    settings: Project,
+    roots: tuple[bytes, ...],
+    connection: mqtt.Connection,
+    known: Iterable[Namespace] = (),
+) -> OnBroker:
+    # A broker drops what it cannot queue for us, so what must be there is asked for by its name: the heads of the namespaces that
+    # are known, and what heads name. Heads stand first, because those of namespaces that nobody knows can only be found.
     topics = settings.topics
     messages: dict[Address, bytes] = {}
     foreign = []
-    for topic, data in sorted(connection.read_all([topics.all_roots(), topics.all_flags()]).items()):
+    everything = [topics.all_roots(), topics.all_heads(), topics.all_flags()]
+    for topic, data in sorted(connection.read_all(everything).items()):
         address = topics.address(topic)
         if address is None:
             foreign.append(topic)
         elif data:  # an empty one is a topic that was cleared while we looked
             messages[address] = data
+    _ask_for(settings, [HeadAddress(name) for name in known], messages, connection)
     trusted, refused = _walk_roots(settings.environment, roots, messages)
     live, wrong = _verified(trusted, messages)
+    if _ask_for(settings, [at for each in live.values() for at in named(each.head)], messages, connection):
+        live, wrong = _verified(trusted, messages)
     return OnBroker(trusted, messages, live, {**refused, **wrong}, tuple(foreign))
+
+
+def _ask_for(
+    settings: Project,
+    addresses: Iterable[Address],
+    messages: dict[Address, bytes],
+    connection: mqtt.Connection,
+) -> bool:
+    # Adds those of the addresses that are missing and are there after all; whether there were any.
+    missing = {settings.topics.of(at): at for at in addresses if at not in messages}
+    found = {missing[topic]: data for topic, data in connection.read(sorted(missing)).items() if data}
+    messages |= found
+    return bool(found)
 
 
 def _compared(seen: OnBroker, kept: Mapping[Address, bytes]) -> OnBroker:
