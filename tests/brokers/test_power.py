@@ -1,61 +1,18 @@
 """A device loses its power at any instant of a stream of updates: it comes back complete, and never older."""
 
 import random
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from devices import provision
 from publisher_simulator import PublisherSimulator
+from updates import FLAGS, generation, stream_of_updates
 
-from brokers import Broker, start_mosquitto
+from brokers import start_mosquitto
 from flagcast_bridge import mqtt
-from flagcast_shared.ids import FlagKey, VariantKey
-from flagcast_shared.model import Variant, VariantFlag
 
 KILLS = 50
-FLAGS = tuple(f"flag-{number:02d}" for number in range(20))
-PAUSE_SECONDS = 0.02
-
-
-def generation(number: int) -> list[VariantFlag]:
-    """Every flag says which version it is from, so that a mixture of versions shows."""
-    name = VariantKey(f"v{number}")
-    return [VariantFlag(FlagKey(key), True, (Variant(name),), name) for key in FLAGS]
-
-
-@contextmanager
-def stream_of_updates(simulator: PublisherSimulator, broker: Broker) -> Iterator[None]:
-    """Publishes version after version, by turns with an inline delta, a retained one and none, until the block ends."""
-    over = threading.Event()
-    failures: list[Exception] = []
-
-    def publish() -> None:
-        try:
-            with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:
-                number = 1
-                while not over.wait(PAUSE_SECONDS):
-                    number += 1
-                    before = dict(simulator.retained)
-                    simulator.now = int(time.time())  # noqa: TID251  # what a publisher's clock would say
-                    simulator.release(*generation(number), delta=number % 3 != 0, inline=number % 3 == 1)
-                    news = {at: data for at, data in simulator.retained.items() if before.get(at) != data}
-                    head = news.pop(simulator.head_topic)
-                    connection.publish([*news.items(), (simulator.head_topic, head)])
-        except Exception as error:  # noqa: BLE001  # a thread's failure is the test's, told when it is joined
-            failures.append(error)
-
-    thread = threading.Thread(target=publish, name="publisher")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    assert not failures, failures
 
 
 @pytest.mark.mosquitto
