@@ -30,14 +30,20 @@ from updates import FLAGS, generation, stream_of_updates
 from brokers import Broker, start_mosquitto
 from flagcast_bridge import mqtt
 
-AGENT_KILLS, QUICK_AGENT_KILLS = 1_000, 12
-BRIDGE_KILLS, QUICK_BRIDGE_KILLS = 200, 6
+AGENT_KILLS, QUICK_AGENT_KILLS = 1_000, 8
+BRIDGE_KILLS, QUICK_BRIDGE_KILLS = 200, 4
 WHOLE_EVERY = 10
 """After so many killed publishers one may end, and the device has to follow it."""
 FOLLOW_SECONDS = 30.0
 _PROGRAM = Path(sys.executable).with_name("flagcast")
 _EARLY = 0.3
-# The share of agents that are killed before anybody has had an answer from them, so also while they start.
+# The share of agents that are killed at any instant from their start on, most of them before they have met the broker.
+_START_SECONDS = 0.8
+# Within this an agent has started and reached the broker.
+_UPDATES_SECONDS = 0.1
+# A few updates long: the others are killed within this after the first update that they admit.
+_SHARE_WITH_NEWS = 0.25
+# A series in which fewer kills than this brought a newer version did not kill during updates.
 
 
 @dataclass(slots=True)
@@ -54,7 +60,7 @@ class Tally:
 
     def take(self, answers: tuple[str, ...]) -> None:
         """One answer of all flags."""
-        if len(set(answers)) != 1:
+        if len(set(answers)) != 1 or not answers[0]:
             self.torn += 1
             return
         version = int(answers[0].removeprefix("v"))
@@ -80,7 +86,12 @@ def _rows(who: str, tally: Tally, kills: int, seed: int) -> Iterator[Row]:
     yield Row(f"{who}: updates lost", tally.lost, "updates", goal=none)
     yield Row(f"{who}: answers or boots torn", tally.torn, "answers", goal=none)
     yield Row(f"{who}: answers that went backwards", tally.backwards, "answers", goal=none)
-    yield Row(f"{who}: newer versions seen on the way", tally.steps, "versions", goal=Goal(">=", 1))
+    yield Row(
+        f"{who}: newer versions admitted on the way",
+        tally.steps,
+        "versions",
+        goal=Goal(">=", kills * _SHARE_WITH_NEWS),
+    )
     yield Row(f"{who}: time", tally.seconds, "s")
 
 
@@ -97,16 +108,21 @@ def _kill_agents(kills: int, chance: random.Random) -> Tally:
         with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:
             connection.publish(list(simulator.retained.items()))
         device = stack.enter_context(provision(folder / "device", anchor, broker.url))
+        device.start()
+        device.wait_for("message=admitted")  # from here on the device has something that it may not lose
+        device.kill()
         with stream_of_updates(simulator, broker):
-            device.start()
-            device.wait_for("message=admitted")
             for _ in range(kills):
-                time.sleep(chance.uniform(0, 0.6))  # the instant of the kill is what varies
-                _kill(device, tally)
                 device.start()
-                if chance.random() >= _EARLY:
+                if chance.random() < _EARLY:
+                    time.sleep(chance.uniform(0, _START_SECONDS))  # the instant of the kill is what varies
+                else:
                     _ask(device, tally)
+                    device.wait_for("message=admitted")
+                    time.sleep(chance.uniform(0, _UPDATES_SECONDS))  # here too
+                _kill(device, tally)
                 _tell("agent", tally, kills)
+            device.start()
             _ask(device, tally)
         last = simulator.heads[-1].stable.version
         _require_version(device, tally, last)
@@ -118,7 +134,9 @@ def _kill(device: Device, tally: Tally) -> None:
     device.kill()
     tally.kills += 1
     # What was logged as admitted was on disk before; the next answer may not be older.
-    tally.newest = max([tally.newest, *device.logged_versions])
+    admitted = [version for version in device.logged_versions if version > tally.newest]
+    tally.steps += len(admitted)
+    tally.newest = max([tally.newest, *admitted])
 
 
 def _ask(device: Device, tally: Tally) -> None:
