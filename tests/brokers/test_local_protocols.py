@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from devices import Device, provision
 from flagd_calls import calling, grpc, named
-from publisher_simulator import PublisherSimulator
+from publisher_simulator import PublisherSimulator, flip_last_bit
 from raw_http1 import HttpClient
 
 from brokers import Broker, start_mosquitto
@@ -104,7 +104,7 @@ def test_what_is_refused_is_counted_by_its_attack() -> None:
         it.device.wait_for("admitted")
         with HttpClient(it.device.socket) as http:
             topic = it.publisher.head_topic
-            it.publisher.retained[topic] = it.publisher.retained[topic][:-1] + b"\0"
+            it.publisher.retained[topic] = flip_last_bit(it.publisher.retained[topic])
             it.send()
             it.device.wait_for("attack=bad_signature")
             assert metrics_of(http)['flagcast_rejections_total{attack="bad_signature"}'] >= 1
