@@ -208,14 +208,80 @@ def test_asking_a_connected_agent_hears_the_heads_again(
     assert agent.sync.answered == agent.sync.asked == 51
 
 
-def test_asking_a_link_that_is_dead_finds_it_dead(agent: AgentShell, publisher: PublisherSimulator) -> None:
+def test_asking_a_link_that_is_dead_finds_it_dead_and_tries_at_once(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
     publisher.release(OFF)
     agent.catch_up()
     agent.tick(RECONNECT_MIN_SECONDS)
     agent.is_mute = True
     agent.handle(Woken())
+    assert core.Disconnect() in agent.tick(core.HURRIED_PATIENCE_SECONDS)
+    assert any(isinstance(each, Connect) for each in agent.tick(0.0))
+    # The next one has all the time and all the wait that there is without anybody's asking.
+    agent.handle(Connected())
+    assert core.Disconnect() not in agent.tick(core.HURRIED_PATIENCE_SECONDS)
     assert core.Disconnect() in agent.tick(core.ANSWER_PATIENCE_SECONDS)
-    assert state(agent) is LinkState.BACKING_OFF
+    assert agent.tick(RECONNECT_MIN_SECONDS) == []
+
+
+def test_asking_gives_a_slow_link_the_time_that_it_takes(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.handle(Started())
+    agent.monotonic += 2.5
+    agent.handle(Connected())
+    agent.settle()
+    agent.tick(RECONNECT_MIN_SECONDS)
+    agent.is_mute = True
+    agent.handle(Woken())
+    assert core.Disconnect() not in agent.tick(9.9)
+    assert core.Disconnect() in agent.tick(0.1)
+
+
+def test_asking_during_an_attempt_that_hangs_begins_another_and_says_nothing_of_the_version(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.disconnect()
+    agent.tick(10.0)
+    assert state(agent) is LinkState.CONNECTING
+    agent.monotonic += 1.0
+    agent.handle(Woken())
+    assert agent.tick(0.5) == [], "it may still succeed"
+    assert core.Disconnect() in agent.tick(0.5)
+    (again,) = [each for each in agent.tick(0.0) if isinstance(each, Connect)]
+    assert again.protocol == "5"
+
+
+def test_whoever_asks_without_end_leaves_every_other_attempt_its_time(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.disconnect()
+    agent.tick(10.0)
+    ends, began = [], agent.monotonic
+    while len(ends) < 4:
+        effects = [*agent.handle(Woken()), *agent.tick(0.25)]
+        if any(isinstance(each, Connect) for each in effects):
+            began = agent.monotonic
+        if core.Disconnect() in effects:
+            ends.append(agent.monotonic - began)
+    assert ends[0] == core.HURRIED_PATIENCE_SECONDS
+    assert max(ends[1:]) >= core.TRIAL_PATIENCE_SECONDS
+
+
+def test_an_attempt_that_hangs_is_not_cut_short_over_and_over_where_nobody_ever_answered(
+    agent: AgentShell,
+) -> None:
+    agent.sync.protocol = "3.1.1"  # whose patience is the long one
+    agent.handle(Started())
+    for _ in range(19):
+        agent.handle(Woken())
+        assert agent.tick(1.0) == []
 
 
 # Asking the publisher

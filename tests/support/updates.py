@@ -29,7 +29,9 @@ def generation_of(answers: tuple[str, ...]) -> int | None:
 
 
 @contextmanager
-def stream_of_updates(simulator: PublisherSimulator, broker: Broker) -> Iterator[None]:
+def stream_of_updates(
+    simulator: PublisherSimulator, broker: Broker, pause_seconds: float = PAUSE_SECONDS
+) -> Iterator[None]:
     """Publishes version after version, by turns with an inline delta, a retained one and none, until the block ends."""
     over = threading.Event()
     failures: list[Exception] = []
@@ -38,7 +40,7 @@ def stream_of_updates(simulator: PublisherSimulator, broker: Broker) -> Iterator
         try:
             with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:
                 number = 1
-                while not over.wait(PAUSE_SECONDS):
+                while not over.wait(pause_seconds):
                     number += 1
                     before = dict(simulator.retained)
                     simulator.now = int(time.time())  # noqa: TID251  # what a publisher's clock would say

@@ -73,6 +73,9 @@ ANSWER_PATIENCE_SECONDS: Final = 20.0
 """How long connecting or subscribing may take, over the slowest link."""
 TRIAL_PATIENCE_SECONDS: Final = 5.0
 """The same for MQTT 5 where 3.1.1 may be tried instead: some brokers take its CONNECT for a longer one and never answer."""
+HURRIED_PATIENCE_SECONDS: Final = 2.0
+"""The least that an answer may take once somebody has asked: who knows that the radio is back need not wait until TCP finds out
+that the old connection is dead. It is more on a slow link, see `_hurried_until`."""
 HEADLESS_PATIENCE_SECONDS: Final = 10.0
 """How long after the SUBACK a namespace of which nothing is held may be silent before it counts as not published. Retained
 messages come with the SUBACK; the rest is what an answer to a refresh may take."""
@@ -404,6 +407,9 @@ class Sync:
     _waits: Waits = field(default_factory=Waits)
     _retry_at: float = 0.0
     _attempted_at: float | None = None
+    _connecting_seconds: float | None = None
+    _is_hurried: bool = False
+    _is_begun_in_hurry: bool = False
     _connected_at: float = 0.0
     _unconfirmed: set[str] = field(default_factory=set)
     _is_walking: bool = False
@@ -539,6 +545,8 @@ class Sync:
         if not self._may(Cause.ACCEPTED):
             return []
         self._move(Cause.ACCEPTED, now)
+        self._is_begun_in_hurry = False
+        self._connecting_seconds = monotonic - (self._attempted_at or monotonic)
         self.connections += 1
         self._connected_at = monotonic
         self._refresh_at = monotonic
@@ -580,7 +588,9 @@ class Sync:
         self._heard.clear()
         self._again_at = None
         self._subscribed_at = monotonic
-        self._retry_at = monotonic + ANSWER_PATIENCE_SECONDS
+        self._retry_at = (
+            self._hurried_until(monotonic) if self._is_hurried else monotonic + ANSWER_PATIENCE_SECONDS
+        )
         return Subscribe(filters)
 
     def _subscribe_again(self, now: int, monotonic: float) -> list[Effect]:
@@ -653,6 +663,10 @@ class Sync:
         self._move(cause, now)
         waits = self._waits
         wait = waits.after_refusal(jitter) if cause is Cause.DENIED else waits.after_failure(jitter)
+        if self._is_hurried and cause is not Cause.DENIED:
+            wait = max(0.0, (self._attempted_at or 0.0) + RECONNECT_MIN_SECONDS - monotonic)
+        self._is_begun_in_hurry = self._is_hurried
+        self._is_hurried = False
         self._retry_at = monotonic + wait
         self._again_at = None
         return wait
@@ -663,13 +677,30 @@ class Sync:
             # An attempt a second at most, whoever asks and however often.
             soonest = (self._attempted_at or 0.0) + RECONNECT_MIN_SECONDS
             self._retry_at = min(self._retry_at, max(monotonic, soonest))
+            self._is_begun_in_hurry = True
             return self._connect(Cause.DUE, now, monotonic) if monotonic >= self._retry_at else []
-        if self._may(Cause.AGAIN) and self.link is not LinkState.SUBSCRIBING:
+        if self.link is LinkState.CONNECTING and self._is_begun_in_hurry:
+            return []  # it has all its time: else whoever asks again and again would never be connected
+        # What was begun before may be dead, and the network back: it gets little time, and then the next attempt comes at once.
+        self._is_hurried = True
+        if self.link is LinkState.CONNECTING:
+            self._retry_at = min(
+                self._retry_at, max(monotonic, self._hurried_until(self._attempted_at or 0.0))
+            )
+        elif self.link is LinkState.SUBSCRIBING:
+            self._retry_at = min(self._retry_at, max(monotonic, self._hurried_until(self._subscribed_at)))
+        elif self._may(Cause.AGAIN):
             soonest = self._subscribed_at + RECONNECT_MIN_SECONDS
             if monotonic >= soonest:
                 return self._subscribe_again(now, monotonic)
             self._again_at = soonest
         return []
+
+    def _hurried_until(self, begun: float) -> float:
+        # A link's pace is what the last connection took to make, two round trips and more; one of which nothing is known gets all
+        # the time there is.
+        pace = ANSWER_PATIENCE_SECONDS if self._connecting_seconds is None else 4 * self._connecting_seconds
+        return begun + min(ANSWER_PATIENCE_SECONDS, max(HURRIED_PATIENCE_SECONDS, pace))
 
     def _progress(self, now: int, monotonic: float) -> Sequence[Effect]:
         # Called after every event: whether the agent is up to date is a matter of what is there, not of what came last.
@@ -688,6 +719,7 @@ class Sync:
         self._move(Cause.SETTLED, now)
         if self._again_at is None:
             self.answered = self.asked
+            self._is_hurried = False
         return [Log(Level.INFO, "up to date")]
 
     def _why_unsettled(self, namespace: Namespace) -> str:
@@ -890,9 +922,11 @@ class Sync:
             effects += self._connect(Cause.DUE, now, monotonic)
         elif self.link is LinkState.CONNECTING and monotonic >= self._retry_at:
             why = f"the broker did not answer in time (MQTT {self._speaks})"
+            # A hurried attempt had too little time to say anything about what the broker speaks.
+            fault = Fault.NETWORK if self._is_hurried else Fault.PROTOCOL
             effects += [
                 Disconnect(),
-                *self._on_connect_failed(Fault.PROTOCOL, why, now, monotonic, jitter),
+                *self._on_connect_failed(fault, why, now, monotonic, jitter),
             ]
         elif self.link is LinkState.SUBSCRIBING and monotonic >= self._retry_at:
             why = "the broker did not acknowledge a subscription in time"
