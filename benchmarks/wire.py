@@ -16,13 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from devices import Device, provision
+from mqtt_meter import Kind, Meter, Packet, metered
 
 import flipt_json
 from brokers import start_mosquitto
 from flagcast_shared.reports import decode_report
 from fleet import PATIENCE_SECONDS, command, write_flags
 from harness import Goal, Options, Row, run
-from mqtt_meter import Kind, Meter, Packet, metered
 
 COUNTS = (10, 100, 1_000, 10_000)
 QUICK_COUNTS = (10, 1_000)

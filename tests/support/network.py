@@ -84,7 +84,7 @@ class Network:
     loss: float = 0.0
     doubled: float = 0.0
     reordered: float = 0.0
-    """These packets are held back by two to four further ones' worth of time, `_SLOW_SECONDS`."""
+    """These packets are held back by `_SLOW_SECONDS`, so that later ones overtake them."""
     is_cut: bool = False
     """Nothing arrives, and neither side is told."""
     seed: int = 0
@@ -113,13 +113,13 @@ class Network:
         self.far.close()
 
     @property
-    def bytes(self) -> int:
+    def arrived_bytes(self) -> int:
         """All IP packets that arrived, both ways."""
         return self.near.sent.bytes + self.far.sent.bytes
 
     @property
-    def payload(self) -> int:
-        """What was in them."""
+    def arrived_payload(self) -> int:
+        """What was in them for the applications, in bytes."""
         return self.near.sent.payload + self.far.sent.payload
 
     def _pass_on(self) -> None:

@@ -1,6 +1,7 @@
-"""A TCP proxy in front of a broker that takes the stream of each connection apart into MQTT packets and counts them.
+"""A TCP proxy in front of a broker that takes the stream of each connection apart into MQTT packets, counts them, and can hold
+them back from any one on.
 
-It hands every byte on as it comes. What TCP, IP and TLS add is not counted.
+What TCP, IP and TLS add is not counted.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet as it went over the wire; `size` is all of its bytes. A PUBLISH of QoS 1 has a topic and a payload."""
+    """One packet as it went over the wire; `size` is all of its bytes. A PUBLISH of MQTT 5 has a topic and a payload."""
 
     from_client: bool
     kind: Kind
@@ -49,6 +50,9 @@ class Meter:
     """What went over the proxy since `forget`."""
 
     port: int
+    publishes_left: int | None = None
+    """So many more PUBLISH packets of clients are handed on; the next one, and what follows it, never arrives. None: all."""
+    is_holding: threading.Event = field(default_factory=threading.Event)
     _packets: list[Packet] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -61,9 +65,16 @@ class Meter:
         with self._lock:
             self._packets.clear()
 
-    def add(self, packet: Packet) -> None:
+    def take(self, packet: Packet) -> bool:
+        """Counts a packet; whether it is to be handed on."""
         with self._lock:
+            if self.publishes_left is not None and packet.from_client and packet.kind is Kind.PUBLISH:
+                if not self.publishes_left:
+                    self.is_holding.set()
+                    return False
+                self.publishes_left -= 1
             self._packets.append(packet)
+            return True
 
     @property
     def is_settled(self) -> bool:
@@ -97,34 +108,57 @@ def _accept(listener: socket.socket, target: tuple[str, int], meter: Meter) -> N
             client, _ = listener.accept()
         except OSError:
             return
-        broker = socket.create_connection(target)
-        for source, sink, from_client in ((client, broker, True), (broker, client, False)):
-            threading.Thread(target=_forward, args=(source, sink, from_client, meter), daemon=True).start()
+        threading.Thread(target=_serve, args=(client, target, meter), daemon=True).start()
+
+
+def _serve(client: socket.socket, target: tuple[str, int], meter: Meter) -> None:
+    with client, socket.create_connection(target) as broker:
+        back = threading.Thread(target=_forward, args=(broker, client, False, meter), daemon=True)
+        back.start()
+        _forward(client, broker, True, meter)
+        back.join()
 
 
 def _forward(source: socket.socket, sink: socket.socket, from_client: bool, meter: Meter) -> None:
     waiting = b""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _closing_way(sink):
         while received := source.recv(65_536):
-            # Counted first: whoever sees an effect of a packet finds it counted.
-            waiting = _take_apart(waiting + received, from_client, meter)
-            sink.sendall(received)
-    with contextlib.suppress(OSError):
+            waiting += received
+            at = 0
+            while (end := _end_of_packet(waiting, at)) is not None:
+                # Counted first: whoever sees an effect of a packet finds it counted.
+                if not meter.take(_packet(waiting[at:end], from_client)):
+                    while source.recv(65_536):
+                        pass
+                    return
+                sink.sendall(waiting[at:end])
+                at = end
+            waiting = waiting[at:]
+
+
+@contextmanager
+def _closing_way(sink: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    finally:
         sink.shutdown(socket.SHUT_WR)
 
 
-def _take_apart(data: bytes, from_client: bool, meter: Meter) -> bytes:
-    # Counts the whole packets at the beginning and returns the rest.
-    at = 0
-    while (head := _remaining_length(data, at + 1)) is not None:
-        length, body = head
-        if len(data) < body + length:
-            break
-        kind = Kind(data[at] >> 4)
-        topic, payload = _publish(data[body : body + length]) if kind is Kind.PUBLISH else ("", b"")
-        meter.add(Packet(from_client, kind, body + length - at, topic, payload))
-        at = body + length
-    return data[at:]
+def _end_of_packet(data: bytes, at: int) -> int | None:
+    # Where the packet ends that begins there; None while it is not all there.
+    head = _remaining_length(data, at + 1)
+    if head is None or len(data) < sum(head):
+        return None
+    return sum(head)
+
+
+def _packet(data: bytes, from_client: bool) -> Packet:
+    kind = Kind(data[0] >> 4)
+    head = _remaining_length(data, 1)
+    assert head is not None
+    has_number = data[0] & 0b0110 != 0  # QoS 1 or 2
+    topic, payload = _publish(data[head[1] :], has_number) if kind is Kind.PUBLISH else ("", b"")
+    return Packet(from_client, kind, len(data), topic, payload)
 
 
 def _remaining_length(data: bytes, at: int) -> tuple[int, int] | None:
@@ -137,10 +171,10 @@ def _remaining_length(data: bytes, at: int) -> tuple[int, int] | None:
     return None
 
 
-def _publish(body: bytes) -> tuple[str, bytes]:
-    # MQTT 5, 3.3.2: topic, packet identifier (QoS 1 here), properties, payload.
+def _publish(body: bytes, has_number: bool) -> tuple[str, bytes]:
+    # MQTT 5, 3.3.2: topic, packet identifier above QoS 0, properties, payload.
     end = 2 + int.from_bytes(body[:2], "big")
-    properties = _remaining_length(body, end + 2)
+    properties = _remaining_length(body, end + 2 * has_number)
     assert properties is not None
     length, after = properties
     return body[2:end].decode(), body[after + length :]
