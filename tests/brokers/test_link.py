@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
+import paho.mqtt.client as paho
 import pytest
 from devices import PATIENCE_SECONDS, Device, provision
 from halfway import Relay
@@ -20,6 +22,9 @@ from publisher_simulator import PublisherSimulator
 from publishing import Flagcast, features, make_project
 
 from brokers import Broker, free_port, start_amqtt, start_mosquitto
+from flagcast_agent.config import BrokerConfig
+from flagcast_agent.mqtt import Link, Puback, Said, Suback
+from flagcast_agent.sync import Connected, Received
 from flagcast_bridge import mqtt
 from flagcast_shared.ids import DeviceId, FlagKey
 from flagcast_shared.model import BooleanFlag
@@ -125,6 +130,25 @@ def test_a_half_open_connection_is_noticed_by_the_keep_alive_and_healed(
         device.wait_for("version=2")
         assert device.evaluate("lights", "e")["value"] is False
     assert device.stop() == 0
+
+
+@pytest.mark.mosquitto
+def test_what_is_said_while_the_connection_is_idle_is_sent_at_once(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long paho would wait for something to read, what another thread says has to wake it.
+    wait = paho.Client._loop
+    monkeypatch.setattr(paho.Client, "_loop", lambda client, timeout=1.0: wait(client, 10 * PATIENCE_SECONDS))
+    heard: SimpleQueue[Said] = SimpleQueue()
+    config = BrokerConfig(broker.host, broker.port, tls=False)
+    link = Link(config, "flagcast-device-1", lambda said, _: heard.put(said))
+    link.connect("5", "will", b"")
+    assert heard.get(timeout=PATIENCE_SECONDS) == Connected()
+    link.subscribe(["a"])
+    assert isinstance(heard.get(timeout=PATIENCE_SECONDS), Suback)
+    link.publish("a", b"news")
+    assert {type(heard.get(timeout=PATIENCE_SECONDS)) for _ in range(2)} == {Puback, Received}
+    link.close()
 
 
 @pytest.mark.mosquitto

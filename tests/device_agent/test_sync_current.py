@@ -263,7 +263,8 @@ def test_whoever_asks_without_end_leaves_every_other_attempt_its_time(
     agent.catch_up()
     agent.disconnect()
     agent.tick(10.0)
-    ends, began = [], agent.monotonic
+    ends: list[float] = []
+    began = agent.monotonic
     while len(ends) < 4:
         effects = [*agent.handle(Woken()), *agent.tick(0.25)]
         if any(isinstance(each, Connect) for each in effects):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from devices import Device, provision
 from mqtt_meter import Meter, metered
-from publishing import Flagcast, configure, make_project
+from publishing import Flagcast, make_project
 from updates import FLAGS, generation_of
 
 from brokers import start_mosquitto

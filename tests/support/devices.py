@@ -84,6 +84,11 @@ class Device:
                 )
             time.sleep(_POLL_SECONDS)
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """A signal to the agent."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL."""
         if self._process is not None:

@@ -312,9 +312,12 @@ class _Session:
             hint = "; check that the broker speaks TLS on this port" if is_reset else ""
             self._say(ConnectFailed(Fault.NETWORK, f"{where}: {error}{hint}"))
             return
+        from paho.mqtt.enums import MQTTErrorCode
+
         try:
-            # Returns when the connection ends, because reconnecting is off.
-            client.loop_forever(retry_first_connection=False)
+            # Not `loop_forever`: in a thread that paho has not started, it sends what another thread has said up to a second later.
+            while client.loop() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                pass
         except Exception as error:  # noqa: BLE001  # paho lets go of whatever a packet that it cannot read makes it raise
             stream = client.socket()
             if stream is not None:
@@ -466,6 +469,12 @@ def _bounded_client(config: BrokerConfig, *arguments: Any, **options: Any) -> An
             if not received and isinstance(self._sock, BoundedWebsocket):
                 self.why_closed = self._sock.why_closed
             return received
+
+        def _create_socket_connection(self) -> Any:
+            stream = super()._create_socket_connection()
+            # What is said in a row (subscription and birth, acknowledgement and report) is not to wait a round trip each.
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return stream
 
         def _create_socket(self) -> Any:
             if not config.path:
