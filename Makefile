@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-BENCHMARKS := evaluation local_api agent_start client storm wire delta soak
+BENCHMARKS := evaluation local_api agent_start client storm wire cuts delta soak
 SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
 
 .DEFAULT_GOAL := help

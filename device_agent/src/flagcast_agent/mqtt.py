@@ -315,7 +315,7 @@ class _Session:
         from paho.mqtt.enums import MQTTErrorCode
 
         try:
-            # Not `loop_forever`: in a thread that paho has not started, it sends what another thread has said up to a second later.
+            # Not `loop_forever`: in a thread that paho has not started, what another thread says could wait for a second there.
             while client.loop() == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 pass
         except Exception as error:  # noqa: BLE001  # paho lets go of whatever a packet that it cannot read makes it raise
