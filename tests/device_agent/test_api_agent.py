@@ -1,5 +1,7 @@
 """Flagcast's own service: what changes, and the admitted snapshot as a stream."""
 
+import asyncio
+import contextlib
 import importlib
 import threading
 from collections.abc import Iterator
@@ -11,11 +13,13 @@ import pytest
 from admitted import History
 from flagd_calls import switch
 from followed import FollowedAgent, wait_until
-from local_server import ENTRIES, RunningServer, running
+from local_server import ENTRIES, STATUS, RunningServer, running
+from raw_http2 import RawClient, framed
 
 from flagcast_agent.api.answers import Snapshot
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
-from flagcast_agent.limits import SNAPSHOT_PART_BYTES
+from flagcast_agent.limits import SNAPSHOT_PART_BYTES, SNAPSHOTS_MAX, SYNCS_MAX
+from flagcast_agent.status import Caught
 from flagcast_agent.store import Reader, StoreUnreadable
 from flagcast_shared.envelope import open_envelope
 from flagcast_shared.errors import NamespaceNotFound
@@ -142,7 +146,7 @@ def test_a_snapshot_that_cannot_be_read_says_so(namespace: str, code: str) -> No
         assert caught.value.code().name == code
 
 
-def test_snapshots_are_read_one_at_a_time() -> None:
+def test_snapshots_are_read_from_the_disk_one_at_a_time() -> None:
     at_once, most = [], []
     lock = threading.Lock()
 
@@ -160,3 +164,98 @@ def test_snapshots_are_read_one_at_a_time() -> None:
         with asking_for(server) as one, asking_for(server) as two, asking_for(server) as three:
             assert [len(list(each)) for each in (one, two, three)] == [1, 1, 1]
     assert max(most) == 1
+
+
+def test_readers_that_do_not_read_their_snapshot_cost_the_others_no_wait() -> None:
+    # More than the window of an HTTP/2 stream and the socket take.
+    records = tuple(bytes(SNAPSHOT_PART_BYTES) for _ in range(8))
+    reads = []
+
+    def read(name: Namespace) -> Snapshot:
+        reads.append(name)
+        return Snapshot(name, 1, 1, b"d", b"h", records)
+
+    def unread(server: RunningServer) -> RawClient:
+        client = RawClient(server.path)
+        client.send(client.begin("/flagcast.agent.v1.Agent/Snapshot"), framed(b""))
+        return client
+
+    with running(ENTRIES) as server, contextlib.ExitStack() as stack:
+        server.snapshot = read
+        idle = [stack.enter_context(unread(server)) for _ in range(SNAPSHOTS_MAX - 1)]
+        wait_until(lambda: len(reads) == SNAPSHOTS_MAX - 1, "all of them are being sent to")
+        for _ in range(3):
+            with asking_for(server) as stream:
+                assert sum(len(part.records) for part in stream) == len(records)
+        idle.append(stack.enter_context(unread(server)))
+        wait_until(lambda: len(reads) == SNAPSHOTS_MAX + 3, "there is no room left")
+        with asking_for(server) as stream, pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == "4 snapshots are being read already; ask again later"
+        assert len(reads) == SNAPSHOTS_MAX + 3, "who is refused costs no read"
+        idle.pop().close()
+        wait_until(lambda: server.open_calls() < SNAPSHOTS_MAX, "one has left")
+        with asking_for(server) as stream:
+            assert sum(len(part.records) for part in stream) == len(records)
+
+
+def test_a_reader_that_leaves_while_the_disk_is_read_starts_no_second_read() -> None:
+    may_end, at_once, most = threading.Event(), [], []
+
+    def read(name: Namespace) -> Snapshot:
+        at_once.append(name)
+        most.append(len(at_once))
+        may_end.wait(10)
+        at_once.pop()
+        return Snapshot(name, 1, 1, b"d", b"h", ())
+
+    with running(ENTRIES) as server:
+        server.snapshot = read
+        for _ in range(3):
+            with asking_for(server):
+                wait_until(lambda: server.open_calls() == 1, "it is asked")
+            wait_until(lambda: server.open_calls() == 0, "it has left")
+        with asking_for(server) as stream:
+            wait_until(lambda: server.open_calls() == 1, "another one asks")
+            may_end.set()
+            assert len(list(stream)) == 1
+    assert most == [1, 1]
+
+
+def test_calls_of_sync_that_wait_are_limited_and_nobody_else_notices() -> None:
+    waiting = 0
+    forever = asyncio.Event()
+
+    async def wait(_: float) -> Caught:
+        nonlocal waiting
+        waiting += 1
+        await forever.wait()
+        return Caught((), STATUS)
+
+    async def end() -> None:
+        forever.set()
+
+    with running(ENTRIES) as server, contextlib.ExitStack() as stack:
+        server.catch_up = wait
+        channels = [
+            stack.enter_context(
+                grpc.insecure_channel(f"unix:{server.path}", options=[("grpc.use_local_subchannel_pool", 1)])
+            )
+            for _ in range(SYNCS_MAX // 64)  # a connection has up to 100 calls
+        ]
+        syncs = [
+            channel.unary_unary(
+                "/flagcast.agent.v1.Agent/Sync", response_deserializer=agent.SyncResponse.FromString
+            )
+            for channel in channels
+        ]
+        calls = [sync.future(b"", timeout=60) for sync in syncs for _ in range(64)]
+        wait_until(lambda: waiting == SYNCS_MAX, "all of them wait")
+        with pytest.raises(grpc.RpcError) as caught:
+            syncs[0](b"", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == "256 calls of Sync wait already; ask again later"
+        server.call(end())
+        assert [list(call.result().why) for call in calls] == [[]] * SYNCS_MAX
+        assert list(syncs[0](b"", timeout=10).why) == []

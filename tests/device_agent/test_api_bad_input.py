@@ -18,8 +18,11 @@ from local_server import ENTRIES, RunningServer, running
 from raw_http1 import HttpClient, enveloped
 from raw_http2 import EVALUATE, RawClient, framed
 
+from flagcast_agent.api.answers import Snapshot
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
+from flagcast_agent.limits import SNAPSHOT_PART_BYTES
+from flagcast_shared.ids import Digest, Epoch, Version
 
 ANSWERED = "answered"
 NOT_UNICODE = b"\xff\xfe"
@@ -225,7 +228,16 @@ def connected_events(server: RunningServer) -> Callable[[], None]:
     return client.close
 
 
-@pytest.mark.parametrize("begin", [watching, connected_events])
+def copying(server: RunningServer) -> Callable[[], None]:
+    # More than the window of an HTTP/2 stream and the socket take.
+    records = tuple(bytes(SNAPSHOT_PART_BYTES) for _ in range(8))
+    server.snapshot = lambda name: Snapshot(name, Epoch(1), Version(1), Digest(b"d"), b"h", records)
+    client = RawClient(server.path)
+    client.send(client.begin("/flagcast.agent.v1.Agent/Snapshot"), framed(b""))
+    return client.close
+
+
+@pytest.mark.parametrize("begin", [watching, connected_events, copying])
 def test_a_client_that_never_reads_its_stream_costs_nobody_an_answer(
     begin: Callable[[RunningServer], Callable[[], None]],
 ) -> None:

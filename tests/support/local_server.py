@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from flagcast_agent.api.answers import Answers, Snapshot
 from flagcast_agent.api.server import LocalServer
 from flagcast_agent.api.socket import SocketOptions, UnixSocket, bind_loopback
 from flagcast_agent.evaluator import Evaluator
-from flagcast_agent.status import LinkStatus, NamespaceStatus, Rejection, Status
+from flagcast_agent.status import Caught, LinkStatus, NamespaceStatus, Rejection, Status
 from flagcast_shared.codec import encode
 from flagcast_shared.ids import Environment, FlagKey, Namespace, SegmentKey, VariantKey
 from flagcast_shared.model import (
@@ -116,6 +116,7 @@ class RunningServer:
         self.evaluator = Evaluator({"device.model": "cam-2"})
         self.status = STATUS
         self.snapshot: Callable[[Namespace], Snapshot]
+        self.catch_up: Callable[[float], Awaitable[Caught]]
         self._bound = UnixSocket(SocketOptions(self.path))
         self._tcp = bind_loopback(0)
         self.port: int = self._tcp.getsockname()[1]
@@ -151,6 +152,9 @@ class RunningServer:
     def _read_snapshot(self, namespace: Namespace) -> Snapshot:
         return self.snapshot(namespace)
 
+    async def _wait(self, seconds: float) -> Caught:
+        return await self.catch_up(seconds)
+
     async def _start(self) -> LocalServer:
         ticks = itertools.count()
         answers = Answers(
@@ -161,7 +165,9 @@ class RunningServer:
             monotonic=lambda: next(ticks) / 1000,  # every look at the clock is a millisecond later
             fresh_id=_ids().__next__,
         )
-        server = LocalServer(answers, self.evaluator, lambda: self.status, snapshot=self._read_snapshot)
+        server = LocalServer(
+            answers, self.evaluator, lambda: self.status, self._wait, snapshot=self._read_snapshot
+        )
         await server.start([self._bound.socket, self._tcp])
         return server
 

@@ -4,6 +4,7 @@ Nothing of it is needed for an answer, so the agent imports it once it answers.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -59,8 +60,6 @@ QUEUE_MAX_MESSAGES: Final = 256
 IDLE_SECONDS: Final = 60.0
 """The longest sleep of the link thread, whatever the deadlines say."""
 STOP_PATIENCE_SECONDS: Final = 15.0
-POLL_SECONDS: Final = 0.02
-"""How often whoever waits to be up to date looks whether that is so."""
 
 
 class Follower:
@@ -78,6 +77,8 @@ class Follower:
         self._events: queue.SimpleQueue[tuple[Said | None, int]] = queue.SimpleQueue()
         self._room = threading.BoundedSemaphore(QUEUE_MAX_MESSAGES)
         self._asked = 0
+        self._wishes: dict[int, asyncio.Future[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         topics = Topics(settings.prefix, settings.environment)
         self._sync = Sync(
             booted.trusted,
@@ -129,13 +130,22 @@ class Follower:
         return self._sync.why_not_current()
 
     async def catch_up(self, seconds: float) -> tuple[str, ...]:
-        """Wake, and wait until up to date, so many seconds at most; returns why it is not, as `why_not_current`."""
-        wish, deadline = self.wake(), clock.monotonic() + seconds
-        while self._sync.answered < wish and clock.monotonic() < deadline:  # noqa: ASYNC110  # another thread's news
-            await asyncio.sleep(POLL_SECONDS)
-        if self._sync.answered >= wish:
-            return ()
-        return self._sync.why_not_current() or ("the broker did not answer in time",)
+        """Wake, and wait until up to date, so many seconds at most; returns why it is not, as `why_not_current`.
+
+        For one event loop. Whoever waits costs it nothing until the link thread says that wishes came true.
+        """
+        self._loop = asyncio.get_running_loop()
+        wish, came_true = self.wake(), self._loop.create_future()
+        self._wishes[wish] = came_true
+        try:
+            async with asyncio.timeout(seconds):
+                await came_true
+        except TimeoutError:
+            if self._sync.answered < wish:
+                return self.why_not_current() or ("the broker did not answer in time",)
+        finally:
+            self._wishes.pop(wish, None)
+        return ()
 
     def count(self, batches: tuple[Usage, ...]) -> None:
         """Keep evaluation counts and send what is kept."""
@@ -227,6 +237,24 @@ class Follower:
             return Ticked(), NO_ATTEMPT
 
     def _feed(self, event: Event) -> None:
+        answered = self._sync.answered
+        self._handle(event)
+        # What came true is told when all of it is done, so that whoever hears it is answered from it.
+        if self._sync.answered != answered and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and who waited in it
+                self._loop.call_soon_threadsafe(self._grant)
+
+    def _grant(self) -> None:
+        # In the loop. Wishes stand in the order of their numbers.
+        answered = self._sync.answered
+        for wish in tuple(self._wishes):
+            if wish > answered:
+                break
+            came_true = self._wishes.pop(wish)
+            if not came_true.done():  # else who waited has left at this moment
+                came_true.set_result(None)
+
+    def _handle(self, event: Event) -> None:
         try:
             before = self._sync.last_error
             with self._guard:
@@ -238,7 +266,7 @@ class Follower:
                 for effect in effects:
                     outcome = self._perform(effect)
                     if outcome is not None:
-                        self._feed(outcome)
+                        self._handle(outcome)
         except Exception:
             # A defect of ours must not end the answers; what was admitted stays as it is.
             logging.getLogger(__name__).exception("an event could not be handled: %s", type(event).__name__)

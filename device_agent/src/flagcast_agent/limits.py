@@ -39,6 +39,9 @@ SYNC_SECONDS = 30.0
 SYNC_MAX_SECONDS = 600.0
 """The longest such wait; a caller who waits for longer watches instead."""
 
+SYNCS_MAX = 256
+"""Calls of Sync that wait at once: one for every connection. Each holds a few kilobytes for up to SYNC_MAX_SECONDS."""
+
 HEAD_MAX_BYTES = 16_384
 """An HTTP/1.1 request's line and headers; clients of ours send a few hundred bytes."""
 
@@ -65,3 +68,7 @@ SLICE_FLAGS = 200
 
 SNAPSHOT_PART_BYTES = 262_144
 """Records in one message of a snapshot's stream; a single record is never larger."""
+
+SNAPSHOTS_MAX = 4
+"""Snapshots on their way to their readers at once. Each is in memory whole until it is read: 2 MB with 10,000 flags, 32 MiB where
+the publisher goes to its limit."""

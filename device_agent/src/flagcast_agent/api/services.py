@@ -6,7 +6,8 @@ Imported by the first call that is not for Flipt's service, so that a start does
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpclib.const
@@ -21,7 +22,14 @@ from grpclib.reflection.service import ServerReflection
 from grpclib.server import Stream as ServerStream
 
 from flagcast_agent.evaluator import Evaluator
-from flagcast_agent.limits import KEEP_ALIVE_SECONDS, SYNC_MAX_SECONDS, SYNC_SECONDS, UNREAD_SECONDS
+from flagcast_agent.limits import (
+    KEEP_ALIVE_SECONDS,
+    SNAPSHOTS_MAX,
+    SYNC_MAX_SECONDS,
+    SYNC_SECONDS,
+    SYNCS_MAX,
+    UNREAD_SECONDS,
+)
 from flagcast_agent.status import Caught, Status
 from flagcast_shared.errors import FlagcastError, InvalidCall
 from flagcast_shared.ids import Namespace
@@ -100,7 +108,11 @@ class _Agent(AgentBase):
         self._changes = changes
         self._catch_up = catch_up
         self._snapshot = snapshot
-        self._reading = asyncio.Lock()
+        self._syncs = _Places(SYNCS_MAX, "calls of Sync wait")
+        self._snapshots = _Places(SNAPSHOTS_MAX, "snapshots are being read")
+        # One thread: what is being read from the disk is in memory twice, and a caller who left while it was read starts no
+        # second read beside it.
+        self._reader = ThreadPoolExecutor(1, "snapshot")
 
     async def Status(  # noqa: N802  # the .proto's name
         self, stream: ServerStream[agent.StatusRequest, agent.StatusResponse]
@@ -121,7 +133,9 @@ class _Agent(AgentBase):
                 GrpcStatus.INVALID_ARGUMENT,
                 f"a wait of {seconds:g} s; allowed are up to {SYNC_MAX_SECONDS:g}",
             )
-        await stream.send_message(agent_messages.sync_response(await self._catch_up(seconds)))
+        with self._syncs.take():
+            caught = await self._catch_up(seconds)
+        await stream.send_message(agent_messages.sync_response(caught))
 
     async def ListFlags(  # noqa: N802  # the .proto's name
         self, stream: ServerStream[agent.ListFlagsRequest, agent.ListFlagsResponse]
@@ -171,12 +185,14 @@ class _Agent(AgentBase):
         request = await receive(stream, agent.SnapshotRequest)
         if self._snapshot is None:
             raise GRPCError(GrpcStatus.UNIMPLEMENTED, "this agent keeps nothing on disk")
-        # One at a time: each holds a whole snapshot in memory until its client has read it.
-        async with self._reading:
+        # Each holds a whole snapshot in memory until its client has read it, so there are few, and none for long: the wait for
+        # the disk is within the time.
+        with self._snapshots.take():
             try:
                 async with asyncio.timeout(UNREAD_SECONDS):
                     namespace = self._answers.knowledge(request.namespace).namespace
-                    found = await asyncio.to_thread(self._snapshot, namespace)
+                    loop = asyncio.get_running_loop()
+                    found = await loop.run_in_executor(self._reader, self._snapshot, namespace)
                     for part in agent_messages.snapshot_responses(found):
                         await stream.send_message(part)
             except TimeoutError:
@@ -188,6 +204,27 @@ class _Agent(AgentBase):
                 raise GRPCError(
                     GrpcStatus.INTERNAL, "the snapshot cannot be read; the agent's log says why"
                 ) from None
+
+
+class _Places:
+    # So many calls of one kind at once; one more is refused at once, because a queue would only hide that somebody does not read.
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[None]:
+        if self._taken >= self._most:
+            raise GRPCError(
+                GrpcStatus.RESOURCE_EXHAUSTED, f"{self._most} {self._what} already; ask again later"
+            )
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 class _WholePool:
