@@ -1,32 +1,42 @@
 """Agent and publisher over TLS, with certificates and passwords, over WebSocket, and when something of it is wrong."""
 
 import contextlib
+import importlib
+import queue
+import re
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from certificates import Authority
 from cryptography.hazmat.primitives import serialization
 from devices import Device, provision
+from followed import wait_until
 from fronts import Front
 from publisher_simulator import PublisherSimulator
 from publishing import Flagcast, configure, features, make_project
+from raw_http1 import HttpClient
+from repository import ROOT
 from serving import Serve
 
 from brokers import free_port, start_mosquitto
 from flagcast_agent import config
 from flagcast_agent.config import BrokerConfig
-from flagcast_agent.mqtt import Link, Said
+from flagcast_agent.mqtt import Link, Said, Traffic
 from flagcast_agent.sync import Connected, ConnectFailed, Disconnected, Fault
 from flagcast_bridge import mqtt, project
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.ids import FlagKey
 from flagcast_shared.model import BooleanFlag
+
+if TYPE_CHECKING:
+    from mqtt_meter import Meter  # found among the benchmarks
 
 LIGHTS = BooleanFlag(FlagKey("lights"), enabled=True)
 PATIENCE_SECONDS = 30.0
@@ -132,6 +142,86 @@ def test_tls_of_a_private_authority_with_user_and_password_from_a_file(
             device.wait_for('message="up to date"')
             assert "wörd of mouth" not in device.log + device.run("status").stdout
             assert device.stop() == 0
+
+
+def link_bytes(device: Device) -> tuple[int, int]:
+    """Bytes that the agent says it has received from its broker and sent to it."""
+    with HttpClient(device.socket) as client:
+        text = client.ask("GET", "/metrics").body.decode()
+    found = dict(re.findall(r"^flagcast_link_(received|sent)_bytes_total (\d+)$", text, re.MULTILINE))
+    return int(found["received"]), int(found["sent"])
+
+
+def metered_bytes(meter: "Meter") -> tuple[int, int]:
+    """The same, as somebody between the two has counted."""
+    sizes = [(packet.from_client, packet.size) for packet in meter.packets]
+    return sum(size for ours, size in sizes if not ours), sum(size for ours, size in sizes if ours)
+
+
+@pytest.fixture
+def metered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> "Callable[[str, int], contextlib.AbstractContextManager[Meter]]":
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("mqtt_meter").metered  # type: ignore[no-any-return]  # see the annotation
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws", "wss"])
+def test_the_bytes_of_mqtt_are_counted_whatever_carries_them(
+    tmp_path: Path,
+    held: Held,
+    authority: Authority,
+    metered: "Callable[[str, int], contextlib.AbstractContextManager[Meter]]",
+    scheme: str,
+) -> None:
+    folder = certified(authority, tmp_path / "tls")
+    certificate = (folder / "broker.pem", folder / "broker.key") if scheme in {"mqtts", "wss"} else None
+    path = "/mqtt" if scheme in {"ws", "wss"} else ""
+    with (
+        start_mosquitto(tmp_path / "broker") as broker,
+        metered(broker.host, broker.port) as meter,
+        Front(meter.port, certificate=certificate, path=path) as front,
+    ):
+        publish(held, broker.port, mqtt.Login())
+        keys = {"ca_file": folder / "ca.pem"} if certificate else {}
+        with device_at(tmp_path, held, f"{scheme}://localhost:{front.port}{path}", **keys) as device:
+            device.start()
+            device.wait_for('message="up to date"')
+            device.wait_until(lambda: meter.is_settled, "every packet has its answer")
+            device.wait_until(lambda: link_bytes(device) == metered_bytes(meter), "both count the same")
+            received, sent = link_bytes(device)
+            assert received > len(held.publisher.retained[held.publisher.head_topic])
+            held.publisher.release(BooleanFlag(FlagKey("lights"), enabled=False), inline=True)
+            admitted = len(device.logged_versions)
+            publish(held, broker.port, mqtt.Login())
+            device.wait_until(lambda: len(device.logged_versions) > admitted, "the next version comes live")
+            device.wait_until(lambda: meter.is_settled, "every packet has its answer")
+            device.wait_until(lambda: link_bytes(device) == metered_bytes(meter), "both count the same")
+            now_received, now_sent = link_bytes(device)
+            assert now_received > received
+            assert now_sent > sent, "it has reported"
+            assert device.stop() == 0
+
+
+@pytest.mark.mosquitto
+def test_bytes_are_counted_through_all_connections(
+    tmp_path: Path, metered: "Callable[[str, int], contextlib.AbstractContextManager[Meter]]"
+) -> None:
+    events: queue.SimpleQueue[Said] = queue.SimpleQueue()
+    with start_mosquitto(tmp_path / "broker") as broker, metered(broker.host, broker.port) as meter:
+        link = Link(
+            BrokerConfig("127.0.0.1", meter.port, tls=False), "device-1", lambda said, _: events.put(said)
+        )
+        assert link.traffic == Traffic(0, 0)
+        before = 0
+        for _ in range(4):
+            link.connect("5", "will", b"gone")
+            assert events.get(timeout=PATIENCE_SECONDS) == Connected()
+            assert link.traffic.sent > before
+            before = link.traffic.sent
+        link.close()
+        wait_until(lambda: link.traffic == Traffic(*metered_bytes(meter)), "both count the same")
 
 
 @pytest.mark.mosquitto

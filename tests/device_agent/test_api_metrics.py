@@ -92,10 +92,10 @@ def test_evaluations_activations_and_connections_are_counted() -> None:
         events.cancel()
 
 
-def test_rejections_are_counted_by_attack_and_labels_are_escaped() -> None:
+def test_what_happened_on_the_link_is_told_and_labels_are_escaped() -> None:
     text = render(
         STATUS,
-        Activity(7, {"stale_offered": 2, 'odd"\\\n': 1}),
+        Activity(7, {"stale_offered": 2, 'odd"\\\n': 1}, received_bytes=4321, sent_bytes=1234),
         evaluations=0,
         activations=0,
         local_connections=0,
@@ -105,6 +105,8 @@ def test_rejections_are_counted_by_attack_and_labels_are_escaped() -> None:
     assert found["flagcast_rejections_total", 'attack="stale_offered"'] == 2
     assert found["flagcast_rejections_total", r'attack="odd\"\\\n"'] == 1
     assert found["flagcast_link_connections_total", ""] == 7
+    assert found["flagcast_link_received_bytes_total", ""] == 4321
+    assert found["flagcast_link_sent_bytes_total", ""] == 1234
 
 
 def test_every_metric_is_documented() -> None:

@@ -178,7 +178,8 @@ class Follower:
 
     def activity(self) -> Activity:
         """What happened on the link since the start; waits for nothing."""
-        return Activity(self._sync.connections, dict(self._sync.rejections))
+        traffic = self._link.traffic
+        return Activity(self._sync.connections, dict(self._sync.rejections), traffic.received, traffic.sent)
 
     def _namespace_status(self, namespace: str, now: int) -> NamespaceStatus:
         refusal = self._sync.refusal

@@ -13,7 +13,7 @@ import queue
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -74,6 +74,14 @@ class Puback:
 Said = Event | Suback | Puback
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of MQTT, as the client reads and writes them: without what WebSocket, TLS, TCP and IP add."""
+
+    received: int = 0
+    sent: int = 0
+
+
 class Link:
     """A connection to the broker; `deliver` is called with what was said and in which attempt.
 
@@ -86,7 +94,14 @@ class Link:
         self._client_id = client_id
         self._deliver = deliver
         self._session: _Session | None = None
+        self._measured: tuple[Traffic, tuple[_Session, ...]] = (Traffic(), ())
         self.attempt = 0
+
+    @property
+    def traffic(self) -> Traffic:
+        """All since the start, in every attempt; for any thread, and it never falls."""
+        ended, sessions = self._measured
+        return _sum(ended, sessions)
 
     def connect(self, protocol: str, will_topic: str, will: bytes) -> None:
         """Start connecting; Connected or ConnectFailed follows."""
@@ -95,6 +110,12 @@ class Link:
         session = _Session(self._config, self._client_id, lambda event: deliver(event, attempt), protocol)
         self._session = session
         session.start(will_topic, will)
+        # A connection that was given up may still be saying its last words, in a thread of its own. So each counts for itself,
+        # and is added up when its thread has ended.
+        ended, sessions = self._measured
+        over = [former for former in sessions if former.has_ended]
+        going = [former for former in sessions if former not in over]
+        self._measured = (_sum(ended, over), (*going, session))
 
     def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe at QoS 1, a few filters at a time."""
@@ -211,6 +232,24 @@ def _said(error: Exception, name: str) -> str:
     return str(error)
 
 
+def _sum(ended: Traffic, sessions: "Iterable[_Session]") -> Traffic:
+    meters = [session.meter for session in sessions]
+    return Traffic(
+        ended.received + sum(meter.received for meter in meters),
+        ended.sent + sum(meter.sent for meter in meters),
+    )
+
+
+class _Meter:
+    # Counts what one thread reads and writes, so it needs no lock.
+
+    __slots__ = ("received", "sent")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent = 0
+
+
 class _Session:
     # One connection attempt and, if it succeeds, the connection. paho's client is made in the session's thread, because
     # building a TLS context reads files and connecting resolves names.
@@ -230,6 +269,11 @@ class _Session:
         self._failure: ConnectFailed | None = None
         self._asked: dict[int, tuple[str, ...]] = {}
         self._tokens: dict[int, int] = {}
+        self.meter = _Meter()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._thread is not None and not self._thread.is_alive()
 
     def start(self, will_topic: str, will: bytes) -> None:
         self._thread = threading.Thread(target=self._run, args=(will_topic, will), name="mqtt", daemon=True)
@@ -346,6 +390,7 @@ class _Session:
         is_v5 = self._protocol == "5"
         client = _bounded_client(
             self._config,
+            self.meter,
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=MQTTv5 if is_v5 else MQTTv311,
@@ -416,12 +461,12 @@ class _Session:
         self._say(Puback(mid, reason.value, str(reason)))
 
 
-def _bounded_client(config: BrokerConfig, *arguments: Any, **options: Any) -> Any:
+def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **options: Any) -> Any:
     """A paho client that reads no more of a packet than a message of ours can have, and no more of a WebSocket's frame.
 
     MQTT 5 has the broker keep larger ones back; one of 3.1.1 sends what was published, up to 256 MB, and paho would make room
     for all of it at once. Such a packet ends the connection, as does a message of QoS 2, which nobody subscribed to and which
-    paho would keep until it is released.
+    paho would keep until it is released. What it reads and writes is added to `meter`.
     """
     from paho.mqtt.client import Client, _WebsocketWrapper
     from paho.mqtt.enums import MQTTErrorCode
@@ -468,6 +513,7 @@ def _bounded_client(config: BrokerConfig, *arguments: Any, **options: Any) -> An
             received: bytes = super()._sock_recv(bufsize)
             if not received and isinstance(self._sock, BoundedWebsocket):
                 self.why_closed = self._sock.why_closed
+            meter.received += len(received)
             return received
 
         def _create_socket_connection(self) -> Any:
@@ -475,6 +521,11 @@ def _bounded_client(config: BrokerConfig, *arguments: Any, **options: Any) -> An
             # What is said in a row (subscription and birth, acknowledgement and report) is not to wait a round trip each.
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return stream
+
+        def _sock_send(self, buf: Any) -> int:
+            sent: int = super()._sock_send(buf)
+            meter.sent += sent
+            return sent
 
         def _create_socket(self) -> Any:
             if not config.path:

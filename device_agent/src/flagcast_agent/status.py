@@ -148,10 +148,15 @@ class Caught:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What happened since the agent started: connections to the broker, and refused messages by the name of the attack."""
+    """What happened since the agent started: connections to the broker, and refused messages by the name of the attack.
+
+    Bytes are those of MQTT on the link, without what WebSocket, TLS, TCP and IP add.
+    """
 
     connections: int
     rejections: Mapping[str, int]
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 _LAST_WRITABLE: Final = 253_402_300_799

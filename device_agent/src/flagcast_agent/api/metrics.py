@@ -81,6 +81,16 @@ def render(
         _counter(
             "flagcast_link_connections_total", "Connections to the broker made.", [({}, activity.connections)]
         ),
+        _counter(
+            "flagcast_link_received_bytes_total",
+            "Bytes of MQTT read from the broker.",
+            [({}, activity.received_bytes)],
+        ),
+        _counter(
+            "flagcast_link_sent_bytes_total",
+            "Bytes of MQTT written to the broker.",
+            [({}, activity.sent_bytes)],
+        ),
         _counter("flagcast_evaluations_total", "Questions answered from a flag.", [({}, evaluations)]),
         _gauge("flagcast_local_connections", "Open connections of applications.", [({}, local_connections)]),
         _gauge(
