@@ -22,12 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_server import ENTRIES, NOW, RunningServer, running
 
+from flagcast_agent.api import changes as changes_module
 from flagcast_agent.api import flagd as flagd_module
 from flagcast_agent.api.resolutions import Asked, Wanted
 from flagcast_agent.limits import CONTEXT_MAX_BYTES, EVENT_MAX_FLAGS
 from flagcast_shared.answers import BooleanAnswer
 from flagcast_shared.errors import InvalidCall
-from flagcast_shared.ids import FlagKey, RecordId, SegmentKey
+from flagcast_shared.ids import FlagKey, Namespace, RecordId, SegmentKey
 from flagcast_shared.model import BooleanFlag, Match, Segment, ThresholdRollout
 
 NORTH: dict[str, object] = {"targetingKey": "e", "region": "north"}
@@ -410,6 +411,50 @@ def test_a_stream_without_a_selector_hears_of_every_namespace() -> None:
             assert named(next(every)) == named(next(one)) == {"b": "update"}
             every.cancel()
             one.cancel()
+
+
+def first_named(client: FlagdClient, *, selector: str = "") -> dict[str, str]:
+    """The flags that a new stream names at once."""
+    events = client.events(selector=selector)
+    assert next(events).type == "provider_ready"
+    found = named(next(events))
+    events.cancel()
+    return found
+
+
+def test_a_flag_that_was_removed_before_the_start_is_named_as_deleted() -> None:
+    # Python's provider would go on with the answer that it has kept of it.
+    removed = {Namespace("default"): [FlagKey("gone"), FlagKey("back")], Namespace("other"): [FlagKey("b")]}
+    with running([switch("a", enabled=True), switch("back", enabled=True)], removed=removed) as server:
+        server.evaluator.activate(History("other").begin([switch("c", enabled=True)]), now=1)
+        with calling(server.path) as client:
+            here = {"gone": "delete", "a": "write", "back": "write"}
+            there = {"b": "delete", "c": "write"}
+            assert first_named(client, selector="default") == here
+            assert first_named(client, selector="other") == there
+            assert first_named(client) == here | there
+
+
+def test_a_flag_that_was_removed_while_a_stream_was_cut_is_named_as_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(changes_module, "REMOVED_FLAGS_MAX", 2)
+    history = History()
+    flags = [switch(key, enabled=True) for key in "abcde"]
+    with running(None) as server, calling(server.path) as client:
+        server.evaluator.activate(history.begin(flags), now=1)
+        assert first_named(client) == dict.fromkeys("abcde", "write")
+        for key in "ab":
+            server.evaluator.activate(history.change([], [RecordId("flag", key)]), now=2)
+        server.evaluator.activate(history.sign_again(issued=1001, expires=3000), now=2)
+        assert first_named(client) == dict.fromkeys("cde", "write") | dict.fromkeys("ab", "delete")
+        server.evaluator.activate(history.change(flags[:1]), now=3)
+        assert first_named(client) == dict.fromkeys("acde", "write") | {"b": "delete"}
+        for key in "cd":
+            server.evaluator.activate(history.change([], [RecordId("flag", key)]), now=4)
+        assert first_named(client) == dict.fromkeys("ae", "write") | dict.fromkeys("cd", "delete"), (
+            "the oldest is forgotten"
+        )
 
 
 def test_very_many_flags_are_named_in_several_events_that_clients_can_read() -> None:

@@ -18,6 +18,7 @@ from publisher_simulator import PublisherSimulator, SigningKey
 from releases import EVIL, OFF, ON, OTHER
 from updating_child import content_of
 
+from flagcast_agent import store as stores
 from flagcast_agent.store import (
     SCHEMA_VERSION,
     Reader,
@@ -31,8 +32,8 @@ from flagcast_agent.store import (
 )
 from flagcast_shared.context import Device
 from flagcast_shared.errors import Refused
-from flagcast_shared.ids import DeviceId, FlagKey, Namespace, RecordId
-from flagcast_shared.model import BooleanFlag
+from flagcast_shared.ids import DeviceId, FlagKey, Namespace, RecordId, SegmentKey
+from flagcast_shared.model import BooleanFlag, Match, Segment
 from flagcast_shared.records import encode_record
 from flagcast_shared.trust import begin, restore
 
@@ -139,6 +140,93 @@ def test_removed_records_leave_the_disk(agent: AgentShell, publisher: PublisherS
     agent.hear()
     stored = stored_on(agent.store, publisher.namespace)
     assert list(stored.records) == [encode_record(ON).data]
+
+
+def removed_on(path: Path) -> dict[str, tuple[str, ...]]:
+    store = Store(path, may_be_read_only=True)
+    try:
+        return {name: tuple(map(str, keys)) for name, keys in store.load().removed.items()}
+    finally:
+        store.close()
+
+
+def flags(*keys: str) -> list[BooleanFlag]:
+    return [BooleanFlag(FlagKey(key), enabled=True) for key in keys]
+
+
+def test_removed_flags_are_remembered_until_they_come_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "REMOVED_FLAGS_MAX", 3)
+    publisher = PublisherSimulator()
+    publisher.release(*flags("a", "b", "c", "d", "e", "f"))
+    agent = AgentShell(path, publisher)
+    agent.catch_up()
+    for left, delta, writes, removed in (
+        ("acdef", True, 4, ("b",)),  # the record, its key, the head and the floor
+        ("cdef", False, 4, ("b", "a")),
+        ("bcdef", True, 4, ("a",)),
+        ("f", True, 12, ("c", "d", "e")),  # four of each, and the two oldest keys give way
+        ("af", True, 3, ("c", "d", "e")),
+    ):
+        before = agent.store._connection.total_changes
+        publisher.release(*flags(*left), delta=delta)
+        agent.hear()
+        assert agent.store._connection.total_changes - before == writes, left
+        assert agent.store.load().removed == {publisher.namespace: removed}
+    agent.close()
+    assert removed_on(path) == {publisher.namespace: ("c", "d", "e")}
+
+
+def test_segments_are_not_remembered(path: Path) -> None:
+    publisher = PublisherSimulator()
+    publisher.release(*flags("a"), Segment(SegmentKey("s"), Match.ALL, ()))
+    agent = AgentShell(path, publisher)
+    agent.catch_up()
+    publisher.release(*flags("a"))
+    agent.hear()
+    assert RecordId("segment", "s") not in agent.sync.trusted.holdings[publisher.namespace].records
+    assert agent.store.load().removed == {}
+    agent.close()
+
+
+def make_old(path: Path) -> None:
+    """Takes a database back to what the release before wrote."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE removed")
+        connection.execute("PRAGMA user_version = 2")
+        connection.commit()
+
+
+def test_a_database_of_the_release_before_goes_on(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    before = agent.belief()
+    agent.close()
+    make_old(agent.path)
+    reborn = AgentShell(agent.path, publisher)
+    assert reborn.belief() == before
+    publisher.release(ON)
+    reborn.catch_up()
+    assert reborn.store.load().removed == {publisher.namespace: (OTHER.key,)}
+    reborn.close()
+
+
+def test_a_database_of_the_release_before_is_read_where_it_cannot_be_written(
+    agent: AgentShell, publisher: PublisherSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.close()
+    make_old(agent.path)
+
+    def refuse(_: object) -> int:
+        raise StoreUnwritable("on a read-only disk")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(stores, "_lock", refuse)
+        store = Store(agent.path, may_be_read_only=True)
+        assert store.why_read_only
+    saved = store.load()
+    assert [one.namespace for one in saved.namespaces] == [publisher.namespace]
+    assert saved.removed == {}
+    store.close()
 
 
 def test_namespaces_do_not_touch_each_other(agent: AgentShell, publisher: PublisherSimulator) -> None:

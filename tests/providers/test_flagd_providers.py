@@ -8,16 +8,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from admitted import History
+from devices import provision
 from flagd_calls import FLAGS, choosing, switch
 from local_server import RunningServer
 from provided import APPLICATIONS, Application
+from publisher_simulator import PublisherSimulator
 from repository import ROOT
+
+from brokers import start_mosquitto
+from flagcast_bridge import mqtt
 
 ORACLES = Path(sys.prefix) / "oracles" / "bin" / "python"
 NODE_MODULES = Path(sys.prefix) / "node" / "node_modules"
@@ -159,6 +165,59 @@ def test_a_kept_answer_does_not_outlive_a_restart_of_the_agent(folder: Path, lan
                 lambda: application.ask("boolean", "a", True)["reason"] == "DISABLED",
                 "what the new agent says",
             )
+    finally:
+        server.end()
+
+
+@pytest.mark.mosquitto
+def test_a_kept_answer_of_a_flag_that_was_removed_does_not_outlive_a_restart_of_the_agent(
+    folder: Path, language: str
+) -> None:
+    publisher = PublisherSimulator(now=int(time.time()))  # noqa: TID251  # devices judge it by their clock
+    (folder / "anchor").write_bytes(publisher.anchor)
+    with (
+        start_mosquitto(folder / "broker") as broker,
+        provision(folder / "device", folder / "anchor", broker.url) as device,
+    ):
+
+        def publish(*keys: str) -> None:
+            publisher.release(*(switch(key, enabled=True) for key in keys))
+            with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:
+                connection.publish([(topic, data) for topic, data in publisher.retained.items() if data])
+
+        publish("a", "b")
+        device.start()
+        device.wait_for('message="up to date"')
+        with start(language, device.socket) as application:
+            for key in ("a", "b"):
+                application.ask("boolean", key, False)
+                assert application.ask("boolean", key, False)["reason"] == "CACHED"
+            assert device.stop() == 0
+            publish("a")
+            # It hears of the removal while nobody listens to it.
+            assert device.run("run", "--once").returncode == 0
+            device.start()
+            application.until(
+                lambda: application.ask("boolean", "b", False)["error"] == "FLAG_NOT_FOUND",
+                "what the new agent says",
+            )
+            assert application.ask("boolean", "a", False)["value"] is True
+
+
+def test_what_a_provider_has_kept_is_not_counted(folder: Path, language: str) -> None:
+    # What docs/operations.md says under Usage.
+    server = serving(folder, History(), switch("a", enabled=True))
+    try:
+        with start(language, server.path) as application:
+            for _ in range(50):
+                assert application.ask("boolean", "a", False)["value"] is True
+            assert server.evaluator.evaluations == 1
+            server.server._resolutions._tells_static = False  # flagd.caching = false
+            server.evaluator.evaluations = 0
+        with start(language, server.path) as application:
+            for _ in range(50):
+                assert application.ask("boolean", "a", False)["value"] is True
+            assert server.evaluator.evaluations == 50
     finally:
         server.end()
 

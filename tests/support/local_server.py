@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,7 +111,8 @@ STATUS = Status(
 class RunningServer:
     """A server that answers until the test ends; `call` runs something in its loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, removed: Mapping[Namespace, Sequence[FlagKey]] | None = None) -> None:
+        self._removed = removed or {}
         self.path = folder / "agent.sock"
         self.evaluator = Evaluator({"device.model": "cam-2"})
         self.status = STATUS
@@ -166,17 +167,27 @@ class RunningServer:
             fresh_id=_ids().__next__,
         )
         server = LocalServer(
-            answers, self.evaluator, lambda: self.status, self._wait, snapshot=self._read_snapshot
+            answers,
+            self.evaluator,
+            lambda: self.status,
+            self._wait,
+            snapshot=self._read_snapshot,
+            removed=self._removed,
         )
         await server.start([self._bound.socket, self._tcp])
         return server
 
 
 @contextlib.contextmanager
-def running(entries: Content | None = ENTRIES, *, namespace: str = "default") -> Iterator[RunningServer]:
-    """A server that knows `entries`; None for one that was never told anything."""
+def running(
+    entries: Content | None = ENTRIES,
+    *,
+    namespace: str = "default",
+    removed: Mapping[Namespace, Sequence[FlagKey]] | None = None,
+) -> Iterator[RunningServer]:
+    """A server that knows `entries`; None for one that was never told anything. `removed` are flags that it knew before."""
     with tempfile.TemporaryDirectory(prefix="fc-") as name:
-        server = RunningServer(Path(name))
+        server = RunningServer(Path(name), removed)
         try:
             if entries is not None:
                 server.evaluator.activate(History(namespace).begin(entries), now=1000)

@@ -1,10 +1,12 @@
 """From the agent's disk to answers: open and lock the database, believe what it gives back, activate it."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from flagcast_shared.context import device_attributes
 from flagcast_shared.errors import Refused
+from flagcast_shared.ids import FlagKey, Namespace
 from flagcast_shared.trust import Trusted, begin, restore
 
 from . import clock, config
@@ -17,12 +19,16 @@ from .store import Profile, Store, StoreCorrupt, StoreTooNew, StoreUnwritable, s
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """What the disk gave back: open store, what is trusted, and an evaluator that answers from it."""
+    """What the disk gave back: open store, what is trusted, and an evaluator that answers from it.
+
+    `removed` are flags that are gone, of which an application may have kept an answer.
+    """
 
     store: Store
     trusted: Trusted
     evaluator: Evaluator
     broker: BrokerMemory | None = None
+    removed: Mapping[Namespace, tuple[FlagKey, ...]] = field(default_factory=dict)
 
 
 def boot(settings: AgentConfig, *, recover: bool = False) -> Booted:
@@ -69,7 +75,8 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
                 "the disk takes no writes; answering from what it holds, nothing new is admitted",
                 why=why,
             )
-        return Booted(store, trusted, evaluator, saved.broker)
+        removed = {name: keys for name, keys in saved.removed.items() if name in settings.namespaces}
+        return Booted(store, trusted, evaluator, saved.broker, removed)
     except BaseException:
         store.close()
         raise

@@ -123,6 +123,7 @@ async def _serve(settings: AgentConfig, booted: Booted, began: float) -> int:
         catch_up,
         activity=activity,
         snapshot=lambda namespace: _snapshot(settings, namespace),
+        removed=booted.removed,
         tells_static=settings.flagd_caching,
     )
     stopping = asyncio.Event()

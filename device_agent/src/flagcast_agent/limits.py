@@ -63,6 +63,10 @@ KEEP_ALIVE_SECONDS = 20
 EVENT_MAX_FLAGS = 10_000
 """Flags that one event names: under a megabyte, where gRPC clients read up to four. More go into further events."""
 
+REMOVED_FLAGS_MAX = 10_000
+"""Removed flags that a namespace remembers, for providers that may have kept an answer of one; the oldest are forgotten. As many
+as one event names, so that a great cleanup is told whole: half a megabyte on disk then, and nothing where nothing is removed."""
+
 SLICE_FLAGS = 200
 """Flags evaluated in one go by a question for all flags, about a millisecond; then other callers have their turn."""
 

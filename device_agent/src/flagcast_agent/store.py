@@ -9,17 +9,18 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flagcast_shared.codec import Fields, array, decode, encode, text
 from flagcast_shared.context import Device
 from flagcast_shared.errors import FlagcastError, Malformed
-from flagcast_shared.ids import DeviceId, Digest, Environment, Epoch, Namespace, Version
+from flagcast_shared.ids import DeviceId, Digest, Environment, Epoch, FlagKey, Namespace, Version
 from flagcast_shared.limits import KEY_MAX_BYTES, LABELS_MAX, TEXT_MAX_BYTES
-from flagcast_shared.records import digest_of
+from flagcast_shared.records import FLAG, digest_of
 
+from .limits import REMOVED_FLAGS_MAX
 from .link import BrokerMemory
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     # A reader trusts what was admitted, so it does without the cryptography that this module brings along.
     from flagcast_shared.trust import AdmittedRoot, AdmittedUpdate, Stored
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_MS: Final = 5_000
 """How long a reader of the database (a backup, an application in process) may make a commit wait."""
 READER_TIMEOUT_MS: Final = 50
@@ -43,6 +44,7 @@ USAGE_BATCHES_MAX: Final = 1_000
 USAGE_BYTES_MAX: Final = 1_048_576
 """What they may take together; the flash of the smallest device spares a megabyte."""
 
+_SCHEMA_OF_REMOVED: Final = 3
 _CORRUPT_SUFFIX: Final = ".corrupt"
 _HEADER_BYTES: Final = 100  # sqlite.org/fileformat.html, 1.3
 
@@ -113,12 +115,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Everything a device had admitted when it went down."""
+    """Everything a device had admitted when it went down.
+
+    `removed` are the keys of flags that are gone since, the oldest first, REMOVED_FLAGS_MAX of a namespace at most.
+    """
 
     root_data: bytes | None
     floor: int
     namespaces: "tuple[Stored, ...]"
     broker: BrokerMemory | None = None
+    removed: Mapping[Namespace, tuple[FlagKey, ...]] = field(default_factory=dict)
 
 
 class Store:
@@ -210,13 +216,14 @@ class Store:
                     "SELECT namespace, head, epoch, version, digest, seal FROM holding ORDER BY namespace"
                 )
             ]
+            removed = self._removed()
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             raise _explain(self._path, error) from error
         try:
             broker = _decode_broker(trust["broker"]) if trust.get("broker") else None
         except Malformed as error:
             raise _explain(self._path, error) from error
-        return Saved(trust.get("root"), trust.get("floor", 0), tuple(namespaces), broker)
+        return Saved(trust.get("root"), trust.get("floor", 0), tuple(namespaces), broker, removed)
 
     def persist_profile(self, profile: Profile) -> None:
         """Say whose database it is; writes only what is new. Raises StoreError."""
@@ -266,6 +273,7 @@ class Store:
                     pk="namespace",
                 )
                 database.table("trust").upsert(_trust_row("floor", floor), pk="name")
+                self._note_removed(update)
         except (sqlite3.DatabaseError, OSError) as error:
             raise _explain(self._path, error) from error
 
@@ -353,6 +361,43 @@ class Store:
         ).fetchall()
         return [bytes(data) for (data,) in rows]
 
+    def _removed(self) -> Mapping[Namespace, tuple[FlagKey, ...]]:
+        # They have no hash: one that a worn flash changes makes a provider ask once more. An older release's file on a disk that
+        # takes no writes has none of them.
+        if _schema(self._path, self._connection) < _SCHEMA_OF_REMOVED:
+            return {}
+        rows = self._connection.execute(
+            "SELECT namespace, key FROM removed WHERE typeof(key) = 'text' ORDER BY number, key"
+        ).fetchall()
+        found: dict[Namespace, list[FlagKey]] = {}
+        for namespace, key in rows:
+            found.setdefault(Namespace(namespace), []).append(FlagKey(key))
+        return {namespace: tuple(keys) for namespace, keys in found.items()}
+
+    def _note_removed(self, update: "AdmittedUpdate") -> None:
+        # Within the update's transaction. Where no flag goes and none comes back, nothing is written.
+        namespace = update.namespace
+        execute, execute_each = self._connection.execute, self._connection.executemany
+        execute_each(
+            "DELETE FROM removed WHERE namespace = ? AND key = ?",
+            [(namespace, record.id.key) for record in update.changed if record.id.kind == FLAG],
+        )
+        gone = [identity.key for identity in update.removed if identity.kind == FLAG]
+        if not gone:
+            return
+        (number,) = execute(
+            "SELECT ifnull(max(number), 0) + 1 FROM removed WHERE namespace = ?", [namespace]
+        ).fetchone()
+        execute_each(
+            "INSERT OR REPLACE INTO removed (namespace, key, number) VALUES (?, ?, ?)",
+            [(namespace, key, number) for key in gone],
+        )
+        execute(
+            "DELETE FROM removed WHERE namespace = ?1 AND key IN "
+            "(SELECT key FROM removed WHERE namespace = ?1 ORDER BY number DESC, key DESC LIMIT -1 OFFSET ?2)",
+            [namespace, REMOVED_FLAGS_MAX],
+        )
+
     def _sealed(self, query: str) -> list[Any]:
         return _sealed(self._path, self._connection, query)
 
@@ -394,6 +439,11 @@ class Store:
                 self._connection.execute(
                     "CREATE TABLE usage (number INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB NOT NULL, "
                     "evaluations INTEGER NOT NULL)"
+                )
+            if found < _SCHEMA_OF_REMOVED:
+                self._connection.execute(
+                    "CREATE TABLE removed (namespace TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, "
+                    "PRIMARY KEY (namespace, key)) WITHOUT ROWID"
                 )
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -16,7 +16,14 @@ def say(document: object) -> None:
 
 where = {"host": "unix", "port": sys.argv[1]} if sys.argv[1] != "-" else {}
 api.set_provider_and_wait(
-    FlagdProvider(resolver_type=ResolverType.RPC, retry_backoff_max_ms=500, deadline_ms=5000, **where)
+    FlagdProvider(
+        resolver_type=ResolverType.RPC,
+        retry_backoff_max_ms=500,
+        deadline_ms=5000,
+        # Not so soon does it forget by itself what it has kept.
+        retry_grace_period=60,
+        **where,
+    )
 )
 client = api.get_client()
 say({"ready": True})

@@ -2,15 +2,18 @@
 
 A change that a client has not taken yet is joined with the next one. So what waits for a client that reads slowly, or never, is
 at most one entry per flag.
+
+Flags that were removed are remembered, for a client that was away when it happened.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from flagcast_agent.evaluator import Evaluator, Knowledge
+from flagcast_agent.limits import REMOVED_FLAGS_MAX
 from flagcast_shared.evaluation import CompiledFlags
 from flagcast_shared.ids import FlagKey, Namespace
 
@@ -35,14 +38,18 @@ class Stopping(Exception):
 
 
 class Changes:
-    """Tells subscriptions of every activation; made and used in one running event loop."""
+    """Tells subscriptions of every activation; made and used in one running event loop.
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    `removed` are the flags that were removed before, the oldest first.
+    """
+
+    def __init__(self, evaluator: Evaluator, removed: Mapping[Namespace, Sequence[FlagKey]]) -> None:
         self._evaluator = evaluator
         self._loop = asyncio.get_running_loop()
         self._subscriptions: set[Subscription] = set()
         self._watchers: list[Callable[[], None]] = []
         self._is_over = False
+        self._removed = {namespace: dict.fromkeys(keys) for namespace, keys in removed.items()}
         self._compiled: dict[Namespace, CompiledFlags] = {}
         self._forget = evaluator.listen(self._activated)
         for namespace in evaluator.namespaces():
@@ -60,6 +67,10 @@ class Changes:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
+
+    def removed(self, namespace: Namespace | None) -> tuple[FlagKey, ...]:
+        """The flags that were removed last from one namespace, or from all of them; they may be back in what is known now."""
+        return tuple(key for name, keys in self._removed.items() if namespace in (None, name) for key in keys)
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher` in the loop after every activation."""
@@ -82,10 +93,21 @@ class Changes:
 
     def _tell(self, change: Change) -> None:
         self.activations += 1
+        self._note_removed(change)
         for watcher in self._watchers:
             watcher()
         for subscription in self._subscriptions:
             subscription.add(change)
+
+    def _note_removed(self, change: Change) -> None:
+        removed = self._removed.setdefault(change.knowledge.namespace, {})
+        for key, kind in change.flags.items():
+            removed.pop(key, None)
+            if kind is ChangeKind.DELETE:
+                removed[key] = None
+        if len(removed) > REMOVED_FLAGS_MAX:
+            for key in tuple(removed)[:-REMOVED_FLAGS_MAX]:
+                del removed[key]
 
 
 class Subscription:

@@ -157,17 +157,20 @@ class Flagd:
         """What an EventStream says: ready, at once all flags, then what changes, and a word in every long silence.
 
         Without a namespace all of them are told: some providers choose one in their questions and not in their stream. Ready
-        is said once anything is known. All flags are named, because a provider may hold answers from before the agent was
-        started anew. Raises Stopping when the agent stops.
+        is said once anything is known. All flags are named, and those that were removed, because a provider may hold answers
+        from before the agent was started anew, or from before its last stream was cut. Raises Stopping when the agent stops.
         """
-        with self._changes().subscription(Namespace(namespace) if namespace else None) as subscription:
+        changes, chosen = self._changes(), Namespace(namespace) if namespace else None
+        with changes.subscription(chosen) as subscription:
             known = subscription.known()
             while not known:
                 if await subscription.next(KEEP_ALIVE_SECONDS) is None:
                     yield KEEP_ALIVE, None
                 known = subscription.known()
             yield READY, None
-            every = {key: ChangeKind.WRITE for each in known for key in each.compiled.flags}
+            every = dict.fromkeys(changes.removed(chosen), ChangeKind.DELETE)
+            # A flag that is back is news to the changes only a moment later.
+            every |= {key: ChangeKind.WRITE for each in known for key in each.compiled.flags}
             for part in _parts(every):
                 yield CHANGED, part
             while True:

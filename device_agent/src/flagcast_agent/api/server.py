@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_TIMEOUT_SECONDS, SHUTDOWN_GRACE_SECONDS
+from flagcast_shared.ids import FlagKey, Namespace
 
 from .answers import Answers
 from .changes import Changes
@@ -53,6 +55,7 @@ class LocalServer:
         catch_up: makes the agent try to be up to date and waits so many seconds for it; None for one that follows no broker.
         activity: what happened on the link since the start; must not block.
         snapshot: reads an admitted snapshot from the disk, in a thread; None where there is no disk.
+        removed: flags that were removed before the start, the oldest first; a provider may have kept an answer of one.
         tells_static: whether flagd's providers may keep the answers of flags that no context can change.
     """
 
@@ -65,6 +68,7 @@ class LocalServer:
         *,
         activity: "Callable[[], Activity]" = no_activity,
         snapshot: "ReadSnapshot | None" = None,
+        removed: Mapping[Namespace, Sequence[FlagKey]] = MappingProxyType({}),
         tells_static: bool = True,
     ) -> None:
         self._answers = answers
@@ -72,6 +76,7 @@ class LocalServer:
         self._status = status
         self._activity = activity
         self._load = Load()
+        self._removed = removed
         self._changes: Changes
         self._resolutions = Resolutions(answers, tells_static=tells_static)
         self._flagd: Flagd | None = None
@@ -85,7 +90,7 @@ class LocalServer:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Begins to answer on bound stream sockets, Unix or TCP."""
         loop = asyncio.get_running_loop()
-        self._changes = Changes(self._evaluator)
+        self._changes = Changes(self._evaluator, self._removed)
         self._changes.watch(self._changed)
         for bound in sockets:
             if bound.family == socket.AF_UNIX:
