@@ -81,6 +81,7 @@ def test_evaluations_activations_and_connections_are_counted() -> None:
         client.ask("POST", "/ofrep/v1/evaluate/flags/on", b"{}")
         client.ask("POST", "/ofrep/v1/evaluate/flags/nope", b"{}")
         client.ask("POST", "/ofrep/v1/evaluate/flags", b"{}")  # nobody asked for a flag
+        flagd.call("ResolveAll", flagd.messages.ResolveAllRequest())  # as before
         server.evaluator.activate(history.change([switch("on", enabled=False)]), now=2)
         found = scrape(client)
         assert found["flagcast_evaluations_total", ""] == 2
