@@ -16,6 +16,7 @@ from followed import FollowedAgent, wait_until
 from local_server import ENTRIES, STATUS, RunningServer, running
 from raw_http2 import RawClient, framed
 
+from flagcast_agent.api import services
 from flagcast_agent.api.answers import Snapshot
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
 from flagcast_agent.limits import SNAPSHOT_PART_BYTES, SNAPSHOTS_MAX, SYNCS_MAX
@@ -198,6 +199,30 @@ def test_readers_that_do_not_read_their_snapshot_cost_the_others_no_wait() -> No
         wait_until(lambda: server.open_calls() < SNAPSHOTS_MAX, "one has left")
         with asking_for(server) as stream:
             assert sum(len(part.records) for part in stream) == len(records)
+
+
+@pytest.mark.parametrize("waits_for", ["the disk", "its client"])
+def test_a_snapshot_that_takes_too_long_gives_its_place_back(
+    monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    monkeypatch.setattr(services, "UNREAD_SECONDS", 0.2)
+    monkeypatch.setattr(services, "SNAPSHOTS_MAX", 1)
+    may_end = threading.Event()
+
+    def read(name: Namespace) -> Snapshot:
+        if waits_for == "the disk":
+            may_end.wait(10)
+        return Snapshot(name, 1, 1, b"d", b"h", tuple(bytes(SNAPSHOT_PART_BYTES) for _ in range(8)))
+
+    with running(ENTRIES) as server, RawClient(server.path) as client:
+        server.snapshot = read
+        client.send(client.begin("/flagcast.agent.v1.Agent/Snapshot"), framed(b""))
+        wait_until(lambda: server.open_calls() == 1, "it is asked")
+        wait_until(lambda: server.open_calls() == 0, "it is given up")
+        may_end.set()
+        monkeypatch.setattr(services, "UNREAD_SECONDS", 30)
+        with asking_for(server) as stream:
+            assert sum(len(part.records) for part in stream) == 8
 
 
 def test_a_reader_that_leaves_while_the_disk_is_read_starts_no_second_read() -> None:

@@ -195,11 +195,12 @@ def test_room_is_counted_in_bytes_too(store: Store, monkeypatch: pytest.MonkeyPa
     assert sum(usage.evaluations + usage.dropped for usage in left) == 9
 
 
-def test_a_database_of_the_release_before_gets_its_table(tmp_path: Path) -> None:
+def test_a_database_of_an_older_release_gets_its_table(tmp_path: Path) -> None:
     path = tmp_path / "agent.db"
     Store(path).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TABLE usage")
+        connection.execute("DROP TABLE removed")
         connection.execute("PRAGMA user_version = 1")
         connection.commit()
     with closing(Store(path)) as store:
