@@ -1,17 +1,15 @@
 """Agent and publisher over TLS, with certificates and passwords, over WebSocket, and when something of it is wrong."""
 
 import contextlib
-import importlib
 import queue
 import re
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from certificates import Authority
@@ -19,10 +17,10 @@ from cryptography.hazmat.primitives import serialization
 from devices import Device, provision
 from followed import wait_until
 from fronts import Front
+from mqtt_meter import Meter, metered
 from publisher_simulator import PublisherSimulator
 from publishing import Flagcast, configure, features, make_project
 from raw_http1 import HttpClient
-from repository import ROOT
 from serving import Serve
 
 from brokers import free_port, start_mosquitto
@@ -34,9 +32,6 @@ from flagcast_bridge import mqtt, project
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.ids import FlagKey
 from flagcast_shared.model import BooleanFlag
-
-if TYPE_CHECKING:
-    from mqtt_meter import Meter  # found among the benchmarks
 
 LIGHTS = BooleanFlag(FlagKey("lights"), enabled=True)
 PATIENCE_SECONDS = 30.0
@@ -152,28 +147,16 @@ def link_bytes(device: Device) -> tuple[int, int]:
     return int(found["received"]), int(found["sent"])
 
 
-def metered_bytes(meter: "Meter") -> tuple[int, int]:
+def metered_bytes(meter: Meter) -> tuple[int, int]:
     """The same, as somebody between the two has counted."""
     sizes = [(packet.from_client, packet.size) for packet in meter.packets]
     return sum(size for ours, size in sizes if not ours), sum(size for ours, size in sizes if ours)
 
 
-@pytest.fixture
-def metered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> "Callable[[str, int], contextlib.AbstractContextManager[Meter]]":
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("mqtt_meter").metered  # type: ignore[no-any-return]  # see the annotation
-
-
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws", "wss"])
 def test_the_bytes_of_mqtt_are_counted_whatever_carries_them(
-    tmp_path: Path,
-    held: Held,
-    authority: Authority,
-    metered: "Callable[[str, int], contextlib.AbstractContextManager[Meter]]",
-    scheme: str,
+    tmp_path: Path, held: Held, authority: Authority, scheme: str
 ) -> None:
     folder = certified(authority, tmp_path / "tls")
     certificate = (folder / "broker.pem", folder / "broker.key") if scheme in {"mqtts", "wss"} else None
@@ -205,9 +188,7 @@ def test_the_bytes_of_mqtt_are_counted_whatever_carries_them(
 
 
 @pytest.mark.mosquitto
-def test_bytes_are_counted_through_all_connections(
-    tmp_path: Path, metered: "Callable[[str, int], contextlib.AbstractContextManager[Meter]]"
-) -> None:
+def test_bytes_are_counted_through_all_connections(tmp_path: Path) -> None:
     events: queue.SimpleQueue[Said] = queue.SimpleQueue()
     with start_mosquitto(tmp_path / "broker") as broker, metered(broker.host, broker.port) as meter:
         link = Link(
