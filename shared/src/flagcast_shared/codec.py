@@ -59,8 +59,6 @@ def decode(data: bytes, what: str) -> Value:
         again = encode(value)
     except Malformed:
         raise
-    except RecursionError as error:
-        raise TooDeep(f"{what}: nested too deep") from error
     except Exception as error:
         if any(word in str(error).lower() for word in _DEPTH_WORDS):
             raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels") from error
