@@ -11,8 +11,10 @@ from publisher_simulator import Content, PublisherSimulator, SigningKey
 from releases import BETA, EVIL, OFF, ON, OTHER
 
 from flagcast_agent.sync import FETCH_PATIENCE_SECONDS, Subscribe
+from flagcast_shared.bucketing import candidate_bucket
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.ids import Digest, EntityId, RecordId, SegmentKey
+from flagcast_shared.limits import PARTS_MAX, RECORD_MAX_BYTES, RECORDS_MAX
 from flagcast_shared.messages import InlineDelta, Offering
 from flagcast_shared.model import Constraint, ConstraintType, Match, Operator, Segment
 from flagcast_shared.records import Record, content_digest, encode_content, encode_delta, encode_record
@@ -160,6 +162,16 @@ def test_part_number_beyond_the_last(
         agent.deliver(publisher.part_topic(2, first.parts), publisher.part_message(beyond))
 
 
+def test_part_of_parts_without_end(
+    agent: AgentShell, publisher: PublisherSimulator, in_parts: Content
+) -> None:
+    begin_fetch(agent, publisher)
+    first = publisher.make_parts(in_parts)[0]
+    with refused(agent, "malformed"):
+        endless = replace(first, parts=PARTS_MAX + 1)
+        agent.deliver(publisher.part_topic(2, 0), publisher.part_message(endless))
+
+
 def offer(publisher: PublisherSimulator, body: bytes, digest: Digest) -> bytes:
     """A head that truly names a body, whatever is in it; the part is retained."""
     content = publisher.make_content([])
@@ -196,25 +208,64 @@ def test_snapshot_whose_records_do_not_ascend(agent: AgentShell, publisher: Publ
         agent.settle()
 
 
+def variant_flag(shares: Sequence[Sequence[int]]) -> bytes:
+    """The record of a flag with one variant and one rule of these shares."""
+    return encode(["flag", "x", {1: "variant", 2: True, 4: [["a"]], 6: [{4: ["s"], 6: shares}]}])
+
+
+def earlier_than(instant: Sequence[int]) -> bytes:
+    """The record of a segment that compares with this instant."""
+    return encode(["segment", "x", {1: "all", 2: [{1: "datetime", 2: "p", 3: "lt", 4: instant}]}])
+
+
 @pytest.mark.parametrize(
     "record",
     [
-        b"",
-        b"\x00",
-        encode(["flag", "x"]),
-        encode(["flag", "x", {1: "boolean"}]),
-        encode(["flag", "x", {1: "boolean", 2: True, 3: [{1: "threshold", 2: True, 3: 101}]}]),
-        encode(["flag", "x", {1: "variant", 2: True, 4: [["a"]], 5: 1}]),
-        encode(["flag", "x", {1: "variant", 2: True, 4: [["a"]], 6: [{4: ["s"], 6: [[0, 999]]}]}]),
-        encode(["segment", "x", {1: "all", 2: [{1: "datetime", 2: "p", 3: "lt", 4: [0, 10**9]}]}]),
+        pytest.param(b"", id="no bytes"),
+        pytest.param(b"\x00", id="no list"),
+        pytest.param(encode(["flag", "x"]), id="no body"),
+        pytest.param(encode(["flag", 1, {1: "boolean", 2: True}]), id="key that is no text"),
+        pytest.param(encode(["flag", "x", {1: "boolean"}]), id="neither on nor off"),
+        pytest.param(encode(["flag", "x", {1: "boolean", 2: 1}]), id="one for true"),
+        pytest.param(
+            encode(["flag", "x", {1: "boolean", 2: True, 3: [{1: "threshold", 2: True, 3: 101}]}]),
+            id="percentage above a hundred",
+        ),
+        pytest.param(encode(["flag", "x", {1: "variant", 2: True, 4: [[]]}]), id="variant without a key"),
+        pytest.param(
+            encode(["flag", "x", {1: "variant", 2: True, 4: [["a"]], 5: 1}]), id="default that is no variant"
+        ),
+        pytest.param(variant_flag([[0]]), id="share without a bound"),
+        pytest.param(variant_flag([[1, 1000]]), id="share of no variant"),
+        pytest.param(variant_flag([[0, 9], [0, 8], [0, 1000]]), id="shares that go down"),
+        pytest.param(variant_flag([[0, 999]]), id="shares of less than all"),
+        pytest.param(earlier_than([0]), id="instant without nanoseconds"),
+        pytest.param(earlier_than([0, 10**9]), id="instant of a billion nanoseconds"),
     ],
-    ids=lambda record: record.hex()[:24] or "empty",
 )
 def test_record_that_is_none(agent: AgentShell, publisher: PublisherSimulator, record: bytes) -> None:
     digest = content_digest([Digest(hashlib.sha256(record).digest())])
     body = deflate(encode([record]))
     agent.deliver(publisher.head_topic, offer(publisher, body, digest))
     with refused(agent, "malformed", "empty_payload"):
+        agent.settle()
+
+
+def test_record_without_end(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    long = [[f"v{number}", "x" * 60_000] for number in range(5)]
+    record = encode(["flag", "x", {1: "variant", 2: True, 4: long}])
+    assert len(record) > RECORD_MAX_BYTES
+    digest = content_digest([Digest(hashlib.sha256(record).digest())])
+    agent.deliver(publisher.head_topic, offer(publisher, deflate(encode([record])), digest))
+    with refused(agent, "too_large"):
+        agent.settle()
+
+
+def test_records_without_end(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    # So many that what each of them is would be asked too late.
+    body = deflate(encode([number.to_bytes(3, "big") for number in range(RECORDS_MAX + 1)]))
+    agent.deliver(publisher.head_topic, offer(publisher, body, Digest(bytes(32))))
+    with refused(agent, "too_large"):
         agent.settle()
 
 
@@ -261,6 +312,16 @@ def test_delta_from_a_version_that_is_not_held(agent: AgentShell, publisher: Pub
         agent.deliver(publisher.delta_topic(3, 2), publisher.retained[publisher.delta_topic(3, 2)])
 
 
+def test_delta_from_another_version_than_its_topic_says(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(ON)
+    publisher.release(OTHER)
+    begin_fetch(agent, publisher)
+    with refused(agent, "replayed"):
+        agent.deliver(publisher.delta_topic(3, 1), publisher.retained[publisher.delta_topic(3, 2)])
+
+
 def test_delta_of_another_epoch(agent: AgentShell, publisher: PublisherSimulator) -> None:
     publisher.release(ON)
     begin_fetch(agent, publisher)
@@ -297,6 +358,26 @@ def test_delta_whose_records_do_not_ascend(agent: AgentShell, publisher: Publish
     changed = sorted((record.data for record in after.records.values()), reverse=True)
     body = encode([[list(identity) for identity in removed], changed])
     with refused(agent, "malformed"):
+        deliver_delta(agent, publisher, deflate(body))
+    assert fetches_the_snapshot_instead(agent, publisher)
+
+
+def test_delta_whose_removals_do_not_ascend(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    before, after = publisher.content, publisher.release(ON)
+    begin_fetch(agent, publisher)
+    removed = sorted(before.records.keys() - after.records.keys(), reverse=True)
+    assert len(removed) > 1
+    body = encode([[list(identity) for identity in removed], [encode_record(ON).data]])
+    with refused(agent, "malformed"):
+        deliver_delta(agent, publisher, deflate(body))
+    assert fetches_the_snapshot_instead(agent, publisher)
+
+
+def test_delta_of_endless_removals(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(ON)
+    begin_fetch(agent, publisher)
+    body = encode([[["flag", f"{number:06}"] for number in range(RECORDS_MAX + 1)], []])
+    with refused(agent, "too_large"):
         deliver_delta(agent, publisher, deflate(body))
     assert fetches_the_snapshot_instead(agent, publisher)
 
@@ -378,6 +459,20 @@ def test_inline_delta_for_another_version_is_passed_over(
     assert agent.evaluator.knowledge(publisher.namespace).version == 3
 
 
+def test_inline_delta_to_another_version_is_passed_over(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    before = publisher.content
+    between = publisher.release(OTHER)
+    after = publisher.release(ON)
+    inline = InlineDelta(before.version, between.version, publisher.delta_body(before, between))
+    publisher.publish_head(publisher.make_head(stable=after.offering(), inline=inline))
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    agent.settle()
+    assert agent.evaluator.knowledge(publisher.namespace).version == 3
+
+
 # Staged rollouts
 
 
@@ -404,6 +499,17 @@ def test_withdrawn_candidate_takes_nobody_back(agent: AgentShell, publisher: Pub
     publisher.release(OFF, version=3)
     agent.hear()
     assert not agent.evaluator.boolean(publisher.namespace, BETA, EntityId("x"), {}).enabled
+
+
+def test_candidate_for_other_devices_is_not_fetched(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    bucket = candidate_bucket(b"salt", agent.sync.trusted.device.id)
+    publisher.stage(EVIL, share=bucket)
+    agent.hear()
+    assert agent.evaluator.knowledge(publisher.namespace).version == 1
+    assert not any(publisher.part_topic(2)[:-1] in one for one in agent.filters)
+    publisher.stage(ON, share=bucket + 1)
+    agent.hear()
+    assert agent.evaluator.knowledge(publisher.namespace).version == 3
 
 
 def test_candidate_for_other_labels_is_not_fetched(agent: AgentShell, publisher: PublisherSimulator) -> None:

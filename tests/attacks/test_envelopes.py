@@ -1,18 +1,32 @@
 """Bytes that are no message, are two messages, or are signed otherwise than the profile allows."""
 
 import time
+import tracemalloc
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import cbor2
 import pytest
 from agent_shell import AgentShell, refused
-from publisher_simulator import PublisherSimulator, envelope_of
+from publisher_simulator import NOW, PublisherSimulator, SigningKey, envelope_of
+from releases import ON
 
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.envelope import content_type, to_sign
 from flagcast_shared.ids import Digest, Sequence, Version
-from flagcast_shared.limits import CONTENT_MAX_BYTES, DEPTH_MAX, MESSAGE_MAX_BYTES
+from flagcast_shared.limits import (
+    CONTENT_MAX_BYTES,
+    DELTAS_MAX,
+    DEPTH_MAX,
+    INLINE_DELTA_MAX_BYTES,
+    LABEL_MAX_BYTES,
+    LABELS_MAX,
+    MESSAGE_MAX_BYTES,
+    PARTS_MAX,
+    PROVENANCE_MAX_ENTRIES,
+    PROVENANCE_TEXT_MAX_BYTES,
+)
 from flagcast_shared.messages import SnapshotPart, encode_head
 from flagcast_shared.topics import Kind
 
@@ -93,6 +107,30 @@ def test_duplicate_map_keys(agent: AgentShell, publisher: PublisherSimulator) ->
         agent.deliver(publisher.head_topic, signed_payload(publisher, doubled))
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [b"\xff", b"\xa1\x01", b"\xa1\x01\x62\xc3\x28", b"\xa1\x01\xc0\x00"],
+    ids=bytes.hex,
+)
+def test_payload_that_is_no_cbor(agent: AgentShell, publisher: PublisherSimulator, payload: bytes) -> None:
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, payload))
+
+
+@pytest.mark.parametrize("key", [-1, 2**63, b"x", True, None, 1.5], ids=repr)
+def test_map_keys_that_never_travel(agent: AgentShell, publisher: PublisherSimulator, key: object) -> None:
+    # The map stands where no release has looked yet, as a field of a later one.
+    fields = {**cbor2.loads(next_payload(publisher)), 99: {key: 1}}
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, cbor2.dumps(fields, canonical=True)))
+
+
+def test_map_with_both_kinds_of_keys(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    fields = {**cbor2.loads(next_payload(publisher)), 99: {1: 1, "a": 1}}
+    with refused(agent, "not_deterministic"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, cbor2.dumps(fields, canonical=True)))
+
+
 def test_map_keys_out_of_order(agent: AgentShell, publisher: PublisherSimulator) -> None:
     fields = cbor2.loads(next_payload(publisher))
     backwards = cbor2.dumps(dict(reversed(list(fields.items()))))
@@ -160,6 +198,85 @@ def test_field_of_a_wrong_shape(
     fields = {**cbor2.loads(next_payload(publisher)), field: value}
     with refused(agent, "malformed"):
         agent.deliver(publisher.head_topic, signed_payload(publisher, cbor2.dumps(fields, canonical=True)))
+
+
+def bounded(publisher: PublisherSimulator) -> dict[int, Any]:
+    """The fields of a next head with a candidate and an inline delta, every one of them within its bounds."""
+    fields: dict[int, Any] = cbor2.loads(next_payload(publisher))
+    fields[10] = {**fields[9], 6: 10_000, 7: b"salt", 8: {"ring": "canary"}}
+    fields[12] = {1: 1, 2: 1, 3: b"x"}
+    return fields
+
+
+def test_head_within_all_bounds_is_admitted(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    payload = cbor2.dumps(bounded(publisher), canonical=True)
+    agent.deliver(publisher.head_topic, signed_payload(publisher, payload))
+    assert agent.sync.rejected == 0
+    assert agent.sync.trusted.holdings[publisher.namespace].head.sequence == Sequence(2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "value"),
+    [
+        pytest.param((6,), True, id="truth for a sequence"),
+        pytest.param((8,), NOW - 1, id="expires before it is issued"),
+        pytest.param((9, 2), bytes(31), id="digest of 31 bytes"),
+        pytest.param((9, 2), bytes(33), id="digest of 33 bytes"),
+        pytest.param((9, 2), "x" * 32, id="digest that is a text"),
+        pytest.param((9, 3), 0, id="content of no bytes"),
+        pytest.param((9, 3), CONTENT_MAX_BYTES + 1, id="content without end"),
+        pytest.param((9, 4), 0, id="no parts"),
+        pytest.param((9, 4), PARTS_MAX + 1, id="parts without end"),
+        pytest.param((9, 5), {}, id="deltas that are no list"),
+        pytest.param((9, 5), [1] * (DELTAS_MAX + 1), id="deltas without end"),
+        pytest.param((9, 5), ["1"], id="delta from a text"),
+        pytest.param((10, 6), 10_001, id="share of more than all"),
+        pytest.param((10, 7), b"", id="salt of no bytes"),
+        pytest.param((10, 7), bytes(33), id="salt of 33 bytes"),
+        pytest.param((10, 8), [], id="labels that are no map"),
+        pytest.param((10, 8), {1: "x"}, id="label whose name is no text"),
+        pytest.param(
+            (10, 8), {f"l{number:02}": "" for number in range(LABELS_MAX + 1)}, id="labels without end"
+        ),
+        pytest.param((10, 8), {"ring": "x" * (LABEL_MAX_BYTES + 1)}, id="long label"),
+        pytest.param((10, 8), {"ring": "\u00e9" * LABEL_MAX_BYTES}, id="label that is long in UTF-8"),
+        pytest.param(
+            (11,),
+            {f"p{number}": "" for number in range(PROVENANCE_MAX_ENTRIES + 1)},
+            id="provenance without end",
+        ),
+        pytest.param((11,), {"commit": "x" * (PROVENANCE_TEXT_MAX_BYTES + 1)}, id="long provenance"),
+        pytest.param((11,), {"commit": 1}, id="provenance that is no text"),
+        pytest.param((12, 3), b"", id="inline delta of no bytes"),
+        pytest.param((12, 3), bytes(INLINE_DELTA_MAX_BYTES + 1), id="inline delta without end"),
+        pytest.param((12, 3), "x", id="inline delta that is a text"),
+    ],
+)
+def test_field_out_of_its_bounds(
+    agent: AgentShell, publisher: PublisherSimulator, fields: tuple[int, ...], value: object
+) -> None:
+    changed = bounded(publisher)
+    place = changed
+    for field in fields[:-1]:
+        place = place[field]
+    place[fields[-1]] = value
+    payload = cbor2.dumps(changed, canonical=True)
+    with refused(agent, "malformed", "too_large"):
+        agent.deliver(publisher.head_topic, signed_payload(publisher, payload))
+
+
+@pytest.mark.parametrize("kind", [Kind.HEAD, Kind.SNAPSHOT, Kind.DELTA])
+def test_bytes_that_nobody_signed_are_not_read(
+    agent: AgentShell, publisher: PublisherSimulator, kind: Kind
+) -> None:
+    publisher.release(ON)
+    topic = {
+        Kind.HEAD: publisher.head_topic, Kind.SNAPSHOT: publisher.part_topic(2), Kind.DELTA: publisher.delta_topic(2, 1)
+    }[kind]  # fmt: skip
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    deep = b"\x81" * 50_000 + b"\x00"
+    with refused(agent, "unknown_key"):
+        agent.deliver(topic, publisher.sign(deep, publisher.place(kind), SigningKey("mallory")))
 
 
 # Headers (RFC 9052, 3). Each message is signed by the publisher's own key over what the header says, as far as the
@@ -284,6 +401,45 @@ def test_signer_whose_header_is_not_the_profiles(
         agent.deliver(publisher.head_topic, b"\xd8\x62" + body)
 
 
+@pytest.mark.parametrize(
+    "header", [{3: content_type(Kind.SNAPSHOT)}, {1: -8, 3: content_type(Kind.HEAD)}, {}], ids=repr
+)
+def test_header_above_several_signers_that_is_not_the_profiles(
+    agent: AgentShell, publisher: PublisherSimulator, header: dict[int, object]
+) -> None:
+    payload, key, place = next_payload(publisher), publisher.publisher_keys[0], publisher.place(Kind.HEAD)
+    signer, shown = encode({1: -8, 4: key.id}), cbor2.dumps(header, canonical=True)
+    aad = encode(["flagcast", 1, place.environment, place.namespace, place.kind.value])
+    for covered in (shown, encode({3: content_type(Kind.HEAD)})):
+        signature = key.sign(encode(["Signature", covered, signer, aad, payload]))
+        with refused(agent, "header_not_allowed"):
+            message = encode([shown, {}, payload, [[signer, {}, signature]]])
+            agent.deliver(publisher.head_topic, b"\xd8\x62" + message)
+        agent.deliver(publisher.head_topic, publisher.head_message(publisher.sign_again()))
+
+
+@pytest.mark.parametrize("elements", [2, 4])
+def test_signature_that_is_not_three_things(
+    agent: AgentShell, publisher: PublisherSimulator, elements: int
+) -> None:
+    payload, key = next_payload(publisher), publisher.publisher_keys[0]
+    signature = key.sign(to_sign(payload, publisher.place(Kind.HEAD), key.id, several=True))
+    listed = [encode({1: -8, 4: key.id}), {}, signature, b""][:elements]
+    body = encode([encode({3: content_type(Kind.HEAD)}), {}, payload, [listed]])  # type: ignore[list-item]  # a lie on purpose
+    with refused(agent, "malformed", "too_large"):
+        agent.deliver(publisher.head_topic, b"\xd8\x62" + body)
+
+
+@pytest.mark.parametrize(
+    "length", [b"\x5b" + bytes(7) + b"\x01", b"\x5c", b"\x5d", b"\x5e", b"\x5f\x41x\xff"], ids=bytes.hex
+)
+def test_length_of_no_message_of_ours(
+    agent: AgentShell, publisher: PublisherSimulator, length: bytes
+) -> None:
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, b"\xd2\x84" + length + bytes(100))
+
+
 def test_many_signers_of_nothing(agent: AgentShell, publisher: PublisherSimulator) -> None:
     payload, place = next_payload(publisher), publisher.place(Kind.HEAD)
     key = publisher.publisher_keys[0]
@@ -318,6 +474,34 @@ def test_compression_bomb_of_the_announced_size(agent: AgentShell, publisher: Pu
     agent.deliver(publisher.head_topic, announced)
     with refused(agent, "compression_bomb"):
         agent.deliver(publisher.part_topic(2), publisher.part_message(bombed(publisher, bomb)))
+
+
+def test_compression_bomb_in_a_delta(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    before, after = publisher.content, publisher.release(ON)
+    bomb = publisher.make_delta(after, before, zlib.compress(bytes(CONTENT_MAX_BYTES + 1), 9))
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    with refused(agent, "compression_bomb"):
+        agent.deliver(publisher.delta_topic(2, 1), publisher.delta_message(bomb))
+
+
+def test_compression_bomb_takes_no_more_memory_than_the_limit(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    press = zlib.compressobj(9)
+    # The most that one message can hold: some 250 MB.
+    bomb = b"".join(press.compress(bytes(4 * 2**20)) for _ in range(60)) + press.flush()
+    assert len(bomb) < MESSAGE_MAX_BYTES - 1024
+    publisher.contents.append(publisher.make_content([]))
+    agent.deliver(publisher.head_topic, replace_offering(publisher, len(bomb)))
+    message = publisher.part_message(bombed(publisher, bomb))
+    with refused(agent, "compression_bomb"):
+        tracemalloc.start()
+        try:
+            agent.deliver(publisher.part_topic(2), message)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < 3 * CONTENT_MAX_BYTES
 
 
 def test_bytes_after_the_compressed_body(agent: AgentShell, publisher: PublisherSimulator) -> None:

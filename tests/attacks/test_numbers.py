@@ -185,6 +185,20 @@ def test_time_believed_survives_a_restart(agent: AgentShell, publisher: Publishe
     reborn.close()
 
 
+def test_time_believed_survives_a_publisher_whose_clock_went_back(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    agent.now += DAY
+    for publisher.now in (NOW + DAY, NOW):
+        publisher.sign_again()
+        agent.hear()
+    assert agent.sync.trusted.holdings[publisher.namespace].head.issued == NOW
+    agent.close()
+    reborn = AgentShell(agent.path, publisher)
+    assert reborn.sync.trusted.floor == NOW + DAY
+    reborn.close()
+
+
 def test_head_of_an_epoch_that_no_root_started(agent: AgentShell, publisher: PublisherSimulator) -> None:
     early = replace(publisher.head, epoch=Epoch(2), sequence=Sequence(9))
     with refused(agent, "epoch_mismatch"):

@@ -135,10 +135,13 @@ def test_topics_of_another_environment_or_format(agent: AgentShell, publisher: P
             f"{base}/root/-1",
             f"{base}/root/\u0662",
             f"{base}/root/99999999999999999999",
+            f"{base}/root/9999999999999999999",
+            f"{base}/flags/default/snapshot/9223372036854775808/0",
             base,
             "",
         ):
             agent.deliver(topic, message)
+    assert not agent.sync.trusted.pending, "the head counts nowhere but in its own place"
 
 
 def test_snapshot_that_nobody_asked_for(agent: AgentShell, publisher: PublisherSimulator) -> None:
@@ -149,3 +152,10 @@ def test_snapshot_that_nobody_asked_for(agent: AgentShell, publisher: PublisherS
     with ignored(agent):
         agent.deliver(publisher.part_topic(2), publisher.retained[publisher.part_topic(2)])
         agent.deliver(publisher.delta_topic(2, 1), publisher.retained[publisher.delta_topic(2, 1)])
+
+
+def test_message_of_a_connection_that_is_over(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(EVIL, inline=True)
+    agent.disconnect()
+    with ignored(agent):
+        assert agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic]) == []

@@ -1,21 +1,29 @@
 """Attacks on who may sign."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import cbor2
 import pytest
 from agent_shell import AgentShell, ignored, refused
-from publisher_simulator import ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey
+from publisher_simulator import DAY, NOW, ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey, flip_last_bit
 from releases import EVIL, OFF, ON
 
 from flagcast_agent.sync import Subscribe, Subscribed
+from flagcast_shared.errors import BadSignature
 from flagcast_shared.ids import Environment, Epoch, KeyId
+from flagcast_shared.limits import ROOT_MAX_BYTES
 from flagcast_shared.messages import InlineDelta
 from flagcast_shared.root import PublicKey, Quorum, Role, Root, encode_root, root_place
+from flagcast_shared.trust import clock_is_trusted
 
 ALICE = SigningKey("root-a")
 CAROL = SigningKey("root-c")
 MALLORY = SigningKey("mallory")
+
+
+KEYS = [[key.raw, key.name] for key in PublisherSimulator().root.keys.values()]
 
 
 def second_root(publisher: PublisherSimulator) -> Root:
@@ -199,6 +207,92 @@ def test_root_of_endless_keys(agent: AgentShell, publisher: PublisherSimulator) 
     assert len(message) > 16_384
     with refused(agent, "too_large"):
         agent.deliver(publisher.root_topic(2), message)
+
+
+def signed_fields(publisher: PublisherSimulator, change: Mapping[int, object]) -> bytes:
+    """A root 2 with other fields, signed as it has to be."""
+    fields = cbor2.loads(encode_root(second_root(publisher)))
+    payload = cbor2.dumps({**fields, **change}, canonical=True)
+    return publisher.sign(payload, root_place(publisher.environment), ALICE, several=True)
+
+
+def test_root_with_a_field_of_a_later_release_is_admitted(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    agent.deliver(publisher.root_topic(2), signed_fields(publisher, {99: b""}))
+    assert agent.sync.rejected == 0
+    assert agent.sync.trusted.root.number == 2
+
+
+def test_root_of_endless_bytes(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    with refused(agent, "too_large"):
+        agent.deliver(publisher.root_topic(2), signed_fields(publisher, {99: bytes(ROOT_MAX_BYTES)}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        pytest.param(8, NOW - 1, id="expires before it is issued"),
+        pytest.param(
+            9, [*KEYS, *([number.to_bytes(32, "big"), ""] for number in range(31))], id="keys without end"
+        ),
+        pytest.param(9, [[bytes(31), ""]], id="key of 31 bytes"),
+        pytest.param(9, [[bytes(32)]], id="key without a name"),
+        pytest.param(9, [["x" * 32, ""]], id="key that is a text"),
+        pytest.param(10, [], id="roles that are no map"),
+        pytest.param(10, {}, id="no roles"),
+        pytest.param(10, {"root": {1: 1, 2: [ALICE.id]}}, id="nobody publishes"),
+        pytest.param(
+            10,
+            {role: {1: 1, 2: [ALICE.id] * 33} for role in ("root", "publisher")},
+            id="a role of endless keys",
+        ),
+    ],
+)
+def test_root_of_a_wrong_shape(
+    agent: AgentShell, publisher: PublisherSimulator, field: int, value: object
+) -> None:
+    with refused(agent, "malformed", "too_large"):
+        agent.deliver(publisher.root_topic(2), signed_fields(publisher, {field: value}))
+
+
+def test_root_in_an_envelope_for_one_signer(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    payload, place = encode_root(second_root(publisher)), root_place(publisher.environment)
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.root_topic(2), publisher.sign(payload, place, ALICE, several=False))
+
+
+def test_root_that_nobody_signed_is_not_read(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    message = publisher.sign(
+        b"\x81" * 10_000 + b"\x00", root_place(publisher.environment), MALLORY, several=True
+    )
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.root_topic(2), message)
+
+
+def test_anchor_that_was_damaged(publisher: PublisherSimulator, tmp_path: Path) -> None:
+    publisher.retained[publisher.root_topic(1)] = flip_last_bit(publisher.anchor)
+    with pytest.raises(BadSignature):
+        AgentShell(tmp_path / "new.db", publisher)
+
+
+def test_clock_behind_the_anchor_is_found_out(publisher: PublisherSimulator, tmp_path: Path) -> None:
+    agent = AgentShell(tmp_path / "new.db", publisher)
+    assert not clock_is_trusted(agent.sync.trusted, publisher.root.issued - 1)
+    agent.close()
+
+
+def test_clock_behind_the_last_root_is_found_out_also_after_a_restart(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.now += DAY
+    publisher.rotate()
+    agent.hear()
+    assert not clock_is_trusted(agent.sync.trusted, publisher.now - 1)
+    agent.close()
+    reborn = AgentShell(agent.path, publisher)
+    assert reborn.store.load().floor == publisher.now
+    reborn.close()
 
 
 def test_empty_root(agent: AgentShell, publisher: PublisherSimulator) -> None:

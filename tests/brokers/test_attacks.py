@@ -541,6 +541,7 @@ def test_more_bytes_than_the_head_announced(scene: Scene) -> None:
 def test_endless_message_is_kept_back_by_the_broker(scene: Scene) -> None:
     with scene.ignored():
         scene.put((scene.publisher.head_topic, bytes(10 * MESSAGE_MAX_BYTES)))
+    assert "the broker sent a packet of" not in scene.device.log
 
 
 def test_endless_message_of_a_broker_of_mqtt_3(begin: Begin) -> None:

@@ -259,7 +259,7 @@ def rss(pid: int) -> int:
         pytest.param(b"\x30\xff\xff\xff\x7f" + b"x" * 1000, "a packet of 268435455 bytes", id="huge"),
         pytest.param(b"\x34\x07\x00\x01a\x00\x01xx", "a message of QoS 2", id="qos-2"),
         pytest.param(b"\x32\x01\x00", "connection lost", id="cut"),
-        pytest.param(b"\x30\x05\x00\x02\xff\xfex", "connection lost", id="topic"),
+        pytest.param(b"\x30\x05\x00\x02\xff\xfex", "the broker sent what is not MQTT", id="topic"),
     ],
 )
 def test_what_no_broker_of_ours_sends_ends_the_connection_and_not_the_agent(

@@ -552,7 +552,7 @@ def answering(answer: bytes, *, again: bytes = b"") -> Iterator[int]:
             "HTTP/1.1 101 x",
         ),
         (b"\x20\x02\x00\x00", b"", "\\x02"),
-        (b"HTTP/1.1 101 x\r\n", b"X-Endless: 1\r\n", "HTTP/1.1 101 x"),
+        pytest.param(b"HTTP/1.1 101 x\r\n", b"X-Endless: 1\r\n", "HTTP/1.1 101 x", id="header without end"),
         (b"", b"", "no answer"),
     ],
 )

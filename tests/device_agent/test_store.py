@@ -21,6 +21,7 @@ from updating_child import content_of
 from flagcast_agent import store as stores
 from flagcast_agent.store import (
     SCHEMA_VERSION,
+    Profile,
     Reader,
     Store,
     StoreCorrupt,
@@ -35,7 +36,8 @@ from flagcast_shared.errors import Refused
 from flagcast_shared.ids import DeviceId, FlagKey, Namespace, RecordId, SegmentKey
 from flagcast_shared.model import BooleanFlag, Match, Segment
 from flagcast_shared.records import encode_record
-from flagcast_shared.trust import begin, restore
+from flagcast_shared.topics import RootAddress
+from flagcast_shared.trust import AdmittedRoot, admit, begin, restore
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 NOBODY = 65_534
@@ -113,6 +115,35 @@ def test_nobody_sees_half_an_update(agent: AgentShell, publisher: PublisherSimul
         "until the commit, a second reader sees the former version whole"
     )
     assert disk_of(agent.path) != before
+
+
+def test_a_root_is_one_transaction(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.now += 1
+    publisher.rotate()
+    _, admitted = admit(
+        agent.sync.trusted, RootAddress(2), publisher.retained[publisher.root_topic(2)], now=agent.now
+    )
+    assert isinstance(admitted, AdmittedRoot)
+    before, seen = disk_of(agent.path), []
+    agent.store._connection.set_trace_callback(lambda _: seen.append(disk_of(agent.path)))
+    agent.store.persist_root(admitted, publisher.now)
+    agent.store._connection.set_trace_callback(None)
+    assert len(seen) > 3
+    assert all(one == before for one in seen), "until the commit, neither the root nor its time is there"
+    assert disk_of(agent.path) != before
+
+
+def test_a_complete_content_leaves_nothing_of_a_former_one(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    # What an agent writes that had not followed the namespace for a while, and so began anew.
+    publisher.release(EVIL)
+    other = AgentShell(agent.path.with_name("other.db"), publisher)
+    other.catch_up()
+    assert other.activated[0].is_complete
+    agent.store.persist_update(other.activated[0], 1)
+    other.close()
+    assert list(stored_on(agent.store, publisher.namespace).records) == [encode_record(EVIL).data]
 
 
 def test_records_that_do_not_change_are_not_written(path: Path) -> None:
@@ -257,6 +288,17 @@ def test_second_process_on_one_database_is_refused(agent: AgentShell) -> None:
     assert "StoreInUse" in ran.stderr
 
 
+def test_second_agent_on_a_disk_that_takes_no_writes_is_refused(small_disk: Path) -> None:
+    path = small_disk / "agent.db"
+    Store(path).close()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    first = Store(path, may_be_read_only=True)
+    with pytest.raises(StoreInUse, match="another agent"):
+        Store(path, may_be_read_only=True)
+    first.close()
+    Store(path, may_be_read_only=True).close()
+
+
 def run_child(path: Path, *, seconds: float) -> tuple[int, int]:
     """Lets a process admit updates for so long and kills it; returns the version it began with and the last it printed."""
     environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
@@ -331,6 +373,7 @@ def test_database_without_its_tables(path: Path) -> None:
         "UPDATE record SET data = zeroblob(9)",
         "DELETE FROM record WHERE key = 'beta'",
         "INSERT INTO record VALUES ('default', 'flag', 'more', zeroblob(3))",
+        "INSERT INTO record SELECT namespace, kind, 'again', data FROM record WHERE key = 'beta'",
         "UPDATE trust SET value = value + 315360000 WHERE name = 'floor'",
         "UPDATE trust SET value = 'soon' WHERE name = 'floor'",
     ],
@@ -346,6 +389,26 @@ def test_content_that_was_changed_is_not_believed(
         assert changed > 0
         with pytest.raises((StoreCorrupt, Refused)):
             AgentShell(agent.path, publisher)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE holding SET version = version + 1",
+        "UPDATE holding SET digest = zeroblob(32)",
+        "UPDATE trust SET value = CAST(replace(value, 'default', 'another') AS BLOB) WHERE name = 'profile'",
+    ],
+)
+def test_content_that_was_changed_is_not_read_by_others(agent: AgentShell, change: str) -> None:
+    device = Device(DeviceId("device-1"))
+    agent.store.persist_profile(Profile(agent.publisher.environment, device, (agent.publisher.namespace,)))
+    agent.close()
+    assert Reader(agent.path).look({}) is not None
+    with closing(sqlite3.connect(agent.path)) as connection:
+        assert connection.execute(change).rowcount == 1
+        connection.commit()
+    with pytest.raises(StoreCorrupt, match="a row was changed"):
+        Reader(agent.path).look({})
 
 
 def test_any_byte_of_the_file_may_change(agent: AgentShell, publisher: PublisherSimulator) -> None:
@@ -413,6 +476,8 @@ def test_database_of_a_later_release(agent: AgentShell) -> None:
     before = agent.path.read_bytes()
     with pytest.raises(StoreTooNew, match="later release"):
         Store(agent.path)
+    with pytest.raises(StoreTooNew, match="later release"):
+        Reader(agent.path).look({})
     assert agent.path.read_bytes() == before
 
 
@@ -500,7 +565,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode != 0:
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_full_disk(small_disk: Path, publisher: PublisherSimulator) -> None:
