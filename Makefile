@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Those that measure. The others run tests or comparisons for minutes: differential, fuzz, defences.
 BENCHMARKS := evaluation local_api agent_start client storm wire cuts delta soak
 SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
 
