@@ -366,6 +366,16 @@ def test_detached_payload(agent: AgentShell, publisher: PublisherSimulator) -> N
         agent.deliver(publisher.head_topic, envelope_of(header_of(publisher), {}, None, NEVER_SIGNED))
 
 
+def test_payload_that_is_a_text(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    payload = next_payload(publisher)
+    message = bytearray(signed_payload(publisher, payload))
+    head = message.index(payload) - 2
+    assert message[head] == 0x58
+    message[head] = 0x78  # the same bytes as a text, which no signature would tell from them
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.head_topic, bytes(message))
+
+
 @pytest.mark.parametrize("tag", [17, 16, 96, 97, 61])
 def test_other_cose_message(agent: AgentShell, publisher: PublisherSimulator, tag: int) -> None:
     message = signed_payload(publisher, next_payload(publisher))
