@@ -131,6 +131,8 @@ def test_one_namespace_of_two_is_not_enough(tmp_path: Path, publisher: Publisher
     agent.sync.namespaces = (publisher.namespace, KIOSK)
     agent.catch_up()
     assert agent.sync.why_not_current() == ("kiosk: no head was heard",)
+    agent.deliver(publisher.head_topic, b"garbage")
+    assert agent.sync.why_not_current() == ("kiosk: no head was heard",), "what was believed stands"
     agent.tick(core.HEADLESS_PATIENCE_SECONDS)
     assert state(agent) is LinkState.LIVE
     agent.close()

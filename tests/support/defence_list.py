@@ -1349,7 +1349,7 @@ _SYNC = (
         SYNC,
         'and (not trouble or self._heard.get(address.namespace) != ""):',
         "and True:",
-        "device_agent/test_sync_current.py::test_garbage_after_a_head_that_was_believed_takes_nothing_back",
+        "device_agent/test_sync_current.py::test_one_namespace_of_two_is_not_enough",
     ),
     Defence(
         "refusals that are not reported",
