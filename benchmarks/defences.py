@@ -54,7 +54,7 @@ WIDER = (
     "properties",
 )
 """What is tried, in this order, where a defence's own test does not notice."""
-QUICK_SAMPLE = 14
+QUICK_SAMPLE = 12
 NAME_MAX_CHARACTERS = 110
 """A test's name with its parameters, where they are readable."""
 ATTACKS_MIN = 40

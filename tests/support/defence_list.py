@@ -353,7 +353,7 @@ _ENVELOPE = (
         "envelope that is cut short",
         ENVELOPE,
         "if len(taken) != length:",
-        "attacks/test_envelopes.py::test_head_that_is_cut_short",
+        "attacks/test_envelopes.py::test_head_that_announces_more_than_there_is",
     ),
     check(
         "envelope that ends early",
