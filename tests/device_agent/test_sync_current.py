@@ -462,9 +462,11 @@ def test_a_restart_needs_no_trial(publisher: PublisherSimulator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broker", "now"), [("there:1883", NOW), ("here:1883", NOW + REMEMBER_SECONDS)], ids=["other", "later"]
+    ("broker", "now"),
+    [("there:1883", NOW), ("here:1883", NOW + REMEMBER_SECONDS), ("here:1883", NOW - 1)],
+    ids=["other", "later", "what a clock ahead wrote"],
 )
-def test_another_broker_and_another_week_are_tried_anew(
+def test_another_broker_another_week_and_a_clock_that_was_wrong_are_tried_anew(
     publisher: PublisherSimulator, broker: str, now: int
 ) -> None:
     memory = BrokerMemory("here:1883", "3.1.1", NOW)

@@ -124,5 +124,8 @@ class BrokerMemory:
     since: int
 
     def holds(self, broker: str, now: int) -> bool:
-        """Whether this is still to be acted on for the broker of this address."""
-        return self.broker == broker and now < self.since + REMEMBER_SECONDS
+        """Whether this is still to be acted on for the broker of this address.
+
+        What a clock far ahead wrote down is not: it would be acted on for as long as that clock was ahead.
+        """
+        return self.broker == broker and self.since <= now < self.since + REMEMBER_SECONDS
