@@ -47,6 +47,7 @@ from flagcast_shared.topics import Kind
 
 FILE = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "wire.json"
 DEVICE = "device-1"
+CENTURY_SECONDS = 100 * 365 * 86_400
 
 RECORDS = (
     OFF,
@@ -389,7 +390,9 @@ class _Life:
     publisher: PublisherSimulator
     steps: list[dict[str, Any]]
 
-    def hears(self, why: str, topic: str, outcome: str, *, message: bytes | None = None) -> None:
+    def hears(
+        self, why: str, topic: str, outcome: str, *, message: bytes | None = None, floor: int | None = None
+    ) -> None:
         data = self.publisher.retained[topic] if message is None else message
         self.steps.append(
             {
@@ -398,6 +401,7 @@ class _Life:
                 "message": data.hex(),
                 "now": self.publisher.now + 60,
                 "outcome": outcome,
+                **({} if floor is None else {"floor": floor}),
             }
         )
 
@@ -459,17 +463,26 @@ def _life() -> dict[str, Any]:
         is_last = part == len(publisher.content.parts) - 1
         life.hears("another part", publisher.part_topic(5, part), "admitted 1.5" if is_last else "nothing")
     publisher.publish_head(publisher.make_head(stable=publisher.contents[-2].offering()))
-    life.hears("the candidate is withdrawn; nobody steps down", head, "admitted 1.5")
+    life.hears(
+        "the candidate is withdrawn; nobody steps down", head, "admitted 1.5", floor=publisher.head.issued
+    )
+    expired = replace(publisher.head, issued=publisher.now - HEAD_LIFE_SECONDS, expires=publisher.now)
     third = replace(publisher.root, number=3)
     life.hears(
         "a root is skipped", publisher.root_topic(3), "root_skipped", message=publisher.root_message(third)
     )
+    century = publisher.now + CENTURY_SECONDS
+    publisher.publish_head(replace(publisher.sign_again(), issued=century, expires=century))
+    life.hears("a stolen key says that it is a century later", head, "admitted 1.5", floor=century)
+    sequence = Sequence(publisher.head.sequence + 1)
+    publisher.publish_head(replace(expired, epoch=Epoch(1), sequence=sequence))
+    life.hears("every clock is before that: expiry is not checked", head, "admitted 1.5", floor=century)
     publisher.rotate(root_keys=[SigningKey("root-b")], publisher_keys=[SigningKey("publisher-b")])
     only_new = publisher.root_message(publisher.root, signers=[SigningKey("root-b")])
     only_old = publisher.root_message(publisher.root, signers=[SigningKey("root-a")])
     life.hears("signed by the new key alone", publisher.root_topic(2), "unknown_key", message=only_new)
     life.hears("signed by the old key alone", publisher.root_topic(2), "threshold_not_met", message=only_old)
-    life.hears("signed by both", publisher.root_topic(2), "root 2")
+    life.hears("signed by both", publisher.root_topic(2), "root 2", floor=publisher.now)
     life.hears("the old root again", publisher.root_topic(1), "nothing")
     life.hears("a revoked key", head, "unknown_key", message=publisher.head_message(publisher.head, stolen))
     publisher.release(OFF, version=1)
@@ -477,6 +490,10 @@ def _life() -> dict[str, Any]:
     for part in range(len(publisher.content.parts)):
         is_last = part == len(publisher.content.parts) - 1
         life.hears("its content", publisher.part_topic(1, part), "admitted 2.1" if is_last else "nothing")
+    late = replace(expired, epoch=Epoch(2), sequence=Sequence(publisher.head.sequence + 1))
+    life.hears(
+        "in the new epoch expiry is checked again", head, "freeze", message=publisher.head_message(late)
+    )
     life.hears("another namespace's head", publisher.head_topic, "bad_signature", message=_foreign())
     assert all(len(step["message"]) < 2 * MESSAGE_MAX_BYTES for step in life.steps)
     return {

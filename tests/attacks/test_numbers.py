@@ -11,6 +11,7 @@ from releases import BETA, EVIL, OFF, ON, OTHER
 from flagcast_shared.ids import EntityId, Epoch, Namespace, Sequence, Version
 from flagcast_shared.limits import NUMBER_MAX
 from flagcast_shared.topics import DeviceAddress
+from flagcast_shared.trust import clock_is_trusted
 
 TEN_YEARS = 3650 * DAY
 
@@ -241,6 +242,94 @@ def test_a_new_epoch_recovers_from_a_fast_forward(
     with refused(fast_forwarded, "unknown_key"):
         fast_forwarded.deliver(publisher.head_topic, publisher.head_message(later, thief))
         fast_forwarded.deliver(publisher.head_topic, thiefs)
+
+
+@pytest.fixture
+def end_of_time(agent: AgentShell, publisher: PublisherSimulator) -> AgentShell:
+    """A thief of the publisher's key has published a head that was issued, and expires, at the end of all time."""
+    publisher.publish_head(replace(publisher.sign_again(), issued=NUMBER_MAX, expires=NUMBER_MAX))
+    agent.hear()
+    assert agent.sync.trusted.floor == NUMBER_MAX
+    assert not clock_is_trusted(agent.sync.trusted, agent.now)
+    return agent
+
+
+def hear_expired_head(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    """The publisher's next head, a day after its expiry."""
+    publisher.now += DAY
+    publisher.sign_again()
+    before, agent.now = agent.now, publisher.head.expires + DAY
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    agent.now = before
+
+
+def test_after_the_end_of_time_the_same_epoch_checks_no_expiry(
+    end_of_time: AgentShell, publisher: PublisherSimulator
+) -> None:
+    hear_expired_head(end_of_time, publisher)
+    assert end_of_time.activated[-1].holding.head == publisher.head
+    assert "the clock is" in end_of_time.activated[-1].warning
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["at once", "with a restart before the first head"])
+def test_a_new_epoch_recovers_from_the_end_of_time(
+    end_of_time: AgentShell, publisher: PublisherSimulator, *, restarts: bool
+) -> None:
+    agent, thiefs = end_of_time, publisher.retained[publisher.head_topic]
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    agent.hear()
+    assert agent.sync.trusted.floor == publisher.root.issued
+    if restarts:
+        agent.close()
+        agent = AgentShell(agent.path, publisher)
+        agent.connect()
+        assert (
+            agent.evaluator.knowledge(publisher.namespace).expires == NUMBER_MAX
+        )  # it holds the thief's still
+        assert agent.sync.trusted.floor == publisher.root.issued
+    publisher.now += DAY
+    publisher.release(ON)
+    agent.now = publisher.now
+    agent.settle()
+    agent.hear()
+    assert agent.evaluator.boolean(publisher.namespace, BETA, EntityId("x"), {}).enabled
+    assert agent.sync.trusted.floor == publisher.now
+    assert clock_is_trusted(agent.sync.trusted, agent.now)
+    with refused(agent, "freeze"):
+        publisher.sign_again()
+        agent.now = publisher.head.expires + DAY
+        agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.head_topic, thiefs)
+    agent.close()
+    reborn = AgentShell(agent.path, publisher)
+    assert reborn.sync.trusted.floor == publisher.now
+    reborn.close()
+
+
+def test_a_root_that_keeps_the_publishers_keys_takes_no_time_back(
+    end_of_time: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.now += DAY
+    publisher.rotate(root_keys=[SigningKey("root-b")])
+    end_of_time.hear()
+    assert end_of_time.sync.trusted.root.number == 2
+    assert end_of_time.sync.trusted.floor == NUMBER_MAX
+
+
+def test_a_root_from_the_end_of_time_is_left_behind_by_the_next_epoch(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.now += TEN_YEARS
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    agent.hear()
+    assert agent.sync.trusted.floor == publisher.now
+    publisher.now -= TEN_YEARS - DAY
+    publisher.rotate(publisher_keys=[SigningKey("publisher-c")])
+    agent.settle()
+    agent.hear()
+    assert agent.sync.trusted.root.number == 3
+    assert agent.sync.trusted.floor == publisher.now
 
 
 def test_head_of_the_former_epoch_by_a_key_that_stayed(tmp_path: Path) -> None:

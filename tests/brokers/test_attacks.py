@@ -102,10 +102,13 @@ class Scene:
         )
 
     @property
+    def status(self) -> Mapping[str, Any]:
+        return asyncio.run(_status(self.device.socket))
+
+    @property
     def namespace(self) -> Mapping[str, Any]:
         """What `status` says of the namespace."""
-        status = asyncio.run(_status(self.device.socket))
-        (found,) = status["namespaces"]
+        (found,) = self.status["namespaces"]
         assert isinstance(found, dict)
         return found
 
@@ -386,6 +389,33 @@ def test_fast_forward_with_a_stolen_key_and_the_recovery(scene: Scene) -> None:
     scene.wait_for_answers_from("recovered")
     with scene.refused("unknown_key"):
         scene.put((publisher.head_topic, publisher.head_message(last, ALICE)))
+
+
+def test_fast_forward_of_time_with_a_stolen_key_and_the_recovery(scene: Scene) -> None:
+    publisher = scene.publisher
+    publisher.release(*content("evil"))
+    endless = replace(publisher.head, issued=NUMBER_MAX, expires=NUMBER_MAX)
+    publisher.publish_head(replace(endless, sequence=HeadSequence(endless.sequence + 1)))
+    scene.publish()
+    scene.wait_for_answers_from("evil")
+    assert scene.status["clock_is_trusted"] is False
+    expired = replace(endless, issued=publisher.now - 8 * DAY, expires=publisher.now - DAY)
+    publisher.publish_head(replace(expired, sequence=HeadSequence(endless.sequence + 2)))
+    scene.publish(publisher.head_topic)
+    scene.device.wait_for("expiry was not checked")
+
+    publisher.rotate(publisher_keys=[BOB])
+    publisher.release(*content("recovered"))
+    scene.publish()
+    scene.wait_for_answers_from("recovered")
+    assert scene.status["clock_is_trusted"] is True
+    assert scene.namespace["freshness"] == "fresh"
+    publisher.release(*content("late"), inline=True)
+    expired = replace(publisher.head, issued=expired.issued, expires=expired.expires)
+    with scene.refused("freeze"):
+        scene.put((publisher.head_topic, publisher.head_message(expired)))
+    with scene.refused("unknown_key"):
+        scene.put((publisher.head_topic, publisher.head_message(endless, ALICE)))
 
 
 # Where

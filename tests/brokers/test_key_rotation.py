@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from devices import Device, provision
+from publisher_simulator import DAY
 from publishing import features, make_project
 from repository import BIN, ROOT
 from thief import forged
@@ -167,16 +168,18 @@ def test_the_walk_through_of_the_guide_with_a_device_that_is_away(desk: Desk) ->
         assert desk.chain.root.roles[Role.PUBLISHER].threshold == 2
 
 
-def test_a_thief_who_used_up_all_numbers_is_left_behind_by_a_rotation(desk: Desk) -> None:
+def test_a_thief_who_used_up_all_numbers_and_all_time_is_left_behind_by_a_rotation(desk: Desk) -> None:
     with device_of(desk, "one") as device:
         desk.write(GOOD)
         desk.follow("flagcast publish flags/ --project fleet")
         start(device)
         has(device, root=1, epoch=1, version=1)
         stolen = desk.fleet / "keys" / "publisher.key"
-        desk.put(forged(stolen, EVIL, number=NUMBER_MAX, epoch=1, now=clock.now()))
+        desk.put(forged(stolen, EVIL, number=NUMBER_MAX, epoch=1, now=NUMBER_MAX - DAY))
         has(device, root=1, epoch=1, version=NUMBER_MAX)
         assert device.evaluate("a", "e")["value"] is False
+        assert device.status()["clock_is_trusted"] is False
+        assert device.run("status").returncode == device.run("doctor").returncode == 0
 
         refused = subprocess.run(
             [BIN / "flagcast", "publish", "flags/", "--project", "fleet"],
@@ -190,6 +193,7 @@ def test_a_thief_who_used_up_all_numbers_is_left_behind_by_a_rotation(desk: Desk
         desk.follow(ROTATE)
         has(device, root=2, epoch=2, version=2)
         assert device.evaluate("a", "e")["value"] is True
+        assert device.status()["clock_is_trusted"] is True
         # Nothing that the old key signs is news any more, whatever its number.
         desk.put(
             forged(desk.fleet / "keys" / "publisher-1.key", EVIL, number=NUMBER_MAX, epoch=1, now=clock.now())

@@ -195,5 +195,6 @@ def test_the_life_of_a_device() -> None:
         else:
             word = word_of(trusted, outcome)
         assert word == step["outcome"], f"step {number}: {step['why']}"
+        assert trusted.floor == step.get("floor", trusted.floor), f"step {number}: {step['why']}"
     assert trusted.root.number == 2
     assert trusted.holdings[Namespace("default")].digest.hex() == life["digest"]

@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flagcast_shared.context import device_attributes
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import FlagKey, Namespace
-from flagcast_shared.trust import Trusted, begin, restore
+from flagcast_shared.trust import Trusted, begin, floor_under, restore
 
 from . import clock, config
 from .config import AgentConfig
@@ -51,8 +51,11 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
         trusted = begin(settings.environment, settings.device, anchor, floor=saved.floor)
         if saved.root_data is not None:
             later = begin(settings.environment, settings.device, saved.root_data, floor=saved.floor)
-            # A device may be provisioned anew with a later anchor than the root it had walked to.
-            trusted = later if later.root.number >= trusted.root.number else trusted
+            if later.root.number >= trusted.root.number:
+                trusted = later
+            else:
+                # The device was provisioned anew, with a later anchor than the root it had walked to.
+                trusted = replace(trusted, floor=floor_under(trusted.root, later.root, saved.floor))
         evaluator = Evaluator(device_attributes(settings.device))
         for stored in saved.namespaces:
             if stored.namespace not in settings.namespaces:

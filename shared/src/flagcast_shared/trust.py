@@ -154,7 +154,11 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """Everything a device believes. `floor` is the latest time (Unix seconds) it has had reason to believe."""
+    """Everything a device believes.
+
+    `floor` is the latest time (Unix seconds) it has had reason to believe: the highest `issued` of the root in force and of the
+    roots and heads admitted in its epoch.
+    """
 
     environment: Environment
     device: Device
@@ -266,6 +270,15 @@ def without_parts(trusted: Trusted, namespace: Namespace) -> Trusted:
     return replace(trusted, pending={**trusted.pending, namespace: replace(pending, parts={})})
 
 
+def floor_under(root: Root, former: Root, floor: int) -> int:
+    """The time to believe under `root`, where `floor` was believed under `former`.
+
+    A head's `issued` is its publisher's word, which is good for an epoch, as its numbers are: a stolen key may have said any time
+    at all. So a new epoch begins with what the root keys say, also where that is earlier.
+    """
+    return root.issued if root.epoch > former.epoch else max(floor, root.issued)
+
+
 def clock_is_trusted(trusted: Trusted, now: int) -> bool:
     """Whether the device's clock is at or after everything it has had reason to believe."""
     return now >= trusted.floor
@@ -309,7 +322,8 @@ def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Ou
     own = root.roles[Role.ROOT].keys
     verify(envelope, root, Role.ROOT, also_known=(signers & trusted.root.roles[Role.ROOT].keys) - own)
     _require_epoch(trusted.root, root)
-    admitted = replace(trusted, root=root, root_data=data, floor=max(trusted.floor, root.issued), pending={})
+    floor = floor_under(root, trusted.root, trusted.floor)
+    admitted = replace(trusted, root=root, root_data=data, floor=floor, pending={})
     return admitted, AdmittedRoot(root, data)
 
 
@@ -380,9 +394,13 @@ def _check_expiry(trusted: Trusted, head: Head, now: int) -> str:
         return f"the clock is {trusted.floor - now} s behind what is known; expiry was not checked"
     if now >= trusted.root.expires:
         # Only the root in force: those on the way to it may have expired long ago.
-        raise Frozen(f"root {trusted.root.number} expired {now - trusted.root.expires} s ago")
+        raise Frozen(
+            f"root {trusted.root.number} expired {now - trusted.root.expires} s ago by this device's clock"
+        )
     if now >= head.expires:
-        raise Frozen(f"{head.namespace}: head {head.sequence} expired {now - head.expires} s ago")
+        raise Frozen(
+            f"{head.namespace}: head {head.sequence} expired {now - head.expires} s ago by this device's clock"
+        )
     return ""
 
 
@@ -561,9 +579,12 @@ def _content_update(
 
 def _with_holding(trusted: Trusted, update: AdmittedUpdate) -> Trusted:
     pending = {name: waiting for name, waiting in trusted.pending.items() if name != update.namespace}
+    head = update.holding.head
+    # A head that is restored may be of an epoch that has ended: its word on the time ended with it.
+    floor = max(trusted.floor, head.issued) if head.epoch == trusted.root.epoch else trusted.floor
     return replace(
         trusted,
-        floor=max(trusted.floor, update.holding.head.issued),
+        floor=floor,
         holdings={**trusted.holdings, update.namespace: update.holding},
         pending=pending,
     )
