@@ -21,6 +21,7 @@ from publisher_simulator import DEFAULT, NOW, PRODUCTION, PublisherSimulator
 
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.store import Store
+from flagcast_agent.timefloor import TimeFloor
 from flagcast_shared.codec import deflate
 from flagcast_shared.context import Device, device_attributes
 from flagcast_shared.ids import DeviceId, Version
@@ -108,7 +109,7 @@ class _Work:
         return trusted, outcome if isinstance(outcome, AdmittedUpdate) else None
 
     def persist(self, update: AdmittedUpdate) -> None:
-        self.store.persist_update(update, self.trusted.floor)
+        self.store.persist_update(update, TimeFloor(self.trusted.floor))
 
     def activate(self, update: AdmittedUpdate) -> None:
         self.evaluator.activate(update, now=NOW + 60)

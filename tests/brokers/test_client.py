@@ -13,6 +13,7 @@ from followed import wait_until
 from publishing import Flagcast, make_project
 
 from brokers import Broker, start_mosquitto
+from flagcast_agent import clock
 from flagcast_agent.client import Change, Client
 from flagcast_agent.store import StoreInUse
 
@@ -82,7 +83,9 @@ def test_an_application_notices_nothing_of_its_agents_death(site: Site) -> None:
     assert 0 <= result["age_seconds"] < 120
 
 
-def test_the_agent_inside_receives_persists_and_keeps_a_second_one_out(site: Site) -> None:
+def test_the_agent_inside_receives_persists_and_keeps_a_second_one_out(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.publish("one")
     with Client.embedded(site.device.folder) as client:
         assert client.wait_until_ready(20)
@@ -108,6 +111,13 @@ def test_the_agent_inside_receives_persists_and_keeps_a_second_one_out(site: Sit
     with Client.embedded(site.device.folder) as client:
         assert client.variant("theme", "none") == "two"
         assert client.status().is_ready
+        # A device without a clock: what has passed since the publisher's last word is known all the same.
+        passed = 8 * 86_400
+        monkeypatch.setattr(clock, "now", lambda: 0)
+        monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + passed)
+        details = client.evaluate("theme", "none")
+        assert (details.value, details.is_stale, details.clock_is_trusted) == ("two", True, False)
+        assert details.age_seconds // 86_400 == 8
 
 
 def test_a_forgotten_client_ends_its_agent(site: Site) -> None:

@@ -199,8 +199,14 @@ def test_a_status_for_people_says_how_old_the_knowledge_is() -> None:
 
 
 def test_a_fresh_status_for_people() -> None:
+    issued = STATUS.now - 61
     fresh = replace(
-        STATUS.namespaces[0], freshness="fresh", expires=STATUS.now + 90_061, age=61, last_rejection=None
+        STATUS.namespaces[0],
+        freshness="fresh",
+        issued=issued,
+        age=61,
+        expires=STATUS.now + 90_061,
+        last_rejection=None,
     )
     status = replace(STATUS, clock_is_trusted=True, link=LinkStatus("live", 0), namespaces=(fresh,))
     text = "\n".join(status.as_text())

@@ -31,6 +31,7 @@ from flagcast_agent.store import (
     StoreUnwritable,
     set_aside,
 )
+from flagcast_agent.timefloor import TimeFloor
 from flagcast_shared.context import Device
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import DeviceId, FlagKey, Namespace, RecordId, SegmentKey
@@ -68,7 +69,7 @@ def test_a_new_database_holds_nothing(path: Path) -> None:
     store = Store(path)
     assert store.load().root_data is None
     assert store.load().namespaces == ()
-    assert store.load().floor == 0
+    assert store.load().floor == TimeFloor()
     store.close()
     store.close()
 
@@ -158,11 +159,13 @@ def test_records_that_do_not_change_are_not_written(path: Path) -> None:
         publisher.release(*many, delta=delta)
         agent.hear()
         assert agent.evaluator.knowledge(publisher.namespace).version == len(publisher.contents)
-        assert agent.store._connection.total_changes - before == 3, "one record, the head and the floor"
+        assert agent.store._connection.total_changes - before == 4, (
+            "one record, the head and the floor's two rows"
+        )
     publisher.sign_again()
     before = agent.store._connection.total_changes
     agent.hear()
-    assert agent.store._connection.total_changes - before == 2, "the head and the floor"
+    assert agent.store._connection.total_changes - before == 3, "the head and the floor's two rows"
     agent.close()
 
 
@@ -266,7 +269,7 @@ def test_namespaces_do_not_touch_each_other(agent: AgentShell, publisher: Publis
     other.release(EVIL)
     kiosk = AgentShell(agent.path.with_name("kiosk.db"), other)
     kiosk.catch_up()
-    agent.store.persist_update(kiosk.activated[0], 1)
+    agent.store.persist_update(kiosk.activated[0], TimeFloor(1))
     kiosk.close()
     assert stored_on(agent.store, publisher.namespace) == before
     assert list(stored_on(agent.store, Namespace("kiosk")).records) == [encode_record(EVIL).data]

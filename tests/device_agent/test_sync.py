@@ -18,6 +18,7 @@ from flagcast_agent import sync as core
 from flagcast_agent.link import LinkState
 from flagcast_agent.sync import (
     Activate,
+    Believe,
     Connect,
     Connected,
     ConnectFailed,
@@ -420,7 +421,7 @@ def test_nothing_is_active_that_is_not_on_disk(synced: AgentShell) -> None:
     assert [type(effect) for effect in effects] == [PersistUpdate]
     assert synced.sync.trusted.holdings[synced.publisher.namespace].version == 1
     after = synced.sync.handle(Persisted(), now=synced.now, monotonic=synced.monotonic, jitter=0.5)
-    assert isinstance(after[0], Activate)
+    assert [type(effect) for effect in after[:2]] == [Believe, Activate]
     assert synced.sync.trusted.holdings[synced.publisher.namespace].version == 2
 
 

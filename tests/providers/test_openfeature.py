@@ -20,6 +20,7 @@ from openfeature.hook import Hook, HookContext
 from openfeature.provider import ProviderStatus
 from openfeature.track import TrackingEventDetails
 
+from flagcast_agent import clock
 from flagcast_agent.client import Client
 from flagcast_agent.openfeature import FlagcastProvider
 
@@ -181,6 +182,24 @@ def test_stale_flags_at_the_start_are_said_to_be_stale(agent: FollowedAgent, fla
     client = use(flagcast)
     assert client.get_boolean_value("a", False) is True
     wait_until(lambda: client.get_provider_status() is ProviderStatus.STALE)
+
+
+def test_flags_go_stale_on_a_device_without_a_clock_too(
+    agent: FollowedAgent, flagcast: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.publish(boolean("a", enabled=True))
+    wait_until(lambda: flagcast.wait_until_ready(1))
+    client = use(flagcast)
+    assert "clock_trusted" not in client.get_boolean_details("a", False).flag_metadata
+    passed = [0.0]
+    monkeypatch.setattr(clock, "now", lambda: 0)
+    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + passed[0])
+    metadata = client.get_boolean_details("a", False).flag_metadata
+    assert (metadata["stale"], metadata["clock_trusted"]) == (False, False)
+    passed[0] = 8 * 86_400.0
+    wait_until(lambda: client.get_provider_status() is ProviderStatus.STALE)
+    metadata = client.get_boolean_details("a", False).flag_metadata
+    assert (metadata["stale"], int(metadata["age_seconds"]) // 86_400) == (True, 8)
 
 
 def test_an_agent_that_cannot_be_heard_makes_the_flags_stale(agent: FollowedAgent, flagcast: Client) -> None:

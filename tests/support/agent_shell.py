@@ -18,6 +18,7 @@ from flagcast_agent.link import CONNECTED, WAITING
 from flagcast_agent.store import Store, StoreError
 from flagcast_agent.sync import (
     Activate,
+    Believe,
     Connected,
     Disconnected,
     DropUsage,
@@ -99,7 +100,7 @@ class AgentShell:
     def _boot(self) -> Trusted:
         saved = self.store.load()
         anchor = saved.root_data if saved.root_data is not None else self.publisher.anchor
-        trusted = begin(self.publisher.environment, self._device, anchor, floor=saved.floor)
+        trusted = begin(self.publisher.environment, self._device, anchor, floor=saved.floor.time)
         for stored in saved.namespaces:
             trusted, update = restore(trusted, stored)
             self.evaluator.activate(update, now=self.now)
@@ -232,6 +233,8 @@ class AgentShell:
                 return UsageFound(*(self.store.oldest_usage() or (0, b"")))
             case DropUsage(number):
                 self.store.drop_usage(number)
+            case Believe(floor):
+                self.evaluator.floor = floor
             case Activate(update):
                 self.evaluator.activate(update, now=self.now)
                 self.activated.append(update)

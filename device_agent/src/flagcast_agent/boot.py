@@ -15,6 +15,7 @@ from .evaluator import Evaluator
 from .link import BrokerMemory
 from .logs import log
 from .store import Profile, Store, StoreCorrupt, StoreTooNew, StoreUnwritable, set_aside
+from .timefloor import TimeFloor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,18 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
     store = Store(settings.store, may_be_read_only=True)
     try:
         saved = store.load()
-        trusted = begin(settings.environment, settings.device, anchor, floor=saved.floor)
+        believed = saved.floor.time
+        trusted = begin(settings.environment, settings.device, anchor, floor=believed)
         if saved.root_data is not None:
-            later = begin(settings.environment, settings.device, saved.root_data, floor=saved.floor)
+            later = begin(settings.environment, settings.device, saved.root_data, floor=believed)
             if later.root.number >= trusted.root.number:
                 trusted = later
             else:
                 # The device was provisioned anew, with a later anchor than the root it had walked to.
-                trusted = replace(trusted, floor=floor_under(trusted.root, later.root, saved.floor))
+                trusted = replace(trusted, floor=floor_under(trusted.root, later.root, believed))
         evaluator = Evaluator(device_attributes(settings.device))
+        monotonic = clock.monotonic()
+        evaluator.floor = TimeFloor(boot=clock.boot_id()).resume(saved.floor, monotonic)
         for stored in saved.namespaces:
             if stored.namespace not in settings.namespaces:
                 continue
@@ -67,6 +71,7 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
                     f"{settings.store}: {error}; start with --recover to set it aside and fetch everything again"
                 ) from error
             evaluator.activate(update, now=clock.now())
+        evaluator.floor = evaluator.floor.learn(trusted.floor, monotonic)
         why = store.why_read_only
         try:
             store.persist_profile(Profile(settings.environment, settings.device, settings.namespaces))

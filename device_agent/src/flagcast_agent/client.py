@@ -39,6 +39,7 @@ from . import clock
 from .evaluator import Knowledge
 from .status import Freshness, NamespaceStatus
 from .store import Held, Profile, Reader, Seen, StoreCorrupt, StoreError, StoreUnreadable
+from .timefloor import TimeFloor
 from .values import NO_CONTEXT, integer_of, number_of, object_of, texts
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Details(NamedTuple, Generic[_T]):
     DISABLED), or ERROR; then `error` is OpenFeature's code (FLAG_NOT_FOUND, TYPE_MISMATCH, PROVIDER_NOT_READY, GENERAL) and
     `message` says why. `variant` is "true" or "false" of a boolean flag, and blank where the default was given.
     `version` and `epoch` are the admitted content's, zero when nothing was ever admitted. `age_seconds` have passed since the
-    publisher last said that this is the truth; `is_stale` when it has let that expire.
+    publisher last said that this is the truth; `is_stale` when it has let that expire. While `clock_is_trusted` is false, the
+    device's clock is behind what the agent has had reason to believe, and both are what they are at least.
     """
 
     flag: str
@@ -88,6 +90,7 @@ class Details(NamedTuple, Generic[_T]):
     is_stale: bool = False
     error: str = ""
     message: str = ""
+    clock_is_trusted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class ClientStatus:
-    """A client at one instant: what it knows of each namespace, and why it hears no more (blank while it does)."""
+    """A client at one instant: what it knows of each namespace, and why it hears no more (blank while it does).
+
+    While `clock_is_trusted` is false, the device's clock is behind what the agent has had reason to believe.
+    """
 
     namespaces: tuple[NamespaceStatus, ...]
     problem: str = ""
+    clock_is_trusted: bool = True
 
     @property
     def is_ready(self) -> bool:
@@ -153,6 +160,7 @@ class Client:
         self._freshness: dict[str, Freshness] = {}
         self._profile: Profile | None = None
         self._problem = ""
+        self._floor = TimeFloor()
         self._is_closed = False
         self._changing = threading.Lock()
         self._ready = threading.Event()
@@ -304,7 +312,8 @@ class Client:
         except Exception as failure:  # noqa: BLE001  # as above
             value, reason, variant, segments = default, "ERROR", "", ()
             error, message = _error_code(failure), str(failure)
-        now = clock.now()
+        wall, floor = clock.now(), self._floor
+        now = floor.now(wall, clock.monotonic())
         return Details(
             flag,
             value,
@@ -314,10 +323,11 @@ class Client:
             knowledge.namespace,
             knowledge.epoch,
             knowledge.version,
-            max(0, now - knowledge.issued),
+            knowledge.age(now),
             knowledge.is_stale(now),
             error,
             message,
+            floor.allows(wall),
         )
 
     # What it knows, and what is new
@@ -331,10 +341,13 @@ class Client:
 
     def status(self) -> ClientStatus:
         """What is known of every namespace, how old that is, and why nothing more is heard, if so."""
-        now, known, profile = clock.now(), self._known, self._profile
+        wall, floor, known, profile = clock.now(), self._floor, self._known, self._profile
+        now = floor.now(wall, clock.monotonic())
         names = dict.fromkeys((*(profile.namespaces if profile else ()), *(name for name in known if name)))
         return ClientStatus(
-            tuple(_namespace_status(str(name), known.get(name), now) for name in names), self._problem
+            tuple(_namespace_status(str(name), known.get(name), now) for name in names),
+            self._problem,
+            floor.allows(wall),
         )
 
     @property
@@ -435,6 +448,7 @@ class Client:
         self._source = source
         self._profile = Profile(settings.environment, settings.device, settings.namespaces)
         evaluator = booted.evaluator
+        self._floor = evaluator.floor
         self._learn(
             {name: evaluator.knowledge(name) for name in evaluator.namespaces()}, booted.store.why_read_only
         )
@@ -521,7 +535,7 @@ class Client:
                 LOGGER.info("flags are followed again")
         if known:
             self._set_known({**{name: each for name, each in self._known.items() if name}, **known})
-        now = clock.now()
+        now = self._floor.now(clock.now(), clock.monotonic())
         names = [str(name) for name in self._profile.namespaces] if self._profile else [self._namespace]
         for name in dict.fromkeys((*names, *known)):
             knowledge = self._known.get(name)
@@ -610,7 +624,7 @@ def _namespace_status(name: str, knowledge: Knowledge | None, now: int) -> Names
         knowledge.digest.hex(),
         knowledge.issued,
         knowledge.expires,
-        max(0, now - knowledge.issued),
+        knowledge.age(now),
         len(knowledge.compiled.flags),
     )
 
@@ -646,6 +660,7 @@ class _Following(_Source):
         self._poll_seconds = poll_seconds
         self._contents: dict[Namespace, _Content] = {}
         self._profile: Profile | None = None
+        self._floor = TimeFloor(boot=clock.boot_id())
         self._problem = ""
         self._retry_at = 0.0
         self._was_unreadable = False
@@ -683,6 +698,7 @@ class _Following(_Source):
         now = clock.monotonic()
         if is_new or now >= self._expiry_at:
             self._expiry_at = now + EXPIRY_SECONDS
+            client._floor = self._floor  # noqa: SLF001  # as below
             client._learn(known, self._problem, self._profile)  # noqa: SLF001  # sources are a part of the client
 
     def look_or_log(self) -> bool:
@@ -714,6 +730,8 @@ class _Following(_Source):
                 return {}, False
             if seen.profile is not None and seen.profile != self._profile:
                 seen = self._begin_anew(seen.profile, seen)
+            if seen.floor.time:
+                self._floor = self._floor.resume(seen.floor, clock.monotonic())
             if seen.profile is not None:
                 for held in seen.holdings:
                     if held.namespace in seen.profile.namespaces:
@@ -856,6 +874,7 @@ class _Embedded(_Source):
             client = self.client()
             if client is None:
                 break
+            client._floor = self._booted.evaluator.floor  # noqa: SLF001  # as below
             client._learn(known, self._booted.store.why_read_only)  # noqa: SLF001  # sources are a part of the client
             del client
         if self.client() is None:

@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from pathlib import Path
 
 
 def now() -> int:
@@ -18,6 +19,19 @@ def now_precise() -> float:
 def monotonic() -> float:
     """Seconds that only grow, for spans within one run."""
     return time.monotonic()
+
+
+def instant_of(moment: float) -> int:
+    """When a moment of the monotonic clock was, by the device's clock as it is now: spans stay true when that clock is set."""
+    return round(now_precise() - (monotonic() - moment))
+
+
+def boot_id() -> str:
+    """A name for this boot of the device, within which the monotonic clock is the same for every process; blank where unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()  # Linux: random(4)
+    except (OSError, ValueError):
+        return ""
 
 
 def jitter() -> float:

@@ -37,6 +37,9 @@ POLL_SECONDS: Final = 0.02
 USAGE_PATIENCE_SECONDS: Final = 5.0
 """How long a single run waits for the broker to take evaluation counts once it is up to date."""
 
+CLOCK_SET_SECONDS: Final = 5
+"""How far the clock may be from where it would be had it run on, before a span of evaluation counts is no longer told by it."""
+
 
 def run(settings: AgentConfig, *, recover: bool = False) -> int:
     """Run until SIGTERM or SIGINT; a second signal ends the process at once.
@@ -70,7 +73,8 @@ def run_once(settings: AgentConfig, timeout: float, *, recover: bool = False) ->
     from .follower import Follower
     from .status import Caught
 
-    started, deadline = clock.now(), clock.monotonic() + timeout
+    began = clock.monotonic()
+    deadline = began + timeout
     booted = boot(settings, recover=recover)
     try:
         follower = Follower(settings, booted)
@@ -82,7 +86,7 @@ def run_once(settings: AgentConfig, timeout: float, *, recover: bool = False) ->
             deadline = min(deadline, clock.monotonic() + USAGE_PATIENCE_SECONDS)
             while follower.is_sending and clock.monotonic() < deadline:
                 pause.wait(POLL_SECONDS)
-            return Caught(follower.why_not_current(), follower.status(started))
+            return Caught(follower.why_not_current(), follower.status(began))
         finally:
             follower.stop()
     finally:
@@ -94,7 +98,6 @@ async def _serve(settings: AgentConfig, booted: Booted, began: float) -> int:
     from .api.server import LocalServer
     from .api.socket import SocketOptions, UnixSocket, bind_loopback, handed_over
 
-    started = clock.now()
     following = _Following(settings, booted)
     answers = Answers(
         booted.evaluator,
@@ -106,7 +109,7 @@ async def _serve(settings: AgentConfig, booted: Booted, began: float) -> int:
     )
 
     def status() -> "Status":
-        return following.follower().status(started)
+        return following.follower().status(began)
 
     def activity() -> "Activity":
         return following.follower().activity()
@@ -218,7 +221,7 @@ async def _count(following: _Following, evaluator: Evaluator, interval: int) -> 
     if not interval:
         return
     evaluator.tally = tally = Tally()
-    since = clock.now()
+    since, begun = clock.now(), clock.monotonic()
     is_over = False
     while not is_over:
         try:
@@ -228,7 +231,9 @@ async def _count(following: _Following, evaluator: Evaluator, interval: int) -> 
         from flagcast_shared.reports import Usage, split_counts
 
         counts, dropped = tally.take()
-        until = clock.now()
+        until, ended = clock.now(), clock.monotonic()
+        if abs(until - since - (ended - begun)) > CLOCK_SET_SECONDS:
+            since = until - round(ended - begun)  # the clock was set meanwhile: no hour is ten years long
         groups = split_counts(counts)
         following.follower().count(
             tuple(
@@ -237,7 +242,7 @@ async def _count(following: _Following, evaluator: Evaluator, interval: int) -> 
                 for place, group in enumerate(groups)
             )
         )
-        since = until
+        since, begun = until, ended
 
 
 def _stop(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from flagcast_shared.errors import FlagcastError, InvalidConfiguration, Refused
+from flagcast_shared.errors import FlagcastError, Frozen, InvalidConfiguration, Refused
 from flagcast_shared.literals import format_instant
 from flagcast_shared.model import Instant
 from flagcast_shared.reports import Report, encode_report
 from flagcast_shared.root import Root
 from flagcast_shared.topics import DeviceAddress, Topics
-from flagcast_shared.trust import anchor
+from flagcast_shared.trust import anchor, floor_under
 
 from . import clock, config, mqtt
 from .config import AgentConfig, BrokerConfig
 from .status import Status
 from .store import Reader, StoreError, StoreUnreadable
+from .timefloor import TimeFloor
 
 Verdict = Literal["ok", "warning", "failed"]
 
@@ -75,26 +76,23 @@ def examine(folder: Path) -> Iterator[Finding]:
     else:
         yield Finding("anchor", "ok", _root(in_force))
     yield from _database(settings)
-    floor, now = 0, clock.now()
+    floor, now = TimeFloor(boot=clock.boot_id()), clock.now()
     try:
-        floor, root_data = Reader(settings.store).belief()
+        saved, root_data = Reader(settings.store).belief()
+        floor = floor.resume(saved, clock.monotonic())
         if root_data is not None:
             walked = anchor(root_data, settings.environment)
-            in_force = walked if in_force is None or walked.number > in_force.number else in_force
+            if in_force is None or walked.number >= in_force.number:
+                in_force = walked
+            else:  # the device was provisioned anew
+                believed = floor_under(in_force, walked, floor.time)
+                floor = floor.learn(believed, clock.monotonic())
     except (StoreError, Refused):
         pass  # said above
     if in_force is not None:
-        floor = max(floor, in_force.issued)
-        yield _expiry(in_force, now)
-    if now < floor:
-        yield Finding(
-            "clock",
-            "warning",
-            f"{_instant(now)} is before {_instant(floor)}, which the publisher has signed; expiry is not enforced",
-            "set the device's clock",
-        )
-    else:
-        yield Finding("clock", "ok", _instant(now))
+        floor = floor.learn(max(floor.time, in_force.issued), clock.monotonic())
+        yield _expiry(in_force, floor.now(now, clock.monotonic()))
+    yield _clock(floor, now)
     yield from _permissions(settings)
     yield _room(settings)
     status, finding = _agent(settings)
@@ -107,6 +105,14 @@ def examine(folder: Path) -> Iterator[Finding]:
         )
     else:
         yield from _broker(settings)
+
+
+def _clock(floor: TimeFloor, now: int) -> Finding:
+    if not floor.allows(now):
+        found = f"{_instant(now)} is before {_instant(floor.time)}, which the publisher has signed"
+        do = "set the device's clock; until then expiry is not enforced"
+        return Finding("clock", "warning", found, do)
+    return Finding("clock", "ok", _instant(now))
 
 
 def _root(root: Root) -> str:
@@ -243,7 +249,10 @@ def _readiness(status: Status) -> Iterator[Finding]:
             )
         if rejection is not None:
             found = f"last rejected {_instant(rejection.at)}: {rejection.attack}: {rejection.why}"
-            yield Finding(name, "warning", found, "docs/operations.md explains each word")
+            do = "docs/operations.md explains each word"
+            if rejection.attack == Frozen.attack:
+                do = "is the clock above right? If it is, the publisher renews heads with: flagcast publish"
+            yield Finding(name, "warning", found, do)
 
 
 def _broker(settings: AgentConfig) -> Iterator[Finding]:

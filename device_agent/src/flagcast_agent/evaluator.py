@@ -21,6 +21,7 @@ from flagcast_shared.evaluation import (
 )
 from flagcast_shared.ids import Digest, EntityId, Epoch, FlagKey, Namespace, Version
 
+from .timefloor import TimeFloor
 from .usage import Tally
 
 if TYPE_CHECKING:
@@ -46,14 +47,19 @@ class Knowledge:
     compiled: CompiledFlags
 
     def is_stale(self, now: int) -> bool:
-        """Whether the head has expired by `now` (Unix seconds); the flags are evaluated all the same."""
+        """Whether the head has expired by `now` (Unix seconds), as TimeFloor tells it; the flags are evaluated all the same."""
         return now >= self.expires
+
+    def age(self, now: int) -> int:
+        """Seconds by `now`, as TimeFloor tells it, since the publisher last said that this is the truth."""
+        return max(0, now - self.issued)
 
 
 class Evaluator:
     """Answers every local protocol. `device` has the `device.*` properties of every context.
 
-    With a `tally`, what is answered is counted there; by one thread then.
+    With a `tally`, what is answered is counted there; by one thread then. `floor` says what time it is at least, by which
+    staleness is judged; replaced whole.
     """
 
     def __init__(self, device: Mapping[str, str]) -> None:
@@ -61,6 +67,7 @@ class Evaluator:
         self._known: Mapping[Namespace, Knowledge] = MappingProxyType({})
         self._listeners: tuple[Callable[[Knowledge], None], ...] = ()
         self.tally: Tally | None = None
+        self.floor = TimeFloor()
         self.evaluations = 0
 
     def boolean(

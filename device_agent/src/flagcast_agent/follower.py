@@ -14,7 +14,6 @@ from typing import Final
 
 from flagcast_shared.reports import Usage
 from flagcast_shared.topics import Topics
-from flagcast_shared.trust import clock_is_trusted
 
 from . import clock
 from .boot import Booted
@@ -25,6 +24,7 @@ from .status import Activity, Freshness, LinkStatus, NamespaceStatus, Rejection,
 from .store import StoreError
 from .sync import (
     Activate,
+    Believe,
     Connect,
     Counted,
     Disconnect,
@@ -90,11 +90,12 @@ class Follower:
             f"{settings.broker.host}:{settings.broker.port}",
             booted.broker,
             settings.heartbeat_seconds,
-            link_since=clock.now(),
+            floor=booted.evaluator.floor,
+            link_since=clock.monotonic(),
         )
         self._link = Link(settings.broker, f"flagcast-{settings.device.id}", self._hear)
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
-        self._last_error_at = 0
+        self._last_error_at = 0.0  # monotonic
 
     def start(self) -> None:
         """Begin to connect."""
@@ -155,24 +156,28 @@ class Follower:
         """Let go of the connection without a word: all that a process may do that was forked while this was at work."""
         self._link.abandon()
 
-    def status(self, started: int) -> Status:
-        """The agent at this instant; reads what the link thread wrote last and waits for nothing."""
-        sync, now = self._sync, clock.now()
+    def status(self, began: float) -> Status:
+        """The agent at this instant; reads what the link thread wrote last and waits for nothing.
+
+        `began` is the monotonic time at which it was started.
+        """
+        sync, now, floor = self._sync, clock.now(), self._booted.evaluator.floor
+        believed = floor.now(now, clock.monotonic())
         return Status(
             agent_version=sync.agent,
             device=sync.trusted.device.id,
             environment=sync.trusted.environment,
-            started=started,
+            started=clock.instant_of(began),
             now=now,
-            clock_is_trusted=clock_is_trusted(sync.trusted, now),
+            clock_is_trusted=floor.allows(now),
             link=LinkStatus(
                 sync.link.value,
-                sync.link_since,
+                clock.instant_of(sync.link_since),
                 sync.last_error,
-                self._last_error_at if sync.last_error else 0,
+                clock.instant_of(self._last_error_at) if sync.last_error else 0,
             ),
             namespaces=tuple(
-                self._namespace_status(namespace, now) for namespace in self._settings.namespaces
+                self._namespace_status(namespace, believed) for namespace in self._settings.namespaces
             ),
         )
 
@@ -199,7 +204,7 @@ class Follower:
             knowledge.digest.hex(),
             knowledge.issued,
             knowledge.expires,
-            max(0, now - knowledge.issued),
+            knowledge.age(now),
             len(knowledge.compiled.flags),
             rejection,
         )
@@ -212,6 +217,10 @@ class Follower:
         self._events.put((said, attempt))
 
     def _run(self) -> None:
+        # For applications that read it in this boot of the device, and for this agent if it is started again in it.
+        floor = self._sync.floor
+        with self._guard:
+            self._try("what time it is at least", lambda: self._booted.store.persist_floor(floor))
         self._feed(Started())
         while True:
             said, attempt = self._next()
@@ -263,7 +272,7 @@ class Follower:
                     event, now=clock.now(), monotonic=clock.monotonic(), jitter=clock.jitter()
                 )
                 if self._sync.last_error != before:
-                    self._last_error_at = clock.now()
+                    self._last_error_at = clock.monotonic()
                 for effect in effects:
                     outcome = self._perform(effect)
                     if outcome is not None:
@@ -299,6 +308,8 @@ class Follower:
                 return self._persisted(lambda: self._booted.store.persist_update(update, floor))
             case PersistRoot(root, floor):
                 return self._persisted(lambda: self._booted.store.persist_root(root, floor))
+            case Believe(floor):
+                self._booted.evaluator.floor = floor
             case Activate(update):
                 self._booted.evaluator.activate(update, now=clock.now())
             case Log(level, message, fields):

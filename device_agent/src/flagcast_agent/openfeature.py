@@ -139,6 +139,7 @@ class FlagcastProvider(AbstractProvider):
                 "version": found.version,
                 "age_seconds": found.age_seconds,
                 "stale": found.is_stale,
+                **({} if found.clock_is_trusted else {"clock_trusted": False}),
             },
         )
 

@@ -49,7 +49,8 @@ class Rejection:
 class NamespaceStatus:
     """What the agent knows of one namespace. Instants are Unix seconds; "never synced" has zeros.
 
-    `age` is the seconds since the head in force was issued, when its publisher last said that this is the truth.
+    `age` is the seconds since the head in force was issued, when its publisher last said that this is the truth: by the
+    device's clock, or by what time it is at least where that clock is behind.
     """
 
     namespace: str
@@ -74,8 +75,8 @@ class NamespaceStatus:
 class Status:
     """The agent at one instant. Instants are Unix seconds.
 
-    `clock_is_trusted` is false while the device's clock is behind what the agent has reason to believe; expiry then
-    only warns.
+    `now` is what the device's clock says. `clock_is_trusted` is false while that is behind what the agent has reason to
+    believe: an update that has expired is then admitted with a warning, and ages are what they are at least.
     """
 
     agent_version: str
@@ -186,7 +187,7 @@ def _namespace_lines(status: NamespaceStatus, now: int) -> list[str]:
     if status.freshness == "never synced":
         lines = [f"{status.namespace:<12} never synced"]
     else:
-        left = status.expires - now
+        left = status.expires - status.issued - status.age
         expiry = f"expires in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
         known = f"version {status.version} of epoch {status.epoch}, {status.flags} flags"
         lines = [

@@ -17,11 +17,12 @@ from flagcast_shared.codec import Fields, array, decode, encode, text
 from flagcast_shared.context import Device
 from flagcast_shared.errors import FlagcastError, Malformed
 from flagcast_shared.ids import DeviceId, Digest, Environment, Epoch, FlagKey, Namespace, Version
-from flagcast_shared.limits import KEY_MAX_BYTES, LABELS_MAX, TEXT_MAX_BYTES
+from flagcast_shared.limits import KEY_MAX_BYTES, LABELS_MAX, NUMBER_MAX, TEXT_MAX_BYTES
 from flagcast_shared.records import FLAG, digest_of
 
 from .limits import REMOVED_FLAGS_MAX
 from .link import BrokerMemory
+from .timefloor import TimeFloor
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -107,21 +108,25 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a reader saw in one instant. `profile` is None until an agent has booted from this database."""
+    """What a reader saw in one instant. `profile` is None until an agent has booted from this database.
+
+    `floor` is to be resumed before it says what time it is.
+    """
 
     profile: Profile | None
     holdings: tuple[Held, ...]
+    floor: TimeFloor
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Everything a device had admitted when it went down.
+    """Everything a device had admitted when it went down. `floor` is to be resumed before it says what time it is.
 
     `removed` are the keys of flags that are gone since, the oldest first, REMOVED_FLAGS_MAX of a namespace at most.
     """
 
     root_data: bytes | None
-    floor: int
+    floor: TimeFloor
     namespaces: "tuple[Stored, ...]"
     broker: BrokerMemory | None = None
     removed: Mapping[Namespace, tuple[FlagKey, ...]] = field(default_factory=dict)
@@ -221,9 +226,10 @@ class Store:
             raise _explain(self._path, error) from error
         try:
             broker = _decode_broker(trust["broker"]) if trust.get("broker") else None
+            floor = _decode_floor(trust.get("floor", 0), trust.get("boot"))
         except Malformed as error:
             raise _explain(self._path, error) from error
-        return Saved(trust.get("root"), trust.get("floor", 0), tuple(namespaces), broker, removed)
+        return Saved(trust.get("root"), floor, tuple(namespaces), broker, removed)
 
     def persist_profile(self, profile: Profile) -> None:
         """Say whose database it is; writes only what is new. Raises StoreError."""
@@ -235,7 +241,17 @@ class Store:
         except (sqlite3.DatabaseError, OSError) as error:
             raise _explain(self._path, error) from error
 
-    def persist_update(self, update: "AdmittedUpdate", floor: int) -> None:
+    def persist_floor(self, floor: TimeFloor) -> None:
+        """What time it is at least, in this boot of the device; writes only what is new. Raises StoreError."""
+        rows = _floor_rows(floor)
+        try:
+            found = dict(self._sealed("SELECT name, value, seal FROM trust WHERE name IN ('floor', 'boot')"))
+            if any(found.get(row["name"]) != row["value"] for row in rows):
+                self._writer().table("trust").upsert_all(rows, pk="name")
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise _explain(self._path, error) from error
+
+    def persist_update(self, update: "AdmittedUpdate", floor: TimeFloor) -> None:
         """One admitted update in one transaction: the head, and only the records that change. Raises StoreError."""
         holding, namespace = update.holding, update.namespace
         try:
@@ -272,16 +288,16 @@ class Store:
                     },
                     pk="namespace",
                 )
-                database.table("trust").upsert(_trust_row("floor", floor), pk="name")
+                database.table("trust").upsert_all(_floor_rows(floor), pk="name")
                 self._note_removed(update)
         except (sqlite3.DatabaseError, OSError) as error:
             raise _explain(self._path, error) from error
 
-    def persist_root(self, admitted: "AdmittedRoot", floor: int) -> None:
+    def persist_root(self, admitted: "AdmittedRoot", floor: TimeFloor) -> None:
         """A root in one transaction, before the next one is asked for. Raises StoreError."""
         try:
             database = self._writer()
-            rows = [_trust_row("root", admitted.data), _trust_row("floor", floor)]
+            rows = [_trust_row("root", admitted.data), *_floor_rows(floor)]
             with database.atomic():
                 database.table("trust").upsert_all(rows, pk="name")
         except (sqlite3.DatabaseError, OSError) as error:
@@ -482,19 +498,20 @@ class Reader:
         """The next look gives everything, whether it is new or not."""
         self._seen = None
 
-    def belief(self) -> tuple[int, bytes | None]:
-        """The latest time (Unix seconds) that the agent has had reason to believe, and the root in force. Raises StoreError."""
+    def belief(self) -> tuple[TimeFloor, bytes | None]:
+        """What time it is at least, to be resumed, and the root in force. Raises StoreError."""
         try:
             connection, _ = _open_to_read(self._path)
             try:
                 if not _schema(self._path, connection):
-                    return 0, None
+                    return TimeFloor(), None
                 trust = dict(_sealed(self._path, connection, "SELECT name, value, seal FROM trust"))
             finally:
                 connection.close()
-        except (sqlite3.Error, OSError, ValueError) as error:
+            floor = _decode_floor(trust.get("floor", 0), trust.get("boot"))
+        except (sqlite3.Error, OSError, Malformed, ValueError) as error:
             raise _explain_reading(self._path, error) from error
-        return trust.get("floor", 0), trust.get("root")
+        return floor, trust.get("root")
 
     def damages(self) -> tuple[str, ...]:
         """What SQLite's own check finds wrong with the file; empty when it is sound. Raises StoreError."""
@@ -562,14 +579,16 @@ class Reader:
         except sqlite3.OperationalError:
             if _schema(self._path, connection):
                 raise
-            return Seen(None, ())  # an agent is about to create it
-        version, profile, seal = rows[0][:3]
+            return Seen(None, (), TimeFloor())  # an agent is about to create it
+        version, profile, profile_seal, floor, floor_seal, boot, boot_seal = rows[0][:7]
         _require_known(self._path, version)
-        if profile is not None and _seal("profile", profile) != seal:
+        sealed = (("profile", profile, profile_seal), ("floor", floor, floor_seal), ("boot", boot, boot_seal))
+        if any(value is not None and _seal(name, value) != seal for name, value, seal in sealed):
             raise StoreCorrupt(_NOT_WHAT_WAS_WRITTEN.format(path=self._path, why="a row was changed"))
         return Seen(
             None if profile is None else _decode_profile(profile),
-            tuple(_held(self._path, row[3:]) for row in rows if row[3] is not None),
+            tuple(_held(self._path, row[7:]) for row in rows if row[7] is not None),
+            _decode_floor(floor or 0, boot),
         )
 
 
@@ -697,13 +716,15 @@ def _require_known(path: Path, schema: int) -> None:
 
 
 _SEEN: Final = """
-SELECT user_version, profile.value, profile.seal,
+SELECT user_version, profile.value, profile.seal, floor.value, floor.seal, boot.value, boot.seal,
     holding.namespace, head, epoch, version, digest, holding.seal,
     CASE WHEN instr(?, ' ' || holding.namespace || ':' || hex(digest) || ' ') THEN NULL ELSE
         (SELECT ifnull(group_concat(hex(data)), '') FROM record WHERE record.namespace = holding.namespace)
     END
 FROM pragma_user_version
 LEFT JOIN (SELECT value, seal FROM trust WHERE name = 'profile') AS profile
+LEFT JOIN (SELECT value, seal FROM trust WHERE name = 'floor') AS floor
+LEFT JOIN (SELECT value, seal FROM trust WHERE name = 'boot') AS boot
 LEFT JOIN holding
 ORDER BY holding.namespace
 """
@@ -764,6 +785,21 @@ def _decode_profile(data: bytes) -> Profile:
             for name in array(body.get(6), "profile, namespaces", NAMESPACES_MAX)
         ),
     )
+
+
+def _floor_rows(floor: TimeFloor) -> list[dict[str, Any]]:
+    return [
+        _trust_row("floor", floor.time),
+        _trust_row("boot", encode({1: floor.boot, 2: floor.booted})),
+    ]
+
+
+def _decode_floor(time: int, data: bytes | None) -> TimeFloor:
+    # A database of a release that wrote no boot: of none that is known.
+    if data is None:
+        return TimeFloor(time)
+    body = Fields(decode(data, "boot"), "boot")
+    return TimeFloor(time, body.integer(2, -NUMBER_MAX), body.text(1, KEY_MAX_BYTES))
 
 
 def _encode_broker(memory: BrokerMemory) -> bytes:

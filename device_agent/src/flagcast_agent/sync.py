@@ -27,7 +27,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 from flagcast_shared.bucketing import candidate_bucket
-from flagcast_shared.errors import Misplaced, Refused, Unauthentic
+from flagcast_shared.errors import Frozen, Misplaced, Refused, Unauthentic
 from flagcast_shared.ids import Namespace, Version
 from flagcast_shared.reports import (
     Applied,
@@ -68,6 +68,7 @@ from .link import (
     LinkState,
     Waits,
 )
+from .timefloor import TimeFloor
 
 ANSWER_PATIENCE_SECONDS: Final = 20.0
 """How long connecting or subscribing may take, over the slowest link."""
@@ -298,7 +299,7 @@ class PersistUpdate:
     """Put an update on disk, then say Persisted or PersistFailed before anything else."""
 
     update: AdmittedUpdate
-    floor: int
+    floor: TimeFloor
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +307,14 @@ class PersistRoot:
     """Put a root on disk, then say Persisted or PersistFailed before anything else."""
 
     root: AdmittedRoot
-    floor: int
+    floor: TimeFloor
+
+
+@dataclass(frozen=True, slots=True)
+class Believe:
+    """Judge age and staleness by this from now on."""
+
+    floor: TimeFloor
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +354,7 @@ Effect = (
     | DropUsage
     | PersistUpdate
     | PersistRoot
+    | Believe
     | Activate
     | Log
 )
@@ -380,9 +389,9 @@ class Sync:
     `session` is the number of the connection to come: each connection has the next one. `broker` names the broker, `memory` is
     what was remembered of one. `heartbeat_seconds` is how often a report is sent without news, 0 for never.
 
-    `link_since` (Unix seconds) is when the connection was made, or when it was lost. `asked` counts the times that somebody
-    wanted to be up to date, `answered` is how many of them have been by now. `rejections` counts refused messages by the name of
-    the attack.
+    `floor` says what time it is at least. `link_since` is the monotonic time when the connection was made, or when it was lost.
+    `asked` counts the times that somebody wanted to be up to date, `answered` is how many of them have been by now. `rejections`
+    counts refused messages by the name of the attack.
     """
 
     trusted: Trusted
@@ -395,7 +404,8 @@ class Sync:
     memory: BrokerMemory | None = None
     heartbeat_seconds: int = 0
     link: LinkState = LinkState.DISCONNECTED
-    link_since: int = 0
+    floor: TimeFloor = field(default_factory=TimeFloor)
+    link_since: float = 0.0
     last_error: str = ""
     refusal: Refusal | None = None
     rejected: int = 0
@@ -417,11 +427,12 @@ class Sync:
     _subscribed_at: float = 0.0
     _again_at: float | None = None
     _heard: dict[Namespace, str] = field(default_factory=dict)
+    _frozen_at: int | None = None
     _quiet_at: float | None = None
     _refresh_at: float = 0.0
     _heartbeat_at: float | None = None
     _fetches: dict[Namespace, _Fetch] = field(default_factory=dict)
-    _proposed: tuple[Trusted, AdmittedUpdate | AdmittedRoot] | None = None
+    _proposed: tuple[Trusted, AdmittedUpdate | AdmittedRoot, TimeFloor] | None = None
     _persist_again_at: float | None = None
     _disk_error: str = ""
     _reports: int = 0
@@ -439,7 +450,7 @@ class Sync:
 
         What comes of a connection that stands no more is passed over.
         """
-        return [*self._effects_of(event, now, monotonic, jitter), *self._progress(now, monotonic)]
+        return [*self._effects_of(event, now, monotonic, jitter), *self._progress(monotonic)]
 
     def _effects_of(self, event: Event, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
         match event:
@@ -448,11 +459,11 @@ class Sync:
             case Connected():
                 return self._on_connected(now, monotonic)
             case ConnectFailed(fault, why):
-                return self._on_connect_failed(fault, why, now, monotonic, jitter)
+                return self._on_connect_failed(fault, why, monotonic, jitter)
             case Disconnected(why, fault):
-                return self._on_disconnected(fault, why, now, monotonic, jitter)
+                return self._on_disconnected(fault, why, monotonic, jitter)
             case Subscribed():
-                return self._on_subscribed(event, now, monotonic, jitter)
+                return self._on_subscribed(event, monotonic, jitter)
             case Received(topic, payload):
                 return self._on_received(topic, payload, now, monotonic)
             case Persisted():
@@ -505,10 +516,10 @@ class Sync:
 
     # The link
 
-    def _move(self, cause: Cause, now: int) -> None:
+    def _move(self, cause: Cause, monotonic: float) -> None:
         former, self.link = self.link, TRANSITIONS[self.link, cause]
         if (former in CONNECTED) != (self.link in CONNECTED):
-            self.link_since = now
+            self.link_since = monotonic
 
     def _may(self, cause: Cause) -> bool:
         return (self.link, cause) in TRANSITIONS
@@ -526,7 +537,7 @@ class Sync:
         return self._connect(Cause.STARTED, now, monotonic)
 
     def _connect(self, cause: Cause, now: int, monotonic: float) -> Sequence[Effect]:
-        self._move(cause, now)
+        self._move(cause, monotonic)
         self._attempted_at = monotonic
         self._again_at = None
         effects: list[Effect] = []
@@ -544,7 +555,7 @@ class Sync:
     def _on_connected(self, now: int, monotonic: float) -> Sequence[Effect]:
         if not self._may(Cause.ACCEPTED):
             return []
-        self._move(Cause.ACCEPTED, now)
+        self._move(Cause.ACCEPTED, monotonic)
         self._is_begun_in_hurry = False
         self._connecting_seconds = monotonic - (self._attempted_at or monotonic)
         self.connections += 1
@@ -586,6 +597,7 @@ class Sync:
         filters = filters or self._standing_filters()
         self._unconfirmed = set(filters)
         self._heard.clear()
+        self._frozen_at = None
         self._again_at = None
         self._subscribed_at = monotonic
         self._retry_at = (
@@ -593,24 +605,22 @@ class Sync:
         )
         return Subscribe(filters)
 
-    def _subscribe_again(self, now: int, monotonic: float) -> list[Effect]:
-        self._move(Cause.AGAIN, now)
+    def _subscribe_again(self, monotonic: float) -> list[Effect]:
+        self._move(Cause.AGAIN, monotonic)
         self._is_walking = False
         former = self._drop_fetches()
         return [*([Unsubscribe(former)] if former else []), self._subscribe(monotonic)]
 
-    def _walk(self, former_root: int, now: int, monotonic: float) -> list[Effect]:
+    def _walk(self, former_root: int, monotonic: float) -> list[Effect]:
         # Another root may follow at once, and take back the key of a head that is already on its way: no head is judged
         # until the broker has answered what stands after this root.
-        self._move(Cause.AGAIN, now)
+        self._move(Cause.AGAIN, monotonic)
         self._is_walking = True
         former = (self.topics.of(RootAddress(former_root + 1)), *self._drop_fetches())
         following = self.topics.of(RootAddress(self.trusted.root.number + 1))
         return [Unsubscribe(former), self._subscribe(monotonic, (following,))]
 
-    def _on_subscribed(
-        self, answer: Subscribed, now: int, monotonic: float, jitter: float
-    ) -> Sequence[Effect]:
+    def _on_subscribed(self, answer: Subscribed, monotonic: float, jitter: float) -> Sequence[Effect]:
         if self.link not in CONNECTED:
             return []
         effects: list[Effect] = []
@@ -627,28 +637,24 @@ class Sync:
             heads = tuple(self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces)
             return [*effects, self._subscribe(monotonic, heads)]
         if self._denied >= {self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces}:
-            wait = self._give_up(Cause.DENIED, now, monotonic, jitter)
+            wait = self._give_up(Cause.DENIED, monotonic, jitter)
             return [*effects, Disconnect(), _no_connection(Fault.REFUSED, self.last_error, wait)]
-        self._move(Cause.SUBSCRIBED, now)
+        self._move(Cause.SUBSCRIBED, monotonic)
         self._quiet_at = monotonic + HEADLESS_PATIENCE_SECONDS
         self._refresh_at = max(self._refresh_at, monotonic + REFRESH_PATIENCE_SECONDS)
         return [*effects, *self._find_usage()]
 
-    def _on_connect_failed(
-        self, fault: Fault, why: str, now: int, monotonic: float, jitter: float
-    ) -> Sequence[Effect]:
+    def _on_connect_failed(self, fault: Fault, why: str, monotonic: float, jitter: float) -> Sequence[Effect]:
         cause = Cause.DENIED if fault is Fault.REFUSED else Cause.FAILED
         if self.link is not LinkState.CONNECTING:
             return []
         self.last_error = why
         if fault is Fault.PROTOCOL and self.protocol == "auto":
             self._speaks = "3.1.1" if self._speaks == "5" else "5"
-        wait = self._give_up(cause, now, monotonic, jitter)
+        wait = self._give_up(cause, monotonic, jitter)
         return [_no_connection(fault, why, wait)]
 
-    def _on_disconnected(
-        self, fault: Fault, why: str, now: int, monotonic: float, jitter: float
-    ) -> Sequence[Effect]:
+    def _on_disconnected(self, fault: Fault, why: str, monotonic: float, jitter: float) -> Sequence[Effect]:
         cause = Cause.DENIED if fault is Fault.REFUSED else Cause.LOST
         if not self._may(cause) or self.link not in CONNECTED:
             return []
@@ -656,11 +662,11 @@ class Sync:
         if monotonic - self._connected_at >= STABLE_AFTER_SECONDS:
             self._waits.begin_afresh()
         self._fetches.clear()
-        wait = self._give_up(cause, now, monotonic, jitter)
+        wait = self._give_up(cause, monotonic, jitter)
         return [Log(Level.WARNING, "connection lost", (("why", why), ("again_in_seconds", round(wait, 1))))]
 
-    def _give_up(self, cause: Cause, now: int, monotonic: float, jitter: float) -> float:
-        self._move(cause, now)
+    def _give_up(self, cause: Cause, monotonic: float, jitter: float) -> float:
+        self._move(cause, monotonic)
         waits = self._waits
         wait = waits.after_refusal(jitter) if cause is Cause.DENIED else waits.after_failure(jitter)
         if self._is_hurried and cause is not Cause.DENIED:
@@ -692,7 +698,7 @@ class Sync:
         elif self._may(Cause.AGAIN):
             soonest = self._subscribed_at + RECONNECT_MIN_SECONDS
             if monotonic >= soonest:
-                return self._subscribe_again(now, monotonic)
+                return self._subscribe_again(monotonic)
             self._again_at = soonest
         return []
 
@@ -702,10 +708,10 @@ class Sync:
         pace = ANSWER_PATIENCE_SECONDS if self._connecting_seconds is None else 4 * self._connecting_seconds
         return begun + min(ANSWER_PATIENCE_SECONDS, max(HURRIED_PATIENCE_SECONDS, pace))
 
-    def _progress(self, now: int, monotonic: float) -> Sequence[Effect]:
+    def _progress(self, monotonic: float) -> Sequence[Effect]:
         # Called after every event: whether the agent is up to date is a matter of what is there, not of what came last.
         if self.link is LinkState.LIVE and (self._fetches or self._persist_again_at is not None):
-            self._move(Cause.WANTED, now)
+            self._move(Cause.WANTED, monotonic)
         if self._quiet_at is not None and monotonic >= self._quiet_at:
             self._quiet_at = None
         if self.link is not LinkState.SYNCING or self._proposed is not None:
@@ -716,7 +722,7 @@ class Sync:
                 continue
             if self._why_unsettled(namespace):
                 return []
-        self._move(Cause.SETTLED, now)
+        self._move(Cause.SETTLED, monotonic)
         if self._again_at is None:
             self.answered = self.asked
             self._is_hurried = False
@@ -765,11 +771,13 @@ class Sync:
                 self._hear(address)
                 return self._fetch(outcome, topic, now, monotonic)
             case AdmittedUpdate():
-                self._proposed = (trusted, outcome)
-                return [PersistUpdate(outcome, trusted.floor)]
+                floor = self.floor.learn(trusted.floor, monotonic)
+                self._proposed = (trusted, outcome, floor)
+                return [PersistUpdate(outcome, floor)]
             case AdmittedRoot():
-                self._proposed = (trusted, outcome)
-                return [PersistRoot(outcome, trusted.floor)]
+                floor = self.floor.learn(trusted.floor, monotonic)
+                self._proposed = (trusted, outcome, floor)
+                return [PersistRoot(outcome, floor)]
 
     def _hear(self, address: Address, trouble: str = "") -> None:
         # Once a head was believed, later messages on its topic that are not do not take that back.
@@ -791,6 +799,8 @@ class Sync:
     ) -> Sequence[Effect]:
         effects = self._note(error, topic, now)
         self._hear(address, error.attack)
+        if isinstance(error, Frozen):
+            self._frozen_at = now
         match address:
             case DeltaAddress(namespace):
                 effects += self._fetch_snapshot(namespace, monotonic)
@@ -858,7 +868,7 @@ class Sync:
         if self._proposed is None:
             return []
         former_root = self.trusted.root.number
-        self.trusted, outcome = self._proposed
+        self.trusted, outcome, self.floor = self._proposed
         self._proposed = None
         self._persist_again_at = None
         if self.last_error == self._disk_error:
@@ -867,16 +877,17 @@ class Sync:
         self._rejections_told = 0
         if isinstance(outcome, AdmittedRoot):
             return [
+                Believe(self.floor),
                 Log(
                     Level.INFO,
                     "root admitted",
                     (("root", outcome.root.number), ("epoch", outcome.root.epoch)),
                 ),
-                *self._walk(former_root, now, monotonic),
+                *self._walk(former_root, monotonic),
                 self._report(now),
             ]
         self._heard[outcome.namespace] = ""
-        effects: list[Effect] = [Activate(outcome)]
+        effects: list[Effect] = [Believe(self.floor), Activate(outcome)]
         fetch = self._fetches.pop(outcome.namespace, None)
         if fetch is not None:
             effects.append(Unsubscribe((fetch.topic_filter,)))
@@ -926,20 +937,22 @@ class Sync:
             fault = Fault.NETWORK if self._is_hurried else Fault.PROTOCOL
             effects += [
                 Disconnect(),
-                *self._on_connect_failed(fault, why, now, monotonic, jitter),
+                *self._on_connect_failed(fault, why, monotonic, jitter),
             ]
         elif self.link is LinkState.SUBSCRIBING and monotonic >= self._retry_at:
             why = "the broker did not acknowledge a subscription in time"
             effects += [
                 Disconnect(),
-                *self._on_disconnected(Fault.NETWORK, why, now, monotonic, jitter),
+                *self._on_disconnected(Fault.NETWORK, why, monotonic, jitter),
             ]
         is_again_due = self._again_at is not None and monotonic >= self._again_at
+        # The clock was set back since a head was refused that it made look expired; no broker offers that head again by itself.
+        is_again_due |= self._frozen_at is not None and now < self._frozen_at
         if self._persist_again_at is not None and monotonic >= self._persist_again_at:
             self._persist_again_at = None
             is_again_due = True
         if is_again_due and self._may(Cause.AGAIN):
-            effects += self._subscribe_again(now, monotonic)
+            effects += self._subscribe_again(monotonic)
         if self.link in CONNECTED:
             for namespace, fetch in self._fetches.items():
                 if monotonic >= fetch.deadline:

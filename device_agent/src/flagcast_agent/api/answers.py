@@ -244,9 +244,10 @@ class Answers:
         """A text that nobody had before."""
         return self._fresh_id()
 
-    def now(self) -> float:
-        """Unix seconds with their fraction."""
-        return self._now()
+    def now(self) -> tuple[int, bool]:
+        """What time it is at least, in Unix seconds, and whether the device's own clock may be believed."""
+        wall, floor = int(self._now()), self._evaluator.floor
+        return floor.now(wall, self._monotonic()), floor.allows(wall)
 
     def explain(self, question: Question) -> ExplainedReply:
         """Raises InvalidCall: one of its leaves."""

@@ -101,7 +101,8 @@ class Ofrep:
             code = "PROVIDER_NOT_READY" if isinstance(error, NamespaceNotFound) else _code(error)
             return _json(400, {"errorCode": code, "errorDetails": _shown(error)})
         metadata = self._resolutions.metadata(knowledge)
-        etag = self._etag(knowledge, context, is_stale=bool(metadata["stale"]))
+        freshness = (metadata["stale"], metadata.get("clock_trusted", True))
+        etag = self._etag(knowledge, context, freshness)
         if _matches(request.headers.get("if-none-match", ""), etag):
             return Reply(304, JSON, b"", {"etag": etag})
         # Each slice becomes text at once, so that no caller waits for all of them.
@@ -166,9 +167,12 @@ class Ofrep:
             self._metadata = (metadata, encoded)
         return encoded
 
-    def _etag(self, knowledge: Knowledge, context: dict[str, object], *, is_stale: bool) -> str:
+    def _etag(
+        self, knowledge: Knowledge, context: dict[str, object], freshness: tuple[object, object]
+    ) -> str:
+        version = (knowledge.digest.hex(), _version(knowledge))
         basis = json.dumps(
-            [self._salt, knowledge.namespace, knowledge.digest.hex(), _version(knowledge), is_stale, context],
+            [self._salt, knowledge.namespace, *version, *freshness, context],
             sort_keys=True,
         )
         return f'"{hashlib.sha256(basis.encode()).hexdigest()[:32]}"'

@@ -102,7 +102,11 @@ class Resolutions:
     def __init__(self, answers: Answers, *, tells_static: bool = True) -> None:
         self._answers = answers
         self._tells_static = tells_static
-        self._metadata: tuple[Knowledge | None, int, dict[str, str | int | bool]] = (None, 0, {})
+        self._metadata: tuple[Knowledge | None, tuple[int, bool], dict[str, str | int | bool]] = (
+            None,
+            (0, True),
+            {},
+        )
         self._order: tuple[CompiledFlags | None, list[tuple[FlagKey, bool]]] = (None, [])
 
     def resolve(self, asked: Asked, wanted: Wanted) -> tuple[Resolved, Knowledge]:
@@ -167,19 +171,25 @@ class Resolutions:
         return self._answers.default_namespace
 
     def metadata(self, knowledge: Knowledge) -> dict[str, str | int | bool]:
-        """What every answer says of what it was given from; the same object for a second, so not to be changed."""
-        now = int(self._answers.now())
+        """What every answer says of what it was given from; the same object for a second, so not to be changed.
+
+        `clock_trusted` is there where it is false: age and staleness are then what they are at least.
+        """
+        time = self._answers.now()
         of, at, found = self._metadata
-        if of is knowledge and at == now:
+        if of is knowledge and at == time:
             return found
+        now, clock_is_trusted = time
         found = {
             "namespace": knowledge.namespace,
             "epoch": knowledge.epoch,
             "version": knowledge.version,
-            "age_seconds": max(0, now - knowledge.issued),
+            "age_seconds": knowledge.age(now),
             "stale": knowledge.is_stale(now),
         }
-        self._metadata = (knowledge, now, found)
+        if not clock_is_trusted:
+            found["clock_trusted"] = False
+        self._metadata = (knowledge, time, found)
         return found
 
     def _in_order(self, compiled: CompiledFlags) -> list[tuple[FlagKey, bool]]:
