@@ -150,8 +150,12 @@ def test_clock_ten_years_ahead(agent: AgentShell, publisher: PublisherSimulator)
     publisher.release(ON)
     with refused(agent, "freeze"):
         agent.hear()
+    agent.tick(60)
+    agent.settle()
+    assert agent.evaluator.knowledge(publisher.namespace).version == 1
     agent.now -= TEN_YEARS  # the device hears the time
-    agent.hear()
+    agent.tick(60)
+    agent.settle()
     assert agent.evaluator.knowledge(publisher.namespace).version == 2
 
 

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 from admitted import History
 from agent_shell import AgentShell
+from devices import Device, provision
 from flagd_calls import VERSIONS, calling
 from followed import FollowedAgent, boolean, wait_until
 from local_server import ENTRIES, NOW, running
-from publisher_simulator import DAY, PublisherSimulator
+from publisher_simulator import DAY, PublisherSimulator, SigningKey
 from raw_http1 import HttpClient
 from releases import ON
 
-from flagcast_agent import clock
+from flagcast_agent import clock, config
+from flagcast_agent.boot import boot
 from flagcast_agent.client import Change, Client
+from flagcast_agent.doctor import examine
 from flagcast_agent.store import Reader
 from flagcast_agent.timefloor import TimeFloor
 
@@ -85,6 +88,34 @@ def test_it_is_on_disk_with_what_led_to_it(tmp_path: Path) -> None:
     assert seen is not None
     assert seen.floor == in_this_boot
     agent.close()
+
+
+def test_a_later_anchor_of_a_later_epoch_takes_the_time_of_a_stolen_key_back(tmp_path: Path) -> None:
+    publisher = PublisherSimulator(now=clock.now())
+    publisher.release(ON)
+    (tmp_path / "anchor").write_bytes(publisher.anchor)
+    with provision(tmp_path / "device", tmp_path / "anchor", "mqtt://127.0.0.1:1883") as device:
+        settings = config.load(device.folder)
+        agent = AgentShell(settings.store, publisher)
+        publisher.now += 100 * YEAR
+        publisher.sign_again()
+        agent.catch_up()
+        agent.close()
+        assert examined(device)[0] == "warning"
+        publisher.now -= 100 * YEAR
+        root = publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+        settings.anchor.write_bytes(publisher.retained[publisher.root_topic(2)])
+        booted = boot(settings)
+        booted.store.close()
+        assert (booted.trusted.root, booted.trusted.floor) == (root, root.issued)
+        assert booted.evaluator.floor.time == root.issued
+        assert examined(device)[0] == "ok"
+
+
+def examined(device: Device) -> tuple[str, str]:
+    """What `doctor` says of the clock."""
+    (found,) = [one for one in examine(device.folder) if one.check == "clock"]
+    return found.verdict, found.found
 
 
 # Every protocol
@@ -231,7 +262,7 @@ def test_a_new_epoch_takes_the_time_of_a_stolen_key_back(agent: FollowedAgent, c
         assert client.evaluate("a", False).clock_is_trusted is False
         agent.publisher.now -= 100 * YEAR
         clocks.wall = agent.publisher.now
-        agent.publisher.rotate(publisher_keys=[type(agent.publisher.publisher_keys[0])("publisher-b")])
+        agent.publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
         agent.publish(boolean("a", enabled=False))
         wait_until(lambda: client.evaluate("a", True).epoch == 2)
         details = client.evaluate("a", True)

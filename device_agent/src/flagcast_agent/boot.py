@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from flagcast_shared.context import device_attributes
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import FlagKey, Namespace
-from flagcast_shared.trust import Trusted, begin, floor_under, restore
+from flagcast_shared.trust import Trusted, begin, floor_from_disk, restore
 
 from . import clock, config
 from .config import AgentConfig
@@ -49,15 +49,13 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
     store = Store(settings.store, may_be_read_only=True)
     try:
         saved = store.load()
-        believed = saved.floor.time
-        trusted = begin(settings.environment, settings.device, anchor, floor=believed)
+        trusted = begin(settings.environment, settings.device, anchor)
         if saved.root_data is not None:
-            later = begin(settings.environment, settings.device, saved.root_data, floor=believed)
-            if later.root.number >= trusted.root.number:
-                trusted = later
-            else:
-                # The device was provisioned anew, with a later anchor than the root it had walked to.
-                trusted = replace(trusted, floor=floor_under(trusted.root, later.root, believed))
+            later = begin(settings.environment, settings.device, saved.root_data)
+            # A device may be provisioned anew with a later anchor than the root it had walked to.
+            trusted = later if later.root.number >= trusted.root.number else trusted
+        epochs = {stored.epoch for stored in saved.namespaces}
+        trusted = replace(trusted, floor=floor_from_disk(trusted.root, saved.floor.time, epochs))
         evaluator = Evaluator(device_attributes(settings.device))
         monotonic = clock.monotonic()
         evaluator.floor = TimeFloor(boot=clock.boot_id()).resume(saved.floor, monotonic)

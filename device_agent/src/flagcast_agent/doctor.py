@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from flagcast_shared.errors import FlagcastError, Frozen, InvalidConfiguration, Refused
+from flagcast_shared.ids import Epoch
 from flagcast_shared.literals import format_instant
 from flagcast_shared.model import Instant
 from flagcast_shared.reports import Report, encode_report
 from flagcast_shared.root import Root
 from flagcast_shared.topics import DeviceAddress, Topics
-from flagcast_shared.trust import anchor, floor_under
+from flagcast_shared.trust import anchor, floor_from_disk
 
 from . import clock, config, mqtt
 from .config import AgentConfig, BrokerConfig
@@ -76,21 +77,17 @@ def examine(folder: Path) -> Iterator[Finding]:
     else:
         yield Finding("anchor", "ok", _root(in_force))
     yield from _database(settings)
-    floor, now = TimeFloor(boot=clock.boot_id()), clock.now()
+    floor, epochs, now = TimeFloor(boot=clock.boot_id()), frozenset[Epoch](), clock.now()
     try:
-        saved, root_data = Reader(settings.store).belief()
+        saved, root_data, epochs = Reader(settings.store).belief()
         floor = floor.resume(saved, clock.monotonic())
         if root_data is not None:
             walked = anchor(root_data, settings.environment)
-            if in_force is None or walked.number >= in_force.number:
-                in_force = walked
-            else:  # the device was provisioned anew
-                believed = floor_under(in_force, walked, floor.time)
-                floor = floor.learn(believed, clock.monotonic())
+            in_force = walked if in_force is None or walked.number > in_force.number else in_force
     except (StoreError, Refused):
         pass  # said above
     if in_force is not None:
-        floor = floor.learn(max(floor.time, in_force.issued), clock.monotonic())
+        floor = floor.learn(floor_from_disk(in_force, floor.time, epochs), clock.monotonic())
         yield _expiry(in_force, floor.now(now, clock.monotonic()))
     yield _clock(floor, now)
     yield from _permissions(settings)
@@ -123,7 +120,10 @@ def _expiry(root: Root, now: int) -> Finding:
     found = f"{_root(root)}, expires {_instant(root.expires)}"
     if now >= root.expires:
         return Finding(
-            "root in force", "failed", f"{found}: nothing new is admitted", "the publisher makes a new root"
+            "root in force",
+            "failed",
+            f"{found}: nothing new is admitted",
+            "is the clock below right? If it is, the publisher makes a new root",
         )
     if root.expires - now < ROOT_SOON_SECONDS:
         return Finding("root in force", "warning", f"{found}: soon", "the publisher makes a new root in time")

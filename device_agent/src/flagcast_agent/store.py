@@ -498,20 +498,23 @@ class Reader:
         """The next look gives everything, whether it is new or not."""
         self._seen = None
 
-    def belief(self) -> tuple[TimeFloor, bytes | None]:
-        """What time it is at least, to be resumed, and the root in force. Raises StoreError."""
+    def belief(self) -> tuple[TimeFloor, bytes | None, frozenset[Epoch]]:
+        """What time it is at least, to be resumed, the root in force, and the epochs of what is held. Raises StoreError."""
         try:
             connection, _ = _open_to_read(self._path)
             try:
                 if not _schema(self._path, connection):
-                    return TimeFloor(), None
+                    return TimeFloor(), None, frozenset()
                 trust = dict(_sealed(self._path, connection, "SELECT name, value, seal FROM trust"))
+                epochs = frozenset(
+                    Epoch(epoch) for (epoch,) in connection.execute("SELECT DISTINCT epoch FROM holding")
+                )
             finally:
                 connection.close()
             floor = _decode_floor(trust.get("floor", 0), trust.get("boot"))
         except (sqlite3.Error, OSError, Malformed, ValueError) as error:
             raise _explain_reading(self._path, error) from error
-        return floor, trust.get("root")
+        return floor, trust.get("root"), epochs
 
     def damages(self) -> tuple[str, ...]:
         """What SQLite's own check finds wrong with the file; empty when it is sound. Raises StoreError."""

@@ -18,7 +18,7 @@ The order of checks is fixed (verify first, read later):
 8. Only then there is a new holding.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .bucketing import candidate_bucket
@@ -270,13 +270,12 @@ def without_parts(trusted: Trusted, namespace: Namespace) -> Trusted:
     return replace(trusted, pending={**trusted.pending, namespace: replace(pending, parts={})})
 
 
-def floor_under(root: Root, former: Root, floor: int) -> int:
-    """The time to believe under `root`, where `floor` was believed under `former`.
+def floor_from_disk(root: Root, floor: int, epochs: Collection[Epoch]) -> int:
+    """The time to believe under `root`, where `floor` was persisted with heads of these epochs.
 
-    A head's `issued` is its publisher's word, which is good for an epoch, as its numbers are: a stolen key may have said any time
-    at all. So a new epoch begins with what the root keys say, also where that is earlier.
+    `root` may be a later anchor, which no update led to.
     """
-    return root.issued if root.epoch > former.epoch else max(floor, root.issued)
+    return max(floor, root.issued) if root.epoch in epochs else root.issued
 
 
 def clock_is_trusted(trusted: Trusted, now: int) -> bool:
@@ -322,7 +321,9 @@ def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Ou
     own = root.roles[Role.ROOT].keys
     verify(envelope, root, Role.ROOT, also_known=(signers & trusted.root.roles[Role.ROOT].keys) - own)
     _require_epoch(trusted.root, root)
-    floor = floor_under(root, trusted.root, trusted.floor)
+    # A head's `issued` is its publisher's word, which is good for an epoch, as its numbers are: a stolen key may have said any
+    # time at all. So a new epoch begins with what the root keys say, also where that is earlier.
+    floor = root.issued if root.epoch > trusted.root.epoch else max(trusted.floor, root.issued)
     admitted = replace(trusted, root=root, root_data=data, floor=floor, pending={})
     return admitted, AdmittedRoot(root, data)
 
