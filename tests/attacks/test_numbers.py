@@ -8,7 +8,7 @@ from agent_shell import AgentShell, ignored, refused
 from publisher_simulator import DAY, HEAD_LIFE_SECONDS, NOW, PublisherSimulator, SigningKey
 from releases import BETA, EVIL, OFF, ON, OTHER
 
-from flagcast_shared.ids import EntityId, Epoch, Namespace, Sequence, Version
+from flagcast_shared.ids import DeviceId, EntityId, Epoch, Namespace, Sequence, Version
 from flagcast_shared.limits import NUMBER_MAX
 from flagcast_shared.topics import DeviceAddress
 from flagcast_shared.trust import clock_is_trusted
@@ -362,9 +362,25 @@ def test_rejections_name_namespace_and_time(agent: AgentShell, publisher: Publis
     assert agent.reports[-1].applied[Namespace("default")].version == Version(1)
 
 
-def test_another_devices_report_is_nothing_to_believe(
-    agent: AgentShell, publisher: PublisherSimulator
+@pytest.mark.parametrize("kind", ["report", "metrics", "refresh"])
+@pytest.mark.parametrize("device", ["device-1", "another"])
+def test_what_devices_publish_is_nothing_to_believe(
+    agent: AgentShell, publisher: PublisherSimulator, device: str, kind: str
 ) -> None:
-    topic = publisher.topics.of(DeviceAddress(agent.sync.trusted.device.id, "report"))
+    publisher.release(ON)
+    topic = publisher.topics.of(DeviceAddress(DeviceId(device), kind))
     with ignored(agent):
         agent.deliver(topic, publisher.retained[publisher.head_topic])
+
+
+def test_what_one_device_received_is_what_another_is_to_have(
+    agent: AgentShell, publisher: PublisherSimulator, tmp_path: Path
+) -> None:
+    # Messages are not addressed to devices: handing them on is what a broker does, and changes nobody's belief.
+    other = AgentShell(tmp_path / "other.db", publisher, device="another")
+    other.connect()
+    for topic in (publisher.head_topic, publisher.part_topic(1)):
+        other.deliver(topic, publisher.retained[topic])
+    namespace = publisher.namespace
+    assert other.sync.trusted.holdings[namespace] == agent.sync.trusted.holdings[namespace]
+    other.close()

@@ -291,7 +291,7 @@ def test_clock_behind_the_last_root_is_found_out_also_after_a_restart(
     assert not clock_is_trusted(agent.sync.trusted, publisher.now - 1)
     agent.close()
     reborn = AgentShell(agent.path, publisher)
-    assert reborn.store.load().floor == publisher.now
+    assert reborn.store.load().floor.time == publisher.now
     reborn.close()
 
 

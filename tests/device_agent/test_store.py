@@ -127,7 +127,7 @@ def test_a_root_is_one_transaction(agent: AgentShell, publisher: PublisherSimula
     assert isinstance(admitted, AdmittedRoot)
     before, seen = disk_of(agent.path), []
     agent.store._connection.set_trace_callback(lambda _: seen.append(disk_of(agent.path)))
-    agent.store.persist_root(admitted, publisher.now)
+    agent.store.persist_root(admitted, TimeFloor(publisher.now))
     agent.store._connection.set_trace_callback(None)
     assert len(seen) > 3
     assert all(one == before for one in seen), "until the commit, neither the root nor its time is there"
@@ -142,7 +142,7 @@ def test_a_complete_content_leaves_nothing_of_a_former_one(
     other = AgentShell(agent.path.with_name("other.db"), publisher)
     other.catch_up()
     assert other.activated[0].is_complete
-    agent.store.persist_update(other.activated[0], 1)
+    agent.store.persist_update(other.activated[0], TimeFloor(1))
     other.close()
     assert list(stored_on(agent.store, publisher.namespace).records) == [encode_record(EVIL).data]
 
