@@ -197,11 +197,11 @@ def test_removed_flags_are_remembered_until_they_come_back(
     agent = AgentShell(path, publisher)
     agent.catch_up()
     for left, delta, writes, removed in (
-        ("acdef", True, 4, ("b",)),  # the record, its key, the head and the floor
-        ("cdef", False, 4, ("b", "a")),
-        ("bcdef", True, 4, ("a",)),
-        ("f", True, 12, ("c", "d", "e")),  # four of each, and the two oldest keys give way
-        ("af", True, 3, ("c", "d", "e")),
+        ("acdef", True, 5, ("b",)),  # the record, its key, the head and the floor's two rows
+        ("cdef", False, 5, ("b", "a")),
+        ("bcdef", True, 5, ("a",)),
+        ("f", True, 13, ("c", "d", "e")),  # four of each, and the two oldest keys give way
+        ("af", True, 4, ("c", "d", "e")),
     ):
         before = agent.store._connection.total_changes
         publisher.release(*flags(*left), delta=delta)

@@ -1467,7 +1467,7 @@ _STORE = (
     check(
         "profile that a worn flash changed",
         STORE,
-        'if profile is not None and _seal("profile", profile) != seal:',
+        "if any(value is not None and _seal(name, value) != seal for name, value, seal in sealed):",
         "device_agent/test_store.py::test_content_that_was_changed_is_not_read_by_others",
     ),
     check(
