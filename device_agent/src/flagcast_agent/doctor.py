@@ -88,7 +88,8 @@ def examine(folder: Path) -> Iterator[Finding]:
         pass  # said above
     if in_force is not None:
         floor = floor.learn(floor_from_disk(in_force, floor.time, epochs), clock.monotonic())
-        yield _expiry(in_force, floor.now(now, clock.monotonic()))
+        believed = floor.now(now, clock.monotonic())
+        yield _expiry(in_force, believed, is_enforced=floor.allows(now))
     yield _clock(floor, now)
     yield from _permissions(settings)
     yield _room(settings)
@@ -116,8 +117,11 @@ def _root(root: Root) -> str:
     return f"root {root.number}, epoch {root.epoch}, issued {_instant(root.issued)}"
 
 
-def _expiry(root: Root, now: int) -> Finding:
+def _expiry(root: Root, now: int, *, is_enforced: bool) -> Finding:
     found = f"{_root(root)}, expires {_instant(root.expires)}"
+    if now >= root.expires and not is_enforced:
+        found += ": by now, if what the publisher has signed is true"
+        return Finding("root in force", "warning", found, "look at the clock below")
     if now >= root.expires:
         return Finding(
             "root in force",
