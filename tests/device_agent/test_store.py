@@ -302,8 +302,8 @@ def test_second_agent_on_a_disk_that_takes_no_writes_is_refused(small_disk: Path
     Store(path, may_be_read_only=True).close()
 
 
-def run_child(path: Path, *, seconds: float) -> tuple[int, int]:
-    """Lets a process admit updates for so long and kills it; returns the version it began with and the last it printed."""
+def run_child(path: Path, *, updates: int, seconds: float) -> tuple[int, int]:
+    """Lets a process admit so many updates and kills it a little later; the version it began with, and the last it printed."""
     environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     with subprocess.Popen(
         [sys.executable, str(SUPPORT / "updating_child.py"), str(path)],
@@ -316,14 +316,14 @@ def run_child(path: Path, *, seconds: float) -> tuple[int, int]:
         first = child.stdout.readline()
         assert first.startswith("held "), child.communicate()[1]
         # However long it takes until then, the kill comes in the middle of a stream of updates.
-        lines = [child.stdout.readline()]
+        lines = [child.stdout.readline() for _ in range(updates)]
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(seconds)
         child.send_signal(signal.SIGKILL)
         out, err = child.communicate()
         assert child.returncode == -signal.SIGKILL, err
     # A line that the kill cut off was not said.
-    said = [line for line in (lines[0] + out).splitlines(keepends=True) if line.endswith("\n")]
+    said = [line for line in ("".join(lines) + out).splitlines(keepends=True) if line.endswith("\n")]
     return int(first.split()[1]), int(said[-1])
 
 
@@ -332,7 +332,7 @@ def test_kill_at_any_instant_loses_nothing_that_was_admitted(path: Path) -> None
     publisher = PublisherSimulator()
     last = 0
     for _ in range(7):
-        began, said = run_child(path, seconds=chance.uniform(0.0, 0.15))
+        began, said = run_child(path, updates=chance.randint(1, 8), seconds=chance.uniform(0.0, 0.02))
         assert began >= last, "a version that was on disk is gone"
         store = Store(path)
         assert store._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -343,7 +343,7 @@ def test_kill_at_any_instant_loses_nothing_that_was_admitted(path: Path) -> None
         assert said <= version <= said + 1, "at most one update was on its way"
         assert update.holding.digest == content_of(publisher, version).digest, "one version, whole"
         last = version
-    assert last > 20, f"only {last} updates in all; the kills did not meet a stream"
+    assert last > 7, "each kill came after at least one update"
 
 
 # Files that are not what was written
