@@ -289,7 +289,7 @@ def deliver_delta(agent: AgentShell, publisher: PublisherSimulator, body: bytes)
 
 
 def fetches_the_snapshot_instead(agent: AgentShell, publisher: PublisherSimulator) -> bool:
-    asked = Subscribe((publisher.topics.snapshot_filter(publisher.namespace, publisher.content.version),))
+    asked = Subscribe((publisher.part_topic(publisher.content.version),))
     if asked not in agent.effects:
         return False
     agent.settle()

@@ -261,6 +261,20 @@ def test_what_no_head_names_is_remembered_since_when_and_forgotten_when_it_is_go
     assert ledger.unnamed([Namespace("other")], [elsewhere], 500) == {elsewhere: 250}
 
 
+def test_what_a_head_no_longer_names_is_to_be_asked_for_by_name_until_it_is_gone(ledger: Ledger) -> None:
+    head = HeadAddress(NAMESPACE)
+    first, second = (SnapshotAddress(NAMESPACE, Version(version), 0) for version in (1, 2))
+    publish(ledger, next_plan(ledger, on=True))
+    assert ledger.to_ask_for() == [head]
+    publish(ledger, next_plan(ledger, on=False), NOW + 5)
+    assert ledger.to_ask_for() == [head, first]
+    assert ledger.unnamed([NAMESPACE], [first], NOW + 9) == {first: NOW + 5}
+    assert ledger.unnamed([NAMESPACE], [], NOW + 9) == {}
+    assert ledger.to_ask_for() == [head]
+    publish(ledger, next_plan(ledger, on=True), NOW + 10)
+    assert ledger.to_ask_for() == [head, second]
+
+
 def test_the_last_contents_that_were_published_are_what_deltas_can_begin_from(ledger: Ledger) -> None:
     for number in range(4):
         publish(ledger, next_plan(ledger, on=number % 2 == 0))

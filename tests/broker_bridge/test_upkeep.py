@@ -133,16 +133,21 @@ def test_the_next_turn_is_when_something_is_due_and_at_the_latest_by_the_timer(
     assert effects == [Turn("timer" if seconds == upkeep.CHECK_SECONDS else "due")]
 
 
-def test_a_whole_fleet_that_asks_is_answered_once_an_interval(settled: Clockwork) -> None:
+def test_a_whole_fleet_that_asks_is_answered_at_once_and_a_few_times_an_interval(settled: Clockwork) -> None:
     settled.pass_over(100)
-    for _ in range(1_000):
-        settled.tell(Asked())
-    assert settled.wait() == (upkeep.SETTLE_SECONDS, [Turn("a device asked", repeats=True)])
-    settled.tell(Turned({HEAD: GOOD}, None, has_repeated=True))
-    settled.pass_over(10)
-    settled.tell(Asked())
-    seconds, effects = settled.wait()
-    assert (seconds, effects) == (upkeep.REFRESH_SECONDS - 10, [Turn("a device asked", repeats=True)])
+    waits = []
+    for _ in range(upkeep.REFRESH_BURST + 1):
+        for _ in range(1_000):
+            settled.tell(Asked())
+        seconds, effects = settled.wait()
+        assert effects == [Turn("a device asked", repeats=True)]
+        waits.append(seconds)
+        settled.tell(Turned({HEAD: GOOD}, None, has_repeated=True))
+        settled.pass_over(10)
+    *first, last = waits
+    assert set(first) == {upkeep.SETTLE_SECONDS}
+    spent = upkeep.REFRESH_BURST * 10 + (upkeep.REFRESH_BURST - 1) * upkeep.SETTLE_SECONDS
+    assert last == upkeep.REFRESH_SECONDS - spent
 
 
 def test_a_held_ledger_is_waited_for_and_named_once(settled: Clockwork) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from agent_shell import AgentShell
-from publisher_simulator import NOW, PublisherSimulator
-from releases import OFF, ON
+from publisher_simulator import NOW, PublisherSimulator, SigningKey
+from releases import BETA, OFF, ON, OTHER
 
 from flagcast_agent import sync as core
 from flagcast_agent.link import RECONNECT_MIN_SECONDS, REMEMBER_SECONDS, BrokerMemory, LinkState
@@ -28,7 +28,7 @@ from flagcast_agent.sync import (
     Woken,
 )
 from flagcast_shared.context import Device
-from flagcast_shared.ids import DeviceId, Namespace
+from flagcast_shared.ids import DeviceId, EntityId, Namespace
 from flagcast_shared.reports import decode_refresh, decode_report
 from flagcast_shared.trust import begin
 
@@ -323,6 +323,59 @@ def test_one_connection_asks_only_so_often(agent: AgentShell, publisher: Publish
     agent.reconnect()
     agent.tick(core.REFRESH_PATIENCE_SECONDS)
     assert len(wishes(agent)) == 3, "another connection may be to another broker"
+
+
+def test_content_that_is_missing_is_asked_for_once_and_the_next_one_again(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    for version, flag in ((2, ON), (3, OTHER)):
+        publisher.release(flag, delta=False)
+        del publisher.retained[publisher.part_topic(version)]
+        agent.hear()
+        agent.tick(core.FETCH_PATIENCE_SECONDS - 0.1)
+        assert len(wishes(agent)) == version - 2
+        agent.tick(0.2)
+        agent.tick(core.FETCH_PATIENCE_SECONDS * 2)
+        assert len(wishes(agent)) == version - 1
+
+
+def test_a_device_that_hears_nothing_on_its_own_comes_to_root_head_and_content_by_asking(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    publisher.release(ON)
+    hidden, publisher.retained = publisher.retained, {}
+    agent.reconnect()
+    for asked in (1, 2, 3):
+        agent.tick(core.REFRESH_PATIENCE_SECONDS)
+        assert len(wishes(agent)) == asked
+        for topic, payload in hidden.items():
+            if topic in agent.filters:  # live, to who is subscribed at this moment
+                agent.deliver(topic, payload)
+    assert agent.sync.trusted.root.number == 2
+    assert agent.evaluator.boolean(publisher.namespace, BETA, EntityId("x"), {}).enabled
+
+
+def test_parts_are_asked_for_by_name_as_long_as_they_are_few(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.part_bytes = 1
+    publisher.release(OFF)
+    agent.connect()
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    assert publisher.head.stable.parts > core.PARTS_BY_NAME_MAX
+    wildcard = publisher.topics.snapshot_filter(publisher.namespace, publisher.content.version)
+    assert agent.effects[-1] == Subscribe((wildcard,))
+    publisher.part_bytes = 30
+    publisher.release(ON, delta=False)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    parts = publisher.head.stable.parts
+    assert 1 < parts <= core.PARTS_BY_NAME_MAX
+    assert agent.effects[-1] == Subscribe(tuple(publisher.part_topic(2, part) for part in range(parts)))
 
 
 # Signs of life

@@ -403,9 +403,15 @@ def _fleet(arguments: argparse.Namespace) -> int:
     from .fleet import summarize
 
     settings = project.load(arguments.project)
-    found = collector.muster(settings)
+    named = parse_device(arguments.device) if arguments.device else None
+    found = collector.muster(settings, named)
     now = clock.now()
-    if arguments.device and parse_device(arguments.device) not in found.fleet:
+    if found.needs_names and named is None:
+        _note(
+            f"warning: {settings.broker.url} shows no retained message to a subscription with wildcards, so it does not say "
+            "which devices there are; ask for one with --device ID"
+        )
+    if named is not None and named not in found.fleet:
         raise FlagcastError(f"{arguments.device}: no report of this device is on {settings.broker.url}")
     members = [member for name, member in sorted(found.fleet.items()) if arguments.device in {"", str(name)}]
     if arguments.format == "json":

@@ -28,19 +28,30 @@ RETRY_CAP_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Muster:
-    """What was read: every device, what everybody is offered, and the topics whose message is no report."""
+    """What was read: every device, what everybody is offered, and the topics whose message is no report.
+
+    With `needs_names` the broker shows reports only to who asks for them by a device's name.
+    """
 
     fleet: Fleet
     stable: Mapping[Namespace, tuple[Epoch, Version]]
     unreadable: Mapping[str, str]
+    needs_names: bool = False
 
 
-def muster(settings: Project) -> Muster:
-    """Every retained report, and what is published. Raises BrokerError, InvalidConfiguration."""
+def muster(settings: Project, device: DeviceId | None = None) -> Muster:
+    """Every retained report that the broker shows, that of `device` for sure, and what is published.
+
+    Raises:
+        BrokerError, LedgerError, InvalidConfiguration
+    """
     topics = settings.topics
     seen = publisher.read_broker(settings)
     with publisher.connect(settings) as connection:
         found = connection.read_all([topics.all_devices("report")])
+        own = "" if device is None else topics.of(DeviceAddress(device, "report"))
+        if own and own not in found:
+            found |= connection.read([own])
     reports: list[tuple[DeviceId, Report]] = []
     unreadable: dict[str, str] = {}
     for topic, payload in sorted(found.items()):
@@ -52,7 +63,7 @@ def muster(settings: Project) -> Muster:
         except Refused as error:
             unreadable[topic] = str(error)
     stable = {name: (live.head.epoch, live.head.stable.version) for name, live in seen.live.items()}
-    return Muster(gather(reports), stable, unreadable)
+    return Muster(gather(reports), stable, unreadable, seen.needs_names)
 
 
 def collect(

@@ -293,6 +293,7 @@ class Ledger:
             # Kept once, when it was published: what stands there later is what somebody made of it.
             if row is not None and bytes(row[0]) == messages[at]:
                 return
+            self._note_unnamed(head.namespace, {self._topics.of(each) for each in addresses}, now)
             self._database.change(
                 "DELETE FROM kept WHERE environment = :environment AND namespace = :namespace",
                 self._of(head.namespace),
@@ -304,6 +305,18 @@ class Ledger:
                     for each in addresses
                 ),
             )
+
+    def _note_unnamed(self, namespace: Namespace, named_now: set[str], now: int) -> None:
+        # What the head before named and this one does not: not every broker shows it to a subscription with wildcards.
+        former = self._database.rows(
+            "SELECT topic FROM kept WHERE environment = :environment AND namespace = :namespace"
+            " AND topic NOT IN (SELECT topic FROM unnamed WHERE environment = :environment)",
+            self._of(namespace),
+        )
+        self._database.insert(
+            "unnamed",
+            (self._of(namespace, topic=topic, since=now) for (topic,) in former if topic not in named_now),
+        )
 
     def has_issued(self, head: Head) -> bool:
         """Whether this very head was reserved here, published or not. Raises LedgerError."""
@@ -323,6 +336,19 @@ class Ledger:
             )
         found = ((self._topics.address(topic), bytes(data)) for topic, data in rows)
         return {address: data for address, data in found if address is not None}
+
+    def to_ask_for(self) -> list[Address]:
+        """What may stand on the broker and may have to be asked for by its name: heads, and what none of them names any more.
+
+        Raises:
+            LedgerError
+        """
+        with self._explained():
+            rows = self._database.rows(
+                "SELECT topic FROM unnamed WHERE environment = :environment ORDER BY topic", self._of()
+            )
+        old = (self._topics.address(topic) for (topic,) in rows)
+        return [*map(HeadAddress, self.namespaces()), *(each for each in old if each is not None)]
 
     def unnamed(
         self, namespaces: Iterable[Namespace], addresses: Iterable[Address], now: int

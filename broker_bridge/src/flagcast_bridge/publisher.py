@@ -98,6 +98,8 @@ class OnBroker:
     refused: Mapping[Address, Refused]
     foreign: tuple[str, ...]
     """Topics under ours that are of no known kind."""
+    needs_names: bool = False
+    """Whether the broker keeps what is retained from subscriptions with wildcards, so that only what is known is seen."""
 
     @property
     def root(self) -> Root:
@@ -226,10 +228,15 @@ def found(
 
 
 def read_broker(settings: Project) -> OnBroker:
-    """What is live, verified. Needs no signing key and no ledger. Raises BrokerError, InvalidConfiguration."""
+    """What is live, verified. Needs no signing key and no ledger. Raises BrokerError, LedgerError, InvalidConfiguration."""
     roots = project.read_roots(settings)
+    known: list[Address] = []
+    ledger = existing(settings.ledger, settings.environment)
+    if ledger is not None:
+        with closing(ledger):
+            known = ledger.to_ask_for()
     with connect(settings) as connection:
-        return _read(settings, roots, connection)
+        return _read(settings, roots, connection, known)
 
 
 def read_rollouts(settings: Project, namespaces: frozenset[Namespace]) -> tuple[RolloutStatus, ...]:
@@ -266,7 +273,7 @@ def preview(settings: Project, order: Order, *, say: Callable[[str], None]) -> O
             seen = _read(settings, roots, connection)
             return _decide(settings, order, seen, None, now=clock.now(), say=say)
         stack.enter_context(closing(ledger))
-        seen = _read(settings, roots, connection, ledger.namespaces())
+        seen = _read(settings, roots, connection, ledger.to_ask_for())
         return _decide(settings, order, seen, ledger, now=ledger.now(), say=say)
 
 
@@ -428,7 +435,7 @@ class _Run:
         self.root_data = roots[-1]
         self._connection = connection
         self._roots = roots
-        self.seen = _read(settings, roots, connection, ledger.namespaces())
+        self.seen = _read(settings, roots, connection, ledger.to_ask_for())
         for live in self.seen.live.values():
             # A head that a run before this one published and could not note down any more.
             ledger.confirm(live.head, now, self.seen.messages if live.is_whole else {})
@@ -490,13 +497,17 @@ class _Run:
 
     def clear(self, heads: list[Head]) -> tuple[int, int | None]:
         """Clear what the heads' namespaces no longer need: how many messages, and when (Unix seconds) the next is due."""
+        now = self.ledger.now()  # what was named until this run published is unnamed since a moment ago
         left = obsolete(heads, self.seen.messages)
-        since = self.ledger.unnamed([head.namespace for head in heads], left, self.now)
+        since = self.ledger.unnamed([head.namespace for head in heads], left, now)
         due = {address: since[address] + self.settings.grace for address in left}
-        over = [address for address in left if self.now >= due[address]]
+        over = [address for address in left if now >= due[address]]
         if over:
             self.ledger.check_lease()
             self._connection.publish([(self.settings.topics.of(address), b"") for address in over])
+            # Who asks for it by its name waits in vain.
+            kept = [address for address in left if address not in over]
+            self.ledger.unnamed([head.namespace for head in heads], kept, now)
         return len(over), min((due[address] for address in left if address not in over), default=None)
 
     def keep(self, messages: Mapping[Address, bytes]) -> None:
@@ -931,10 +942,11 @@ def _read(
     settings: Project,
     roots: tuple[bytes, ...],
     connection: mqtt.Connection,
-    known: Iterable[Namespace] = (),
+    known: Iterable[Address] = (),
 ) -> OnBroker:
-    # A broker drops what it cannot queue for us, so what must be there is asked for by its name: the heads of the namespaces that
-    # are known, and what heads name. Heads stand first, because those of namespaces that nobody knows can only be found.
+    # A broker drops what it cannot queue for us, and some show nothing retained to a subscription with wildcards. So what must be
+    # there is asked for by its name: roots, what is known, and what heads name. Roots and heads stand first, because those that
+    # nobody knows can only be found.
     topics = settings.topics
     messages: dict[Address, bytes] = {}
     foreign = []
@@ -945,12 +957,17 @@ def _read(
             foreign.append(topic)
         elif data:  # an empty one is a topic that was cleared while we looked
             messages[address] = data
-    _ask_for(settings, [HeadAddress(name) for name in known], messages, connection)
+    wanted = list(known)
+    needs_names = not any(isinstance(address, RootAddress) for address in messages)
+    if needs_names:
+        wanted += [RootAddress(number) for number in range(1, len(roots) + 2)]
+    _ask_for(settings, wanted, messages, connection)
+    needs_names = needs_names and any(isinstance(address, RootAddress) for address in messages)
     trusted, refused = _walk_roots(settings.environment, roots, messages)
     live, wrong = _verified(trusted, messages)
     if _ask_for(settings, [at for each in live.values() for at in named(each.head)], messages, connection):
         live, wrong = _verified(trusted, messages)
-    return OnBroker(trusted, messages, live, {**refused, **wrong}, tuple(foreign))
+    return OnBroker(trusted, messages, live, {**refused, **wrong}, tuple(foreign), needs_names)
 
 
 def _ask_for(

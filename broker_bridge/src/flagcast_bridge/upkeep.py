@@ -15,7 +15,8 @@ The link:
 
 A turn is due: on every connection, because a broker that restarted may have forgotten; soon after a message at the topic of a
 root or head that is not what stood there after the last turn; when a head is to be renewed or an old message to be cleared; when
-a device asks, but not more often than REFRESH_SECONDS; and on a timer, because what is lost without a message tells nobody.
+a device asks, but at most REFRESH_BURST times in REFRESH_SECONDS; and on a timer, because what is lost without a message tells
+nobody.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,9 @@ SETTLE_SECONDS: Final = 1.0
 TURN_PAUSE_SECONDS: Final = 3.0
 """Between turns that messages cause: somebody who writes without end must not keep us busy without end."""
 REFRESH_SECONDS: Final = 60.0
-"""How often everything is published again because devices ask: a whole fleet asks at once, and one answer serves it."""
+REFRESH_BURST: Final = 3
+"""So many times within so long everything is published again because devices ask: a whole fleet asks at once, and one answer
+serves it. A device that finds nothing on its broker asks for a root, then for the head, then for what the head names."""
 LEASE_PAUSE_SECONDS: Final = 2.0
 """How soon the ledger is asked for again while another publisher has it."""
 BACKOFF_FIRST_SECONDS: Final = 1.0
@@ -182,7 +185,7 @@ class Upkeep:
     _turn_why: str = ""
     _quiet_until: float = 0.0
     _repeat_at: float | None = None
-    _repeated_at: float | None = None
+    _repeated_at: tuple[float, ...] = ()
     _failures: int = 0
     _is_held: bool = False
     _standing: Mapping[str, Digest] = field(default_factory=dict)
@@ -242,7 +245,8 @@ class Upkeep:
     def _on_asked(self, monotonic: float) -> Sequence[Effect]:
         if self._repeat_at is not None:
             return []
-        earliest = 0.0 if self._repeated_at is None else self._repeated_at + REFRESH_SECONDS
+        is_spent = len(self._repeated_at) == REFRESH_BURST
+        earliest = self._repeated_at[0] + REFRESH_SECONDS if is_spent else 0.0
         self._repeat_at = max(monotonic + SETTLE_SECONDS, earliest)
         return []
 
@@ -255,7 +259,8 @@ class Upkeep:
             wait, self._turn_why = max(TURN_PAUSE_SECONDS, float(turned.due - now)), "due"
         self._turn_at = monotonic + wait
         if turned.has_repeated:
-            self._repeat_at, self._repeated_at = None, monotonic
+            self._repeat_at = None
+            self._repeated_at = (*self._repeated_at, monotonic)[-REFRESH_BURST:]
         self._said = {line: at for line, at in self._said.items() if line in turned.warnings}
         fresh = [
             line

@@ -17,6 +17,10 @@ The states of the link and what leads from one to another stand in `link.TRANSIT
 Every connection is a clean start whose session ends with it. A session that outlives its connection would save the heads, a few
 hundred bytes each, and would have the broker queue every head and every content of the time between.
 
+Some brokers keep retained messages where this device does not hear them: of another node of the cluster, or not for a filter
+with a wildcard. So parts of a snapshot are asked for by name, and a head or a content that does not come is asked of the
+publisher, which publishes it again, live.
+
 What it does not do: it never waits for a message to be sure that there is none; a retained message may come before or after the
 SUBACK or never, and every order of arrival leads to the same state.
 """
@@ -83,9 +87,12 @@ messages come with the SUBACK; the rest is what an answer to a refresh may take.
 REFRESH_PATIENCE_SECONDS: Final = 4.0
 """How long after the SUBACK a head may be missing before the publisher is asked for it."""
 REFRESH_INTERVAL_SECONDS: Final = 600.0
-"""How often one connection asks the publisher at most."""
+"""How often one connection asks the publisher for heads at most, until a root is admitted, and how often for one content."""
 FETCH_PATIENCE_SECONDS: Final = 15.0
-"""How long content may take before it is asked for otherwise, or again."""
+"""How long content may take before it is asked for otherwise, or again. Where the head itself had to be asked for, the content is
+not expected to be there either, and REFRESH_PATIENCE_SECONDS is enough."""
+PARTS_BY_NAME_MAX: Final = 32
+"""More parts are subscribed to with a wildcard: AWS IoT allows a connection 50 subscriptions."""
 FETCH_PATIENCE_CAP_SECONDS: Final = 600.0
 PERSIST_RETRY_SECONDS: Final = 30.0
 """How often a disk that was full is tried again."""
@@ -372,14 +379,16 @@ class Refusal:
 
 @dataclass(slots=True)
 class _Fetch:
-    # Content that was asked for: by which subscription, until when to wait, and how long the next wait is. Spoiled: its
+    # Content that was asked for: by which subscriptions, until when to wait, and how long the next wait is. Spoiled: its
     # parts do not fit together.
     version: Version
-    topic_filter: str
+    parts: int
+    filters: tuple[str, ...]
     deadline: float
     patience: float
     is_delta: bool
     is_spoiled: bool = False
+    refresh_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -430,6 +439,7 @@ class Sync:
     _frozen_at: int | None = None
     _quiet_at: float | None = None
     _refresh_at: float = 0.0
+    _has_asked_for_heads: bool = False
     _heartbeat_at: float | None = None
     _fetches: dict[Namespace, _Fetch] = field(default_factory=dict)
     _proposed: tuple[Trusted, AdmittedUpdate | AdmittedRoot, TimeFloor] | None = None
@@ -561,6 +571,7 @@ class Sync:
         self.connections += 1
         self._connected_at = monotonic
         self._refresh_at = monotonic
+        self._has_asked_for_heads = False
         self._is_heartbeat_due(monotonic)  # the birth is a sign of life too
         self.last_error = ""
         self._fetches.clear()
@@ -616,6 +627,7 @@ class Sync:
         # until the broker has answered what stands after this root.
         self._move(Cause.AGAIN, monotonic)
         self._is_walking = True
+        self._refresh_at = monotonic
         former = (self.topics.of(RootAddress(former_root + 1)), *self._drop_fetches())
         following = self.topics.of(RootAddress(self.trusted.root.number + 1))
         return [Unsubscribe(former), self._subscribe(monotonic, (following,))]
@@ -833,32 +845,36 @@ class Sync:
         if known is not None and known.version == wanted.offering.version:
             return effects
         if known is not None:
-            effects.append(Unsubscribe((known.topic_filter,)))
-        if wanted.has_delta and wanted.held is not None and wanted.refused is None:
-            wished = self.topics.of(DeltaAddress(wanted.namespace, wanted.offering.version, wanted.held))
+            effects.append(Unsubscribe(known.filters))
+        version, parts = wanted.offering.version, wanted.offering.parts
+        is_delta = wanted.has_delta and wanted.refused is None
+        if is_delta and wanted.held is not None:
+            wished: tuple[str, ...] = (self.topics.of(DeltaAddress(wanted.namespace, version, wanted.held)),)
         else:
-            wished = self.topics.snapshot_filter(wanted.namespace, wanted.offering.version)
+            wished = self._snapshot_filters(wanted.namespace, version, parts)
+        patience = REFRESH_PATIENCE_SECONDS if self._has_asked_for_heads else FETCH_PATIENCE_SECONDS
         self._fetches[wanted.namespace] = _Fetch(
-            wanted.offering.version,
-            wished,
-            monotonic + FETCH_PATIENCE_SECONDS,
-            FETCH_PATIENCE_SECONDS,
-            is_delta="/delta/" in wished,
+            version, parts, wished, monotonic + patience, patience, is_delta=is_delta
         )
-        return [*effects, Subscribe((wished,))]
+        return [*effects, Subscribe(wished)]
+
+    def _snapshot_filters(self, namespace: Namespace, version: Version, parts: int) -> tuple[str, ...]:
+        if parts > PARTS_BY_NAME_MAX:
+            return (self.topics.snapshot_filter(namespace, version),)
+        return tuple(self.topics.of(SnapshotAddress(namespace, version, part)) for part in range(parts))
 
     def _fetch_snapshot(self, namespace: Namespace, monotonic: float) -> Sequence[Effect]:
         fetch = self._fetches.get(namespace)
         if fetch is None or not fetch.is_delta:
             return []
-        former = fetch.topic_filter
-        fetch.topic_filter = self.topics.snapshot_filter(namespace, fetch.version)
+        former = fetch.filters
+        fetch.filters = self._snapshot_filters(namespace, fetch.version, fetch.parts)
         fetch.is_delta = False
         fetch.deadline = monotonic + fetch.patience
-        return [Unsubscribe((former,)), Subscribe((fetch.topic_filter,))]
+        return [Unsubscribe(former), Subscribe(fetch.filters)]
 
     def _drop_fetches(self) -> tuple[str, ...]:
-        filters = tuple(fetch.topic_filter for fetch in self._fetches.values())
+        filters = tuple(name for fetch in self._fetches.values() for name in fetch.filters)
         self._fetches.clear()
         return filters
 
@@ -890,7 +906,7 @@ class Sync:
         effects: list[Effect] = [Believe(self.floor), Activate(outcome)]
         fetch = self._fetches.pop(outcome.namespace, None)
         if fetch is not None:
-            effects.append(Unsubscribe((fetch.topic_filter,)))
+            effects.append(Unsubscribe(fetch.filters))
         holding = outcome.holding
         effects.append(
             Log(
@@ -918,7 +934,7 @@ class Sync:
         if self._proposed is not None and isinstance(self._proposed[1], AdmittedUpdate):
             # The content has arrived; asking for it again before the disk is tried again would be of no use.
             fetch = self._fetches.pop(self._proposed[1].namespace, None)
-            effects += [Unsubscribe((fetch.topic_filter,))] if fetch is not None else []
+            effects += [Unsubscribe(fetch.filters)] if fetch is not None else []
             self._heard[self._proposed[1].namespace] = "it could not be persisted"
         self._proposed = None
         self.last_error = self._disk_error = why
@@ -975,30 +991,47 @@ class Sync:
         if self.link is not LinkState.SYNCING or not missing or monotonic < self._refresh_at:
             return []
         self._refresh_at = monotonic + REFRESH_INTERVAL_SECONDS
-        topic = self.topics.of(DeviceAddress(self.trusted.device.id, "refresh"))
+        self._has_asked_for_heads = True
         return [
             Log(
                 Level.WARNING,
                 "no head was heard; asking for it to be published again",
                 (("namespaces", " ".join(missing)),),
             ),
-            Send(topic, encode_refresh(Refresh(tuple(missing))), self._token()),
+            self._ask_publisher(missing),
         ]
+
+    def _refresh_content(self, namespace: Namespace, fetch: _Fetch, monotonic: float) -> Sequence[Effect]:
+        if monotonic < fetch.refresh_at:
+            return []
+        fetch.refresh_at = monotonic + REFRESH_INTERVAL_SECONDS
+        return [self._ask_publisher([namespace])]
+
+    def _ask_publisher(self, namespaces: Sequence[Namespace]) -> Send:
+        topic = self.topics.of(DeviceAddress(self.trusted.device.id, "refresh"))
+        return Send(topic, encode_refresh(Refresh(tuple(namespaces))), self._token())
 
     def _ask_again(self, namespace: Namespace, fetch: _Fetch, monotonic: float) -> Sequence[Effect]:
         waited = Log(
             Level.WARNING,
             "content did not arrive; asking again",
-            (("namespace", namespace), ("version", fetch.version), ("topic", fetch.topic_filter)),
+            (("namespace", namespace), ("version", fetch.version), ("topic", fetch.filters[0])),
         )
         if fetch.is_delta:
-            return [waited, *self._fetch_snapshot(namespace, monotonic)]
+            # Where heads were there, the snapshot will be too.
+            asked = self._refresh_content(namespace, fetch, monotonic) if self._has_asked_for_heads else ()
+            return [waited, *self._fetch_snapshot(namespace, monotonic), *asked]
         if fetch.is_spoiled:
             self.trusted = without_parts(self.trusted, namespace)
             fetch.is_spoiled = False
         fetch.patience = min(FETCH_PATIENCE_CAP_SECONDS, fetch.patience * 2)
         fetch.deadline = monotonic + fetch.patience
-        return [waited, Unsubscribe((fetch.topic_filter,)), Subscribe((fetch.topic_filter,))]
+        return [
+            waited,
+            Unsubscribe(fetch.filters),
+            Subscribe(fetch.filters),
+            *self._refresh_content(namespace, fetch, monotonic),
+        ]
 
     # Reports
 
