@@ -10,7 +10,7 @@ BENCHMARKS := evaluation local_api agent_start client storm wire cuts delta soak
 SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-providers lint bench fuzz lock proto format clean
+.PHONY: help install demo test test-brokers test-providers lint bench fuzz lock proto format clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -31,11 +31,16 @@ install: $(READY) ## Build the virtual environment .venv
 demo: $(READY) ## Run the main job for real: publish, receive, verify, persist, answer
 	$(BIN)/flagcast demo --flags examples
 
-test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may)
+test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may) but those on other brokers
 	@tools/need-mosquitto.sh
 	@tools/need-postgres.sh
 	@tools/need-node-modules.sh
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not (rabbitmq or aedes or ejabberd or variant)"
+
+test-brokers: $(READY) ## Run every scenario on every broker (installs them when it may) and print the table
+	@tools/need-mosquitto.sh
+	@tools/need-brokers.sh
+	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/matrix
 
 test-providers: $(READY) ## Run the tests with providers and clients of others, Go's among them
 	@tools/need-node-modules.sh

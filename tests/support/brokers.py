@@ -1,4 +1,4 @@
-"""Real brokers for tests: mosquitto, and the embedded one, each as a process of its own.
+"""Real brokers for tests: mosquitto, and the embedded one, each as a process of its own; `other_brokers` has more.
 
 `start_mosquitto` and `start_amqtt` return when the broker answers. A Broker is a context manager and ends with its block.
 """
@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,12 +32,19 @@ class BrokerFailed(Exception):
 
 @dataclass(slots=True)
 class Broker:
-    """A broker's process. `port` stays the same through a restart."""
+    """A broker's process, and what it starts. `port` stays the same through a restart.
+
+    It answers when somebody listens on its port, or when `_is_ready` says so.
+    """
 
     kind: str
     port: int
     folder: Path
     _command: Callable[[int], Sequence[str]]
+    scheme: str = "mqtt"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    patience: float = START_SECONDS
+    _is_ready: Callable[[], bool] | None = None
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -46,7 +54,7 @@ class Broker:
     @property
     def url(self) -> str:
         """What a project or an agent is configured with."""
-        return f"mqtt://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -61,6 +69,11 @@ class Broker:
 
     def start(self) -> None:
         """Start, and return when it answers."""
+        self.launch()
+        self.wait_until_ready()
+
+    def launch(self) -> None:
+        """Start, and do not wait: a node of a cluster may wait for another one."""
         assert self._process is None
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{self.kind}.log").open("ab") as out:
@@ -69,11 +82,15 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1", **self.environment},
                 start_new_session=True,
             )
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
+
+    def wait_until_ready(self) -> None:
+        """Return when it answers."""
+        assert self._process is not None
+        deadline = time.monotonic() + self.patience
+        while not (self._answers() and (self._is_ready is None or self._is_ready())):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise BrokerFailed(f"{self.kind} on port {self.port} did not start:\n{self.log}")
@@ -112,6 +129,9 @@ class Broker:
             process.kill()
             process.wait()
             raise BrokerFailed(f"{self.kind} did not end by {number.name}:\n{self.log}") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started and left behind
 
     def _answers(self) -> bool:
         try:

@@ -32,6 +32,7 @@ class Device:
     """One provisioned device. A context manager that leaves no process behind."""
 
     folder: Path
+    patience: float = PATIENCE_SECONDS
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _log_start: int = field(default=0, init=False)
 
@@ -73,9 +74,9 @@ class Device:
         """Wait until the agent has logged a line with `text`."""
         self.wait_until(lambda: text in self.log, text)
 
-    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+    def wait_until(self, holds: Callable[[], object], what: str) -> None:
         """Wait for a condition, but not for longer than the agent lives."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience
         while not holds():
             is_over = self._process is None or self._process.poll() is not None
             if is_over or time.monotonic() > deadline:
@@ -112,16 +113,35 @@ class Device:
         assert isinstance(status, dict)
         return status
 
+    def configure(self, broker: Mapping[str, str], *lines: str) -> None:
+        """Put keys into the `[broker]` of its configuration, in place of those that are there, and lines at its end."""
+        path = self.folder / "agent.toml"
+        kept = [line for line in path.read_text().splitlines() if line.partition(" =")[0] not in broker]
+        at = kept.index("[broker]") + 1
+        kept[at:at] = [f"{key} = {json.dumps(value)}" for key, value in broker.items()]
+        path.write_text("\n".join((*kept, *lines, "")))
+
+    def holds(self, version: int) -> None:
+        """Wait until it has admitted this version, or holds it since it was started."""
+        self.wait_until(lambda: self.logged_versions[-1:] == [version], f"version {version}")
+
     def variants(self, flags: Sequence[str], entity: str = "e") -> tuple[str, ...]:
         """The variants of several flags in one batch, so all from one version; waits until the agent answers."""
+        return tuple(each.variant_response.variant_key for each in self._batch(flags, entity))
+
+    def _batch(self, flags: Sequence[str], entity: str) -> Sequence[flipt.EvaluationResponse]:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                return asyncio.run(_variants(self.socket, flags, entity))
+                return asyncio.run(_batch(self.socket, flags, entity))
             except (OSError, GRPCError, StreamTerminatedError) as error:
                 if time.monotonic() > deadline:
                     raise DeviceFailed(f"no answer: {error}:\n{self.log}") from error
                 time.sleep(_POLL_SECONDS)
+
+    def enabled(self, *flags: str) -> tuple[bool, ...]:
+        """Whether boolean flags are on, in one batch, so all from one version; waits until the agent answers."""
+        return tuple(each.boolean_response.enabled for each in self._batch(flags, "e"))
 
     def evaluate(self, flag: str, entity: str, context: Mapping[str, str] | None = None) -> dict[str, object]:
         """One flag's answer, through the command."""
@@ -156,8 +176,8 @@ def provision(
     return Device(folder)
 
 
-async def _variants(socket: Path, flags: Sequence[str], entity: str) -> tuple[str, ...]:
+async def _batch(socket: Path, flags: Sequence[str], entity: str) -> Sequence[flipt.EvaluationResponse]:
     requests = [flipt.EvaluationRequest(flag_key=flag, entity_id=entity) for flag in flags]
     async with Channel(path=str(socket)) as channel, asyncio.timeout(PATIENCE_SECONDS):
         response = await EvaluationServiceStub(channel).Batch(flipt.BatchEvaluationRequest(requests=requests))
-    return tuple(each.variant_response.variant_key for each in response.responses)
+    return tuple(response.responses)

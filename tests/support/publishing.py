@@ -40,9 +40,11 @@ class Flagcast:
         return self(command, *arguments, "--project", self.folder)
 
 
-def make_project(folder: Path, broker_url: str, settings: Mapping[str, str] | None = None) -> Project:
-    """A new project for environment "test"; `settings` replaces whole lines of its configuration that begin with the key."""
-    publisher.found(folder, "test", broker_url)
+def make_project(
+    folder: Path, broker_url: str, settings: Mapping[str, str] | None = None, *, environment: str = "test"
+) -> Project:
+    """A new project; `settings` replaces whole lines of its configuration that begin with the key."""
+    publisher.found(folder, environment, broker_url)
     configure(folder, settings or {})
     return project.load(folder)
 
