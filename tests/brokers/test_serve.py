@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from devices import Device, provision
+from devices import provision
 from publishing import Flagcast, configure, features, make_project
 from serving import Serve
 
@@ -93,31 +93,6 @@ def serve(site: Site, tmp_path: Path) -> Iterator[Serve]:
     with Serve(site.project.folder, tmp_path / "serve.log") as running:
         running.wait_for("checked")
         yield running
-
-
-@pytest.fixture
-def device(site: Site, tmp_path: Path) -> Iterator[Device]:
-    with provision(tmp_path / "device", site.project.root_file(1), site.broker.url) as made:
-        yield made
-
-
-def test_a_broker_that_forgot_everything_has_it_again_and_an_agent_that_is_new_gets_it(
-    site: Site, device: Device, tmp_path: Path
-) -> None:
-    site.publish(a=True)
-    before = site.retained()
-    with Serve(site.project.folder, tmp_path / "serve.log") as serve:
-        serve.wait_for("checked")
-        site.broker.kill()
-        serve.wait_for('"connection lost"')
-        site.broker.start()  # it keeps nothing on disk
-        serve.wait_for('"put back"')
-        # The very bytes, so that no device that has them has news.
-        assert site.retained() == before
-        device.start()
-        device.wait_for("message=admitted")
-        assert device.evaluate("a", "e")["value"] is True
-        assert len(site.flagcast.on_project("log").out.splitlines()) == 1
 
 
 def test_a_broker_restored_from_an_old_save_is_brought_to_the_present(

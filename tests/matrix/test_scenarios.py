@@ -153,7 +153,8 @@ def test_a_broker_that_forgot_everything_has_it_again_from_serve(fleet: Fleet) -
     before = len(serve.lines('"put back"'))
     fleet.site.crash(forgets=True)
     serve.wait_for('"put back"', before + 1)
-    assert fleet.retained(*whole) == whole
+    assert fleet.retained(*whole) == whole, "the very bytes, so that no device that has them has news"
+    assert len(fleet.run("log").splitlines()) == 1
     device = started(fleet.device("new"), 1)
     assert device.enabled("a") == (True,)
     assert device.stop() == 0

@@ -43,7 +43,7 @@ def muster(settings: Project, device: DeviceId | None = None) -> Muster:
     """Every retained report that the broker shows, that of `device` for sure, and what is published.
 
     Raises:
-        BrokerError, LedgerError, InvalidConfiguration
+        BrokerError, InvalidConfiguration
     """
     topics = settings.topics
     seen = publisher.read_broker(settings)

@@ -13,7 +13,7 @@ The order is what keeps devices from ever seeing half a truth, whenever this pro
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -228,13 +228,18 @@ def found(
 
 
 def read_broker(settings: Project) -> OnBroker:
-    """What is live, verified. Needs no signing key and no ledger. Raises BrokerError, LedgerError, InvalidConfiguration."""
+    """What is live, verified. Needs no signing key and, but where a broker must be asked by name, no ledger.
+
+    Raises:
+        BrokerError, InvalidConfiguration
+    """
     roots = project.read_roots(settings)
     known: list[Address] = []
-    ledger = existing(settings.ledger, settings.environment)
-    if ledger is not None:
-        with closing(ledger):
-            known = ledger.to_ask_for()
+    with suppress(LedgerError):
+        ledger = existing(settings.ledger, settings.environment)
+        if ledger is not None:
+            with closing(ledger):
+                known = ledger.to_ask_for()
     with connect(settings) as connection:
         return _read(settings, roots, connection, known)
 
