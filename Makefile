@@ -40,7 +40,7 @@ test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may) 
 test-brokers: $(READY) ## Run every scenario on every broker (installs them when it may) and print the table
 	@tools/need-mosquitto.sh
 	@tools/need-brokers.sh
-	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/matrix
+	$(BIN)/python -m pytest -n 3 --dist loadscope tests/matrix
 
 test-providers: $(READY) ## Run the tests with providers and clients of others, Go's among them
 	@tools/need-node-modules.sh

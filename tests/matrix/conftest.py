@@ -7,6 +7,7 @@ import pytest
 import sites
 from publishing import Flagcast
 from sites import Fleet, Site
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # ships none
 
 import matrix
 from flagcast_bridge import mqtt
@@ -15,9 +16,21 @@ ASKED = ("no head was heard; asking", "content did not arrive; asking")
 
 
 def param(name: str) -> object:
-    """A broker as a parameter of `site`, with its marker; all its scenarios run in one process."""
-    marks = [getattr(pytest.mark, name.partition("-")[0]), pytest.mark.xdist_group(name)]
+    """A broker as a parameter of `site`, with its marker."""
+    marks = [getattr(pytest.mark, name.partition("-")[0])]
     return pytest.param(name, marks=[*marks, pytest.mark.variant] if name in matrix.VARIANTS else marks)
+
+
+class ByBroker(LoadScopeScheduling):  # type: ignore[misc]  # without types
+    """All scenarios of a broker in one process, which starts it once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.rpartition("[")[2]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByBroker | None:
+    """For --dist loadscope, whose scopes are modules otherwise."""
+    return ByBroker(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,6 +62,8 @@ def fleet(
 ) -> Iterator[Fleet]:
     # On this machine a broker has sent all retained messages long before the time that networks are given.
     monkeypatch.setattr(mqtt, "QUIET_SECONDS", 0.2)
+    if site.name == "amqtt":
+        site.crash()  # it sends clients what others asked for, so one scenario would hear all that were before
     with sites.fleet(site, tmp_path, Flagcast(tmp_path / "fleet", capsys)) as made:
         if note in (matrix.SERVE, matrix.OTHER_NODE):
             made.serve()

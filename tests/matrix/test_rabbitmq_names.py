@@ -14,9 +14,7 @@ def note() -> None:
     """No cell of the table."""
 
 
-@pytest.mark.parametrize(
-    "site", [pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))], indirect=True
-)
+@pytest.mark.parametrize("site", ["rabbitmq"], indirect=True)
 def test_a_report_of_a_device_whose_name_has_a_dot_is_not_found(site: Site, fleet: Fleet) -> None:
     dotted, plain = (DeviceAddress(DeviceId(name), "report") for name in ("charger.17", "charger-17"))
     for address in (dotted, plain):
