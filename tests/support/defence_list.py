@@ -1327,8 +1327,8 @@ _SYNC = (
     Defence(
         "heads that are judged before the last root",
         SYNC,
-        "        self._is_walking = True\n        former",
-        "        former",
+        "        self._is_walking = True\n",
+        "",
         "attacks/test_roots.py::test_head_by_a_key_that_only_a_root_on_the_way_lists",
     ),
     Defence(
