@@ -35,6 +35,7 @@ test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may) 
 	@tools/need-mosquitto.sh
 	@tools/need-postgres.sh
 	@tools/need-node-modules.sh
+	@tools/need-go-application.sh
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not (rabbitmq or aedes or ejabberd or variant)"
 
 test-brokers: $(READY) ## Run every scenario on every broker (installs them when it may) and print the table
@@ -42,9 +43,9 @@ test-brokers: $(READY) ## Run every scenario on every broker (installs them when
 	@tools/need-brokers.sh
 	$(BIN)/python -m pytest -n 3 --dist loadscope tests/matrix
 
-test-providers: $(READY) ## Run the tests with providers and clients of others, Go's among them
+test-providers: $(READY) ## Run the tests with providers and clients of others alone
 	@tools/need-node-modules.sh
-	@tools/need-go-application.sh
+	@tools/need-go-application.sh --required
 	$(BIN)/python -m pytest -n 2 tests/providers
 
 lint: $(READY) ## ruff, mypy --strict, import-linter

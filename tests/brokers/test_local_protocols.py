@@ -1,66 +1,20 @@
 """A real agent behind a real broker, asked by every local protocol at once while flags change, are forged, and the agent ends."""
 
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from devices import Device, provision
-from flagd_calls import calling, grpc, named
-from publisher_simulator import PublisherSimulator, flip_last_bit
+from flagd_calls import calling, grpc, named, switch
+from publisher_simulator import flip_last_bit
 from raw_http1 import HttpClient
+from scenes import Scene, scene
 
-from brokers import Broker, start_mosquitto
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
-from flagcast_bridge import mqtt
 from flagcast_shared.envelope import open_envelope
-from flagcast_shared.ids import FlagKey
 from flagcast_shared.messages import Place, decode_head
-from flagcast_shared.model import BooleanFlag
 from flagcast_shared.records import content_digest, decode_record
 from flagcast_shared.topics import Kind
 
 pytestmark = pytest.mark.mosquitto
-
-
-def flag(key: str, *, enabled: bool) -> BooleanFlag:
-    return BooleanFlag(FlagKey(key), enabled)
-
-
-@dataclass
-class Scene:
-    publisher: PublisherSimulator
-    broker: Broker
-    device: Device
-
-    def publish(self, *flags: BooleanFlag) -> None:
-        self.publisher.now = int(time.time())  # noqa: TID251  # what a publisher's clock would say
-        self.publisher.release(*flags, inline=True)
-        self.send()
-
-    def send(self) -> None:
-        with mqtt.connect(self.broker.host, self.broker.port, mqtt.Login()) as connection:
-            connection.publish([(topic, data) for topic, data in self.publisher.retained.items() if data])
-
-
-@contextmanager
-def scene(*settings: str) -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory(prefix="fc-") as name, start_mosquitto(Path(name)) as broker:
-        publisher = PublisherSimulator(now=int(time.time()))  # noqa: TID251  # what a publisher's clock would say
-        anchor = Path(name) / "anchor"
-        anchor.write_bytes(publisher.anchor)
-        device = provision(Path(name) / "d", anchor, broker.url)
-        if settings:
-            path = device.folder / "agent.toml"
-            path.write_text(
-                path.read_text(encoding="utf-8") + "\n" + "\n".join(settings) + "\n", encoding="utf-8"
-            )
-        with device:
-            yield Scene(publisher, broker, device)
 
 
 def metrics_of(client: HttpClient) -> dict[str, float]:
@@ -76,12 +30,12 @@ def test_one_change_reaches_every_protocol_and_the_end_is_told_to_each() -> None
             assert http.ask("GET", "/livez").status == 200
             assert http.ask("GET", "/readyz").status == 503
             events = flagd.events()
-            it.publish(flag("a", enabled=True), flag("b", enabled=True))
+            it.publish(switch("a", enabled=True), switch("b", enabled=True))
             assert next(events).type == "provider_ready"
             assert named(next(events)) == {"a": "write", "b": "write"}
             assert http.ask("GET", "/readyz").status == 200
             assert flagd.resolve("ResolveBoolean", "a").reason == "STATIC"
-            it.publish(flag("a", enabled=False), flag("b", enabled=True))
+            it.publish(switch("a", enabled=False), switch("b", enabled=True))
             assert named(next(events)) == {"a": "update"}
             assert flagd.resolve("ResolveBoolean", "a").value is False
             assert http.ask("POST", "/ofrep/v1/evaluate/flags/a", b"{}").json["value"] is False
@@ -100,7 +54,7 @@ def test_one_change_reaches_every_protocol_and_the_end_is_told_to_each() -> None
 def test_what_is_refused_is_counted_by_its_attack() -> None:
     with scene() as it:
         it.device.start()
-        it.publish(flag("a", enabled=True))
+        it.publish(switch("a", enabled=True))
         it.device.wait_for("admitted")
         with HttpClient(it.device.socket) as http:
             topic = it.publisher.head_topic
@@ -111,9 +65,9 @@ def test_what_is_refused_is_counted_by_its_attack() -> None:
 
 
 def test_the_switch_in_the_configuration_turns_static_off() -> None:
-    with scene("[flagd]", "caching = false") as it:
+    with scene(last=["[flagd]", "caching = false"]) as it:
         it.device.start()
-        it.publish(flag("a", enabled=True))
+        it.publish(switch("a", enabled=True))
         it.device.wait_for("admitted")
         with calling(it.device.socket) as flagd:
             assert flagd.resolve("ResolveBoolean", "a").reason == "DEFAULT"

@@ -1,25 +1,69 @@
 """An application in a process of its own that asks through a provider of others: questions and answers as lines of JSON."""
 
 import json
+import os
+import queue
+import shutil
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+from oracles import ORACLES
+from repository import AGENT
+
 PATIENCE_SECONDS = 30.0
 APPLICATIONS = Path(__file__).parents[1] / "providers" / "applications"
+_PROTOS = AGENT.sources / "api" / "protos"
+_NODE_MODULES = Path(sys.prefix) / "node" / "node_modules"
+_NODE = shutil.which("node")
+_GO_APPLICATION = Path(sys.prefix) / "go" / "application"
+_DEADLINE = {"FLAGD_DEADLINE_MS": "5000"}
+
+with_go = pytest.mark.skipif(
+    not _GO_APPLICATION.is_file(), reason="needs Go, and what tools/need-go-application.sh builds"
+)
+
+FLAGD_LANGUAGES = (
+    "python",
+    pytest.param(
+        "node",
+        marks=pytest.mark.skipif(
+            _NODE is None or not (_NODE_MODULES / "@openfeature" / "flagd-provider").is_dir(),
+            reason="needs Node 20 or newer, and what tools/need-node-modules.sh installs",
+        ),
+    ),
+    pytest.param("go", marks=with_go),
+)
+"""For whom there is an application with flagd's provider, as the parameters of a test."""
 
 
 class Application:
-    """`command` starts it; it prints "ready" as JSON once its provider is, and then answers a line each."""
+    """`command` starts it; it prints "ready" as JSON once its provider is, and then answers a line each.
+
+    Between its answers it prints what its provider tells it, as {"event": ..., "flags": [...]}: see `hear`.
+    """
 
     def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
         )
-        self.ready = self._read()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.events: list[tuple[str, tuple[str, ...]]] = []
+        """All that its provider has told it: the kind of event and the flags that it names."""
+        self._heard = 0
+        self._reader = threading.Thread(target=self._read, name="application", daemon=True)
+        self._reader.start()
+        try:
+            self.ready = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def ask(
         self, kind: str, key: str, default: object, context: Mapping[str, object] | None = None
@@ -29,19 +73,35 @@ class Application:
         question = {"kind": kind, "key": key, "default": default, "context": context or {}}
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        found = self._read()
+        found = self._answer()
         assert isinstance(found, dict), found
         return found
+
+    def hear(self, kind: str, *flags: str) -> None:
+        """Wait for an event of this kind that names these flags and no others, after the one that was heard last."""
+
+        def is_heard() -> bool:
+            for place, event in enumerate(self.events[self._heard :], self._heard):
+                if event == (kind, flags):
+                    self._heard = place + 1
+                    return True
+            return False
+
+        self.until(is_heard, f"{kind} {flags}")
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not holds():
-            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_SECONDS} s"
+            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_SECONDS} s; {self.events}"
             time.sleep(0.02)
 
     def close(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def __enter__(self) -> Self:
         return self
@@ -51,8 +111,42 @@ class Application:
     ) -> None:
         self.close()
 
-    def _read(self) -> Any:
+    def _answer(self) -> Any:
+        found = self._answers.get(timeout=PATIENCE_SECONDS)
+        assert found is not None, "the application ended"
+        return found
+
+    def _read(self) -> None:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the application ended"
-        return json.loads(line)
+        for line in self._process.stdout:
+            found = json.loads(line)
+            if "event" in found:
+                self.events.append((found["event"], tuple(sorted(found["flags"]))))
+            else:
+                self._answers.put(found)
+        self._answers.put(None)
+
+
+def flagd_application(
+    language: str, socket: Path, *more: str, settings: Mapping[str, str] | None = None
+) -> Application:
+    """An application with flagd's provider; `settings` are what the provider reads from the environment."""
+    environment = {**_DEADLINE, **(settings or {})}
+    if language == "node":
+        environment |= {"PATH": os.environ["PATH"], "NODE_PATH": str(_NODE_MODULES)}
+        return Application([str(_NODE), APPLICATIONS / "flagd_application.cjs", socket, *more], environment)
+    if language == "go":
+        return Application([_GO_APPLICATION, "flagd", socket, *more], environment)
+    return Application([ORACLES, APPLICATIONS / "flagd_application.py", socket, *more], environment)
+
+
+def flipt_application(socket: Path) -> Application:
+    """An application with a client that is generated from Flipt's service, over grpcio."""
+    return Application(
+        [sys.executable, APPLICATIONS / "flipt_application.py", socket], {"PYTHONPATH": str(_PROTOS)}
+    )
+
+
+def go_application(socket: Path, descriptors: Path) -> Application:
+    """An application in Go that asks Flipt's service; `descriptors` is a FileDescriptorSet of its messages."""
+    return Application([_GO_APPLICATION, "flipt", socket, descriptors], {})

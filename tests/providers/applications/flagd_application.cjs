@@ -1,16 +1,23 @@
 // An application with flagd's provider for Node, which runs where that is installed: see test_flagd_providers.py.
 const readline = require('node:readline');
-const { OpenFeature } = require('@openfeature/server-sdk');
+const { OpenFeature, ProviderEvents } = require('@openfeature/server-sdk');
 const { FlagdProvider } = require('@openfeature/flagd-provider');
 
 async function main() {
+  for (const event of Object.values(ProviderEvents)) {
+    OpenFeature.addHandler(event, (details) => {
+      // A new handler is told that the SDK's own provider, which is in use until ours is, is ready.
+      if (details && details.providerName === 'flagd') {
+        console.log(JSON.stringify({ event, flags: details.flagsChanged || [] }));
+      }
+    });
+  }
   await OpenFeature.setProviderAndWait(
     new FlagdProvider({
       socketPath: process.argv[2],
       selector: process.argv[3],
       resolverType: 'rpc',
       cache: 'lru',
-      deadlineMs: 5000,
       retryBackoffMaxMs: 500,
     }),
   );

@@ -2,29 +2,38 @@
 
 import json
 import sys
+import threading
+from collections.abc import Callable
 
 from openfeature import api
 from openfeature.contrib.provider.flagd import FlagdProvider  # type: ignore[import-not-found]  # in .venv/oracles
 from openfeature.contrib.provider.flagd.config import ResolverType  # type: ignore[import-not-found]  # as above
 from openfeature.evaluation_context import EvaluationContext
+from openfeature.event import EventDetails, ProviderEvent
+
+turn = threading.Lock()
 
 
 def say(document: object) -> None:
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
+    # The SDK calls its handlers from threads of its own.
+    with turn:
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
 
 
+def telling(event: ProviderEvent) -> Callable[[EventDetails], None]:
+    def tell(details: EventDetails) -> None:
+        # A new handler is told that the SDK's own provider, which is in use until ours is, is ready.
+        if details.provider_name == FlagdProvider.__name__:
+            say({"event": event.value, "flags": details.flags_changed or []})
+
+    return tell
+
+
+for event in ProviderEvent:
+    api.add_handler(event, telling(event))
 where = {"host": "unix", "port": sys.argv[1]} if sys.argv[1] != "-" else {}
-api.set_provider_and_wait(
-    FlagdProvider(
-        resolver_type=ResolverType.RPC,
-        retry_backoff_max_ms=500,
-        deadline_ms=5000,
-        # Not so soon does it forget by itself what it has kept.
-        retry_grace_period=60,
-        **where,
-    )
-)
+api.set_provider_and_wait(FlagdProvider(resolver_type=ResolverType.RPC, retry_backoff_max_ms=500, **where))
 client = api.get_client()
 say({"ready": True})
 for line in sys.stdin:

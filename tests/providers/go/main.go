@@ -1,8 +1,10 @@
-// An application in Go that asks the agent as Go's SDKs do: Flipt's service through grpc-go, flagd's through connect-go.
+// An application in Go that asks the agent as Go's own clients do: flagd's service through flagd's provider and OpenFeature's
+// SDK, Flipt's through grpc-go.
 //
-//	application grpc|connect SOCKET DESCRIPTORS
+//	application flagd SOCKET
+//	application flipt SOCKET DESCRIPTORS
 //
-// DESCRIPTORS is a FileDescriptorSet of the services' messages. Questions and answers are lines of JSON.
+// DESCRIPTORS is a FileDescriptorSet of Flipt's messages. Questions and answers are lines of JSON.
 package main
 
 import (
@@ -10,12 +12,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
-	"connectrpc.com/connect"
+	flagd "github.com/open-feature/go-sdk-contrib/providers/flagd/pkg"
+	"github.com/open-feature/go-sdk/openfeature"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -33,92 +36,123 @@ const patience = 10 * time.Second
 type question struct {
 	Kind    string         `json:"kind"`
 	Key     string         `json:"key"`
+	Default any            `json:"default"`
 	Context map[string]any `json:"context"`
 }
 
-// One call: its path, its request and the message that its response is read into.
-type caller func(ctx context.Context, path string, request, response *dynamicpb.Message) (code string, err error)
+// What is asked, and what is printed for it.
+type asker func(ctx context.Context, asked question) any
 
 func main() {
-	protocol, socket := os.Args[1], os.Args[2]
-	files := read(os.Args[3])
-	call, service := byGrpc(socket), "flipt.evaluation.EvaluationService"
-	if protocol == "connect" {
-		call, service = byConnect(socket), "flagd.evaluation.v2.Service"
+	var ask asker
+	switch os.Args[1] {
+	case "flagd":
+		ask = throughFlagd(os.Args[2])
+	case "flipt":
+		ask = throughFlipt(os.Args[2], os.Args[3])
 	}
-	found, err := files.FindDescriptorByName(protoreflect.FullName(service))
-	check(err)
-	methods := found.(protoreflect.ServiceDescriptor).Methods()
-
-	out := json.NewEncoder(os.Stdout)
-	check(out.Encode(map[string]bool{"ready": true}))
+	say(map[string]bool{"ready": true})
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 4<<20)
 	for lines.Scan() {
 		var asked question
 		check(json.Unmarshal(lines.Bytes(), &asked))
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		found := ask(ctx, asked)
+		cancel()
+		say(found)
+	}
+}
+
+func throughFlagd(socket string) asker {
+	for _, event := range []openfeature.EventType{
+		openfeature.ProviderReady, openfeature.ProviderConfigChange, openfeature.ProviderStale, openfeature.ProviderError,
+	} {
+		tell := func(details openfeature.EventDetails) {
+			// A new handler is told that the SDK's own provider, which is in use until ours is, is ready.
+			if details.ProviderName != "flagd" {
+				return
+			}
+			flags := []string{}
+			for _, flag := range details.FlagChanges {
+				// The provider fills its list up with blanks.
+				if flag != "" {
+					flags = append(flags, flag)
+				}
+			}
+			slices.Sort(flags)
+			say(map[string]any{"event": event, "flags": flags})
+		}
+		openfeature.AddHandler(event, &tell)
+	}
+	provider, err := flagd.NewProvider(flagd.WithRPCResolver(), flagd.WithSocketPath(socket))
+	check(err)
+	check(openfeature.SetProviderAndWait(provider))
+	client := openfeature.NewClient("application")
+	return func(ctx context.Context, asked question) any {
+		entity, _ := asked.Context["targetingKey"].(string)
+		delete(asked.Context, "targetingKey")
+		about := openfeature.NewEvaluationContext(entity, asked.Context)
+		var value any
+		var details openfeature.EvaluationDetails
+		// The errors are in the details too.
+		switch fallback := asked.Default.(type) {
+		case bool:
+			found, _ := client.BooleanValueDetails(ctx, asked.Key, fallback, about)
+			value, details = found.Value, found.EvaluationDetails
+		case string:
+			found, _ := client.StringValueDetails(ctx, asked.Key, fallback, about)
+			value, details = found.Value, found.EvaluationDetails
+		case float64:
+			if asked.Kind == "integer" {
+				found, _ := client.IntValueDetails(ctx, asked.Key, int64(fallback), about)
+				value, details = found.Value, found.EvaluationDetails
+				break
+			}
+			found, _ := client.FloatValueDetails(ctx, asked.Key, fallback, about)
+			value, details = found.Value, found.EvaluationDetails
+		default:
+			found, _ := client.ObjectValueDetails(ctx, asked.Key, fallback, about)
+			value, details = found.Value, found.EvaluationDetails
+		}
+		return map[string]any{
+			"value": value, "reason": details.Reason, "variant": orNull(details.Variant), "error": orNull(string(details.ErrorCode)),
+		}
+	}
+}
+
+func throughFlipt(socket, descriptors string) asker {
+	const service = "flipt.evaluation.EvaluationService"
+	connection, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(err)
+	found, err := read(descriptors).FindDescriptorByName(protoreflect.FullName(service))
+	check(err)
+	methods := found.(protoreflect.ServiceDescriptor).Methods()
+	return func(ctx context.Context, asked question) any {
 		method := methods.ByName(protoreflect.Name(asked.Kind))
 		request, response := dynamicpb.NewMessage(method.Input()), dynamicpb.NewMessage(method.Output())
 		check(fill(request, asked))
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		code, err := call(ctx, fmt.Sprintf("/%s/%s", service, asked.Kind), request, response)
-		cancel()
-		if err != nil {
-			check(out.Encode(map[string]string{"error": code, "message": err.Error()}))
-			continue
+		if err := connection.Invoke(ctx, fmt.Sprintf("/%s/%s", service, asked.Kind), request, response); err != nil {
+			return map[string]string{"error": status.Code(err).String(), "message": err.Error()}
 		}
 		text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(response)
 		check(err)
-		check(out.Encode(json.RawMessage(text)))
+		return json.RawMessage(text)
 	}
 }
 
-func byGrpc(socket string) caller {
-	connection, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	check(err)
-	return func(ctx context.Context, path string, request, response *dynamicpb.Message) (string, error) {
-		err := connection.Invoke(ctx, path, request, response)
-		return status.Code(err).String(), err
-	}
-}
-
-func byConnect(socket string) caller {
-	client := &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}}
-	return func(ctx context.Context, path string, request, response *dynamicpb.Message) (string, error) {
-		calls := connect.NewClient[dynamicpb.Message, dynamicpb.Message](
-			client, "http://localhost"+path,
-			connect.WithResponseInitializer(func(_ connect.Spec, message any) error {
-				*message.(*dynamicpb.Message) = *dynamicpb.NewMessage(response.Descriptor())
-				return nil
-			}),
-		)
-		answer, err := calls.CallUnary(ctx, connect.NewRequest(request))
-		if err != nil {
-			return connect.CodeOf(err).String(), err
-		}
-		proto.Merge(response, answer.Msg)
-		return "", nil
-	}
-}
-
-// Flipt's requests and flagd's have the same words for what is asked, but for the entity.
+// Flipt has the entity beside the context.
 func fill(request *dynamicpb.Message, asked question) error {
-	fields := map[string]any{"flag_key": asked.Key, "context": asked.Context}
-	if request.Descriptor().Fields().ByName("entity_id") != nil {
-		context := map[string]any{}
-		for name, value := range asked.Context {
-			if name == "targetingKey" {
-				fields["entity_id"] = value
-			} else {
-				context[name] = value
-			}
+	fields := map[string]any{"flag_key": asked.Key}
+	about := map[string]any{}
+	for name, value := range asked.Context {
+		if name == "targetingKey" {
+			fields["entity_id"] = value
+		} else {
+			about[name] = value
 		}
-		fields["context"] = context
 	}
+	fields["context"] = about
 	text, err := json.Marshal(fields)
 	if err != nil {
 		return err
@@ -134,6 +168,22 @@ func read(path string) *protoregistry.Files {
 	files, err := protodesc.NewFiles(set)
 	check(err)
 	return files
+}
+
+func orNull(text string) any {
+	if text == "" {
+		return nil
+	}
+	return text
+}
+
+var turn sync.Mutex
+
+// Events come from threads of the SDK's.
+func say(document any) {
+	turn.Lock()
+	defer turn.Unlock()
+	check(json.NewEncoder(os.Stdout).Encode(document))
 }
 
 func check(err error) {

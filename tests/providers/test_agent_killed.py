@@ -1,0 +1,174 @@
+"""Clients of others on a real agent process: a change reaches them, the agent is killed under them, and is started again.
+
+What a client does while nobody answers is its own affair, and docs/applications.md says what that is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from flagd_calls import choosing, switch
+from local_server import ENTRIES
+from openfeature import api
+from openfeature.client import OpenFeatureClient
+from openfeature.contrib.provider.ofrep import OFREPProvider
+from provided import FLAGD_LANGUAGES, Application, flagd_application, flipt_application
+from scenes import Scene, scene
+
+from brokers import free_port
+from flagcast_shared.model import AnySegment, Flag
+
+pytestmark = pytest.mark.mosquitto
+
+READY, CHANGED = "PROVIDER_READY", "PROVIDER_CONFIGURATION_CHANGED"
+STALE, ERROR = "PROVIDER_STALE", "PROVIDER_ERROR"
+SHARED_OUT = next(entry for entry in ENTRIES if entry.key == "half")
+
+
+def version(number: int) -> list[Flag | AnySegment]:
+    """`word` says the version and can be kept by whoever asks, `half` cannot, and one flag is of this version alone."""
+    return [choosing("word", f"v{number}"), SHARED_OUT, switch(f"only-{number}", enabled=True)]
+
+
+def changed_to(number: int) -> tuple[str, ...]:
+    """The flags that the event of this version names, and no other event."""
+    return (f"only-{number - 1}", f"only-{number}", "word")
+
+
+@pytest.fixture
+def it() -> Iterator[Scene]:
+    with scene() as made:
+        made.device.start()
+        made.publish(*version(1))
+        made.device.wait_for("message=admitted")
+        yield made
+
+
+@dataclass(frozen=True)
+class Manner:
+    """What flagd's provider does in one language when the agent is gone: what it tells, in this order, and answers."""
+
+    tells: tuple[str, ...]
+    code: str
+    keeps: bool
+    """Whether it goes on with an answer that it kept until it tells of an error."""
+
+
+MANNERS = {
+    "python": Manner((STALE, ERROR), "GENERAL", keeps=True),
+    "node": Manner((STALE, ERROR), "FLAG_NOT_FOUND", keeps=False),
+    "go": Manner((ERROR,), "PROVIDER_NOT_READY", keeps=False),
+}
+
+
+@pytest.mark.parametrize("language", FLAGD_LANGUAGES)
+def test_flagds_provider_tells_of_changes_and_outlives_its_agent(it: Scene, language: str) -> None:
+    manner = MANNERS[language]
+    settings = {"FLAGD_DEADLINE_MS": "2000", "FLAGD_RETRY_GRACE_PERIOD": "3"}
+    with flagd_application(language, it.device.socket, settings=settings) as application:
+
+        def word() -> str:
+            return str(application.ask("string", "word", "mine")["value"])
+
+        def reason() -> str:
+            return str(application.ask("string", "word", "mine")["reason"])
+
+        application.hear(READY)
+        assert (word(), reason()) == ("v1", "CACHED")
+        assert application.ask("boolean", "half", False, {"targetingKey": "e"})["reason"] == "SPLIT"
+        it.publish(*version(2))
+        application.hear(CHANGED, *changed_to(2))
+        assert (word(), reason()) == ("v2", "CACHED")
+
+        # Gone for a moment: what was kept of the one that was killed is not said for it that came.
+        it.device.kill()
+        it.publish(*version(3))
+        it.device.start()
+        application.until(lambda: word() == "v3", "what was published meanwhile")
+        it.publish(*version(4))
+        application.hear(CHANGED, *changed_to(4))
+        assert (word(), reason()) == ("v4", "CACHED")
+
+        # Gone for longer.
+        it.device.kill()
+        for event in manner.tells:
+            application.hear(event)
+            if event == STALE and manner.keeps:
+                assert (word(), reason()) == ("v4", "CACHED")
+        for kind, key, default in (("string", "word", "mine"), ("boolean", "half", True)):
+            found = application.ask(kind, key, default)
+            assert (found["value"], found["reason"], found["error"]) == (default, "ERROR", manner.code)
+        it.device.start()
+        application.hear(READY)
+        application.until(lambda: word() == "v4", "what the device's disk says")
+        it.publish(*version(5))
+        application.hear(CHANGED, *changed_to(5))
+        assert word() == "v5"
+
+
+def test_a_generated_flipt_client_outlives_its_agent(it: Scene) -> None:
+    def word(application: Application) -> object:
+        found = application.ask("string", "word", "mine", {"targetingKey": "e"})
+        assert (found["error"] is None) == (found["value"] != "mine")
+        return found["value"]
+
+    with flipt_application(it.device.socket) as application:
+        assert application.ask("string", "word", "mine") == {
+            "value": "v1",
+            "reason": "DEFAULT_EVALUATION_REASON",
+            "variant": "v1",
+            "error": None,
+        }
+        assert application.ask("boolean", "only-1", False)["value"] is True
+        assert application.ask("boolean", "nope", True)["error"] == "NOT_FOUND"
+        assert application.ask("boolean", "word", True)["error"] == "INVALID_ARGUMENT"
+        it.publish(*version(2))
+        application.until(lambda: word(application) == "v2", "the change")
+        it.device.kill()
+        found = application.ask("string", "word", "mine")
+        assert (found["value"], found["error"]) == ("mine", "UNAVAILABLE")
+        it.publish(*version(3))
+        it.device.start()
+        application.until(lambda: word(application) == "v3", "what was published meanwhile")
+        it.publish(*version(4))
+        application.until(lambda: word(application) == "v4", "the change")
+
+
+def test_ofreps_provider_outlives_its_agent() -> None:
+    # It has no option for a Unix socket.
+    port = free_port()
+    with scene(first=[f"tcp_port = {port}"]) as it:
+        it.device.start()
+        it.publish(*version(1))
+        it.device.wait_for("message=admitted")
+        provider = OFREPProvider(f"http://127.0.0.1:{port}")
+        api.set_provider_and_wait(provider, "killed")
+        client = api.get_client("killed")
+        try:
+            _ask_over_a_restart(it, client)
+        finally:
+            api.clear_providers()
+            provider.session.close()
+
+
+def _ask_over_a_restart(it: Scene, client: OpenFeatureClient) -> None:
+    def has(word: str) -> bool:
+        found = client.get_string_details("word", "mine")
+        assert (found.error_code is None) == (found.value != "mine")
+        return found.value == word
+
+    def says(word: str) -> None:
+        it.device.wait_until(lambda: has(word), word)
+
+    assert has("v1")
+    assert client.get_boolean_details("half", True).reason == "SPLIT"
+    it.publish(*version(2))
+    says("v2")
+    it.device.kill()
+    found = client.get_string_details("word", "mine")
+    assert (found.value, found.reason, found.error_code) == ("mine", "ERROR", "GENERAL")
+    it.publish(*version(3))
+    it.device.start()
+    says("v3")
+    it.publish(*version(4))
+    says("v4")
