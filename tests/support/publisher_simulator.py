@@ -95,6 +95,7 @@ class PublisherSimulator:
     publisher_threshold: int = 1
     part_bytes: int = 60_000
     now: int = NOW
+    head_life_seconds: int = HEAD_LIFE_SECONDS
     retained: dict[str, bytes] = field(default_factory=dict)
     roots: list[Root] = field(default_factory=list)
     contents: list[Content] = field(default_factory=list)
@@ -176,7 +177,7 @@ class PublisherSimulator:
             epoch=self.root.epoch,
             sequence=HeadSequence(self.head.sequence + 1),
             issued=self.now,
-            expires=self.now + HEAD_LIFE_SECONDS,
+            expires=self.now + self.head_life_seconds,
         )
         self.publish_head(head)
         return head
@@ -260,7 +261,7 @@ class PublisherSimulator:
             epoch,
             HeadSequence(self.heads[-1].sequence + 1 if same_epoch else 1),
             self.now,
-            self.now + HEAD_LIFE_SECONDS,
+            self.now + self.head_life_seconds,
             stable,
             candidate,
             {"commit": "0" * 40},
