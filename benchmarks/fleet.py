@@ -118,15 +118,14 @@ def embedded_broker() -> Iterator[str]:
 
 
 @contextmanager
-def running_agent(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """An agent as a process, killed at the end unless it ended by itself."""
+def running_agent(folder: Path, log: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    """An agent as a process, killed at the end unless it ended by itself; `log` takes what it says."""
     # As installed: compiled once, and not anew for every start.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    agent = subprocess.Popen(
-        [str(BIN / "flagcast-agent"), "run", "--dir", str(folder)],
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
+    with (log or Path(os.devnull)).open("wb") as out:
+        agent = subprocess.Popen(
+            [str(BIN / "flagcast-agent"), "run", "--dir", str(folder)], stderr=out, env=environment
+        )
     try:
         yield agent
     finally:
@@ -155,6 +154,15 @@ async def until_answered(socket: Path, flag: str) -> float:
                     pass
         await asyncio.sleep(0.002)
     sys.exit("the agent gave no answer")
+
+
+def wait_for_line(log: Path, text: str) -> None:
+    """Wait until a line of an agent's log has `text`."""
+    give_up = time.perf_counter() + PATIENCE_SECONDS
+    while text not in log.read_text(encoding="utf-8"):
+        if time.perf_counter() > give_up:
+            sys.exit(f"the agent does not say {text!r}: {log.read_text(encoding='utf-8')}")
+        time.sleep(0.01)
 
 
 def resident_mebibytes(process: int) -> float:
