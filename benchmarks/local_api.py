@@ -3,6 +3,9 @@
 Servers run as processes of their own. The empty gRPC handlers stand on grpclib's own server, read the request and send a blank
 response; the empty page stands on our HTTP/1.1 connection. So the ratio shows what Flagcast adds to a call. The gRPC client is
 grpcio's; the HTTP client writes a fixed request and reads up to the announced length.
+
+Clients ask all the time, each on a connection of its own, in threads of one process. So with several of them a time has the
+waiting in it: for the server, which answers one call after the other, and for the other clients' turns in their process.
 """
 
 import asyncio
@@ -49,7 +52,7 @@ class Protocol:
 
 
 def measure(options: Options) -> Iterator[Row]:
-    rounds, calls = (5, 80) if options.quick else (20, 300)
+    rounds, seconds = (5, 0.1) if options.quick else (20, 0.15)
     with ExitStack() as stack:
         servers = {
             "agent": stack.enter_context(_served(_serve_agent)),
@@ -57,17 +60,10 @@ def measure(options: Options) -> Iterator[Row]:
             "http": stack.enter_context(_served(_serve_empty_http)),
         }
         for protocol in _protocols():
-            yield from _latency(protocol, stack, servers, rounds, calls)
-        seconds = 0.4 if options.quick else 3.0
-        for protocol in _protocols():
             for clients in CLIENTS:
-                yield Row(
-                    f"{protocol.name}, {clients} client{'s' if clients > 1 else ''}",
-                    _throughput(protocol, servers["agent"].path, clients, seconds),
-                    "calls/s",
-                    "empty handler",
-                    _throughput(protocol, servers[protocol.empty].path, clients, seconds),
-                )
+                yield from _under_load(protocol, servers, clients, rounds, seconds)
+            if protocol.many is not None:
+                yield _of_many(protocol, servers["agent"].path, 5 if options.quick else 20)
         yield Row(
             "resident memory, every protocol in use",
             servers["agent"].resident_mib(),
@@ -77,37 +73,48 @@ def measure(options: Options) -> Iterator[Row]:
         )
 
 
-def _latency(
-    protocol: Protocol, stack: ExitStack, servers: "dict[str, _Server]", rounds: int, calls: int
+def _under_load(
+    protocol: Protocol, servers: "dict[str, _Server]", clients: int, rounds: int, seconds: float
 ) -> Iterator[Row]:
-    asked = {
-        "agent": protocol.one(stack, servers["agent"].path),
-        "empty": protocol.one(stack, servers[protocol.empty].path),
-    }
-    times = _in_turns(asked, rounds, calls)
-    p50 = {name: statistics.median(found) for name, found in times.items()}
-    p99 = {name: statistics.quantiles(found, n=100)[98] for name, found in times.items()}
+    times: dict[str, list[float]] = {"agent": [], protocol.empty: []}
+    with ExitStack() as stack, ThreadPoolExecutor(clients) as pool:
+        asked = {name: [protocol.one(stack, servers[name].path) for _ in range(clients)] for name in times}
+        for calls in asked.values():
+            list(pool.map(_warm_up, calls))
+        # By turns, so that a slow minute of the machine slows both.
+        for _ in range(rounds):
+            for name, calls in asked.items():
+                end = time.perf_counter() + seconds
+                for found in pool.map(_times_until, calls, [end] * clients):
+                    times[name] += found
+    agent, empty = times["agent"], times[protocol.empty]
+    who = f"{protocol.name}, {clients} client{'s' if clients > 1 else ''}"
     yield Row(
-        f"{protocol.name}, p50",
-        p50["agent"],
-        "ms",
-        "empty handler",
-        p50["empty"],
+        f"{who}, p50", statistics.median(agent), "ms", "empty handler", statistics.median(empty),
         goal=Goal("<=", 1.3, "ratio"),
+    )  # fmt: skip
+    yield Row(f"{who}, p99", _p99(agent), "ms", "empty handler", _p99(empty))
+    spent = rounds * seconds
+    yield Row(who, len(agent) / spent, "calls/s", "empty handler", len(empty) / spent)
+
+
+def _of_many(protocol: Protocol, path: Path, rounds: int) -> Row:
+    assert protocol.many is not None
+    with ExitStack() as stack:
+        asked = {"one": protocol.one(stack, path), "many": protocol.many(stack, path)}
+        times = _in_turns(asked, rounds, 60)
+    return Row(
+        f"{protocol.many_name} of {BATCH}, p50",
+        statistics.median(times["many"]),
+        "ms",
+        "one",
+        statistics.median(times["one"]),
+        goal=Goal("<=", 3.0, "ratio"),
     )
-    yield Row(f"{protocol.name}, p99", p99["agent"], "ms", "empty handler", p99["empty"])
-    if protocol.many is not None:
-        times = _in_turns(
-            {"one": asked["agent"], "many": protocol.many(stack, servers["agent"].path)}, rounds, calls // 4
-        )
-        yield Row(
-            f"{protocol.many_name} of {BATCH}, p50",
-            statistics.median(times["many"]),
-            "ms",
-            "one",
-            statistics.median(times["one"]),
-            goal=Goal("<=", 3.0, "ratio"),
-        )
+
+
+def _p99(times: list[float]) -> float:
+    return statistics.quantiles(times, n=100)[98]
 
 
 def _in_turns(asked: dict[str, Call], rounds: int, calls: int) -> dict[str, list[float]]:
@@ -325,19 +332,18 @@ def _times(call: Call, calls: int) -> list[float]:
     return found
 
 
-def _throughput(protocol: Protocol, path: Path, clients: int, seconds: float) -> float:
-    with ExitStack() as stack, ThreadPoolExecutor(clients) as pool:
-        calls = [protocol.one(stack, path) for _ in range(clients)]
-        end = time.perf_counter() + seconds
+def _times_until(call: Call, end: float) -> list[float]:
+    found = []
+    now = time.perf_counter()
+    while now < end:
+        call()
+        before, now = now, time.perf_counter()
+        found.append((now - before) * 1000)
+    return found
 
-        def ask(call: Call) -> int:
-            count = 0
-            while time.perf_counter() < end:
-                call()
-                count += 1
-            return count
 
-        return sum(pool.map(ask, calls)) / seconds
+def _warm_up(call: Call) -> None:
+    _times(call, 10)
 
 
 if __name__ == "__main__":
