@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -35,3 +36,11 @@ def test_a_start_does_not_import_what_comes_later(imported: set[str], module: st
 
 def test_a_start_imports_what_answers(imported: set[str]) -> None:
     assert {"flagcast_agent.boot", "flagcast_agent.evaluator", "flagcast_agent.api.grpc"} <= imported
+
+
+def test_saying_its_version_does_not_import_what_reads_packages() -> None:
+    code = "import sys; from flagcast_agent.config import agent_version; print(agent_version(), 'zipfile' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == [version("flagcast-agent"), "False"]

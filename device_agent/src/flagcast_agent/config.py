@@ -6,6 +6,7 @@ what is wrong and what is allowed, in one line.
 
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -106,7 +107,13 @@ def load(folder: Path) -> AgentConfig:
 
 def agent_version() -> str:
     """The installed release."""
-    # Finding it costs as much as reading a thousand flags, so it stands outside of the start.
+    # importlib.metadata would stay in the agent's memory with csv and zipfile, almost a mebibyte; of a usual installation it
+    # reads no more than this. Still a look at a large folder, so it stands outside of the start.
+    for folder in sys.path:
+        for metadata in Path(folder).glob("flagcast_agent-*.dist-info/METADATA"):
+            for line in metadata.read_text(encoding="utf-8").splitlines():
+                if line.startswith("Version: "):
+                    return line.removeprefix("Version: ")
     from importlib.metadata import version
 
     return version("flagcast-agent")
