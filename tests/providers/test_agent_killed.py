@@ -84,6 +84,7 @@ def test_flagds_provider_tells_of_changes_and_outlives_its_agent(it: Scene, lang
         it.device.kill()
         it.publish(*version(3))
         it.device.start()
+        application.hear(READY)
         application.until(lambda: word() == "v3", "what was published meanwhile")
         it.publish(*version(4))
         application.hear(CHANGED, *changed_to(4))
