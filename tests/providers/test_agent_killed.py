@@ -62,57 +62,71 @@ MANNERS = {
 
 
 @pytest.mark.parametrize("language", FLAGD_LANGUAGES)
-def test_flagds_provider_tells_of_changes_and_outlives_its_agent(it: Scene, language: str) -> None:
+def test_what_flagds_provider_has_kept_changes_with_its_flag_and_does_not_outlive_the_agent(
+    it: Scene, language: str
+) -> None:
+    leaving = choosing("leaving", "here")
+    it.publish(*version(2), leaving)
+    it.device.wait_until(lambda: 2 in it.device.logged_versions, "version 2")
+    with flagd_application(language, it.device.socket) as application:
+        application.hear(READY)
+        assert kept(application, "leaving") == "here"
+        assert kept(application, "word") == "v2"
+        assert application.ask("boolean", "half", False, {"targetingKey": "e"})["reason"] == "SPLIT"
+        it.publish(*version(3), leaving)
+        application.hear(CHANGED, *changed_to(3))
+        assert kept(application, "word") == "v3"
+        it.device.kill()
+        it.publish(*version(4))
+        # It hears of the change and of the removal while nobody listens to it.
+        assert it.device.run("run", "--once").returncode == 0
+        it.device.start()
+        application.hear(READY)
+        application.until(lambda: word(application) == "v4", "what was published meanwhile")
+        application.until(
+            lambda: application.ask("string", "leaving", "mine")["error"] == "FLAG_NOT_FOUND", "the removal"
+        )
+        it.publish(*version(5))
+        application.hear(CHANGED, *changed_to(5))
+        assert kept(application, "word") == "v5"
+
+
+@pytest.mark.parametrize("language", FLAGD_LANGUAGES)
+def test_flagds_provider_tells_that_its_agent_is_gone_and_that_it_is_back(it: Scene, language: str) -> None:
     manner = MANNERS[language]
     settings = {"FLAGD_DEADLINE_MS": "2000", "FLAGD_RETRY_GRACE_PERIOD": "3"}
     with flagd_application(language, it.device.socket, settings=settings) as application:
-
-        def word() -> str:
-            return str(application.ask("string", "word", "mine")["value"])
-
-        def reason() -> str:
-            return str(application.ask("string", "word", "mine")["reason"])
-
         application.hear(READY)
-        assert (word(), reason()) == ("v1", "CACHED")
-        assert application.ask("boolean", "half", False, {"targetingKey": "e"})["reason"] == "SPLIT"
-        it.publish(*version(2))
-        application.hear(CHANGED, *changed_to(2))
-        assert (word(), reason()) == ("v2", "CACHED")
-
-        # Gone for a moment: what was kept of the one that was killed is not said for it that came.
-        it.device.kill()
-        it.publish(*version(3))
-        it.device.start()
-        application.hear(READY)
-        application.until(lambda: word() == "v3", "what was published meanwhile")
-        it.publish(*version(4))
-        application.hear(CHANGED, *changed_to(4))
-        assert (word(), reason()) == ("v4", "CACHED")
-
-        # Gone for longer.
+        assert kept(application, "word") == "v1"
         it.device.kill()
         for event in manner.tells:
             application.hear(event)
             if event == STALE and manner.keeps:
-                assert (word(), reason()) == ("v4", "CACHED")
+                assert kept(application, "word") == "v1"
         for kind, key, default in (("string", "word", "mine"), ("boolean", "half", True)):
             found = application.ask(kind, key, default)
             assert (found["value"], found["reason"], found["error"]) == (default, "ERROR", manner.code)
         it.device.start()
         application.hear(READY)
-        application.until(lambda: word() == "v4", "what the device's disk says")
-        it.publish(*version(5))
-        application.hear(CHANGED, *changed_to(5))
-        assert word() == "v5"
+        application.until(lambda: word(application) == "v1", "what the device's disk says")
+        it.publish(*version(2))
+        application.hear(CHANGED, *changed_to(2))
+        assert word(application) == "v2"
+
+
+def word(application: Application) -> str:
+    return str(application.ask("string", "word", "mine")["value"])
+
+
+def kept(application: Application, flag: str) -> str:
+    """The flag's answer, asked for often enough that the provider has kept it."""
+    application.ask("string", flag, "mine")
+    found = application.ask("string", flag, "mine")
+    assert found["reason"] == "CACHED"
+    return str(found["value"])
 
 
 def test_a_generated_flipt_client_outlives_its_agent(it: Scene) -> None:
-    def word(application: Application) -> object:
-        found = application.ask("string", "word", "mine", {"targetingKey": "e"})
-        assert (found["error"] is None) == (found["value"] != "mine")
-        return found["value"]
-
     with flipt_application(it.device.socket) as application:
         assert application.ask("string", "word", "mine") == {
             "value": "v1",

@@ -23,7 +23,8 @@ _PROTOS = AGENT.sources / "api" / "protos"
 _NODE_MODULES = Path(sys.prefix) / "node" / "node_modules"
 _NODE = shutil.which("node")
 _GO_APPLICATION = Path(sys.prefix) / "go" / "application"
-_DEADLINE = {"FLAGD_DEADLINE_MS": "5000"}
+_PATIENT = {"FLAGD_DEADLINE_MS": "5000", "FLAGD_RETRY_GRACE_PERIOD": "60"}
+"""A provider waits for a slow machine, and does not forget by itself what it has kept."""
 
 with_go = pytest.mark.skipif(
     not _GO_APPLICATION.is_file(), reason="needs Go, and what tools/need-go-application.sh builds"
@@ -131,7 +132,7 @@ def flagd_application(
     language: str, socket: Path, *more: str, settings: Mapping[str, str] | None = None
 ) -> Application:
     """An application with flagd's provider; `settings` are what the provider reads from the environment."""
-    environment = {**_DEADLINE, **(settings or {})}
+    environment = {**_PATIENT, **(settings or {})}
     if language == "node":
         environment |= {"PATH": os.environ["PATH"], "NODE_PATH": str(_NODE_MODULES)}
         return Application([str(_NODE), APPLICATIONS / "flagd_application.cjs", socket, *more], environment)
