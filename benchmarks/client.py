@@ -190,10 +190,14 @@ class _Site:
         self.publisher.now = int(time.time())  # noqa: TID251  # what a publisher's clock would say
         self.publisher.head_life_seconds = life_seconds
         self._flags[0] = boolean("flag-0", enabled=not self._flags[0].enabled)
+        before = dict(self.publisher.retained) if self.publisher.contents else {}
         self.publisher.release(*self._flags, inline=True)
+        # What the broker has is not sent again; the head comes last.
+        news = {at: data for at, data in self.publisher.retained.items() if before.get(at) != data}
+        news[self.publisher.head_topic] = news.pop(self.publisher.head_topic)
         endpoint = urlsplit(self._broker)
         with mqtt.connect(str(endpoint.hostname), int(endpoint.port or 0), mqtt.Login()) as connection:
-            connection.publish(list(self.publisher.retained.items()))
+            connection.publish(list(news.items()))
 
     def send(self, number: int) -> None:
         """A signal to the agent, and nothing more, because that would take the turn from what is measured."""
