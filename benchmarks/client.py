@@ -4,7 +4,8 @@ The agent is a real one on 1,000 flags, behind a broker; the application is a pr
 The agent is killed under it again and again. Of the time after each kill the longest pause between two answers is taken, by the
 clock and by the processor time of the thread that asks. So it is, twice, of as long a time just before, when the agent is sent a
 signal that does nothing: what there is then is the machine's own scheduling, and by how much these two differ is how well this
-machine can tell what a kill adds. After every kill the agent is started again and a change published.
+machine can tell what a kill adds. Taking down any process costs the machine something: so one of an agent's size that has nothing
+to do with the application is killed as well. After every kill the agent is started again and a change published.
 
 How soon a change is seen is measured from the instant at which it is on disk, which no agent says that precisely: it is admitted
 there by the agent's core and store in a process of the benchmark's own.
@@ -99,31 +100,34 @@ def _killed(site: "_Site", stack: ExitStack, kills: int) -> Iterator[Row]:
     application = _Application(site.store)
     stack.callback(application.end)
     chance = random.Random(7)
-    wall: dict[str, list[float]] = {"rest": [], "again": [], "kill": []}
-    cpu: dict[str, list[float]] = {"rest": [], "again": [], "kill": []}
+    wall: dict[str, list[float]] = {"rest": [], "again": [], "other": [], "kill": []}
+    cpu: dict[str, list[float]] = {"rest": [], "again": [], "other": [], "kill": []}
     arrived = 0
     for _ in range(kills):
-        for kind, number in (("rest", 0), ("again", 0), ("kill", signal.SIGKILL)):
-            time.sleep(
-                chance.uniform(0.05, 0.1)
-            )  # at another place between two looks at the database each time
+        other = _a_process_like_an_agent()
+        for kind, pauses in wall.items():
+            # At another place between two looks at the database each time.
+            time.sleep(chance.uniform(0.05, 0.1))
             began = time.monotonic_ns()
-            site.send(number)
+            os.kill(
+                other.pid if kind == "other" else site.pid, signal.SIGKILL if kind in {"other", "kill"} else 0
+            )
             time.sleep(WINDOW_MS / 1000)
             longest = application.ask("pauses", began, began + WINDOW_MS * 1_000_000)
-            wall[kind].append(longest["wall_ms"])
+            pauses.append(longest["wall_ms"])
             cpu[kind].append(longest["cpu_ms"])
+        other.communicate()
         site.device.kill()
         site.device.start()
         site.publish()
         application.until(lambda said: said["version"] == site.version, "a change after the agent is back")
         arrived += 1
     for name, found in (("by the clock", wall), ("in its thread's processor time", cpu)):
-        added, noise = (
+        added, by_other, noise = (
             statistics.median(
                 after - before for before, after in zip(found["again"], found[kind], strict=True)
             )
-            for kind in ("kill", "rest")
+            for kind in ("kill", "other", "rest")
         )
         control = found["rest"] + found["again"]
         yield Row(
@@ -134,6 +138,7 @@ def _killed(site: "_Site", stack: ExitStack, kills: int) -> Iterator[Row]:
             "  what the kill adds to it, median", added, "ms",
             goal=Goal("<=", 1.0), note=f"where nothing was killed: {noise:.3g} ms",
         )  # fmt: skip
+        yield Row("  what killing a process that has nothing to do with it adds, median", by_other, "ms")
         yield Row("  longest of all", max(found["kill"]), "ms", "no kill, twice as many", max(control))
     yield Row(f"changes that arrived after {kills} kills", arrived, "changes", goal=Goal(">=", float(kills)))
     yield _stale(site, application)
@@ -199,11 +204,22 @@ class _Site:
         with mqtt.connect(str(endpoint.hostname), int(endpoint.port or 0), mqtt.Login()) as connection:
             connection.publish(list(news.items()))
 
-    def send(self, number: int) -> None:
-        """A signal to the agent, and nothing more, because that would take the turn from what is measured."""
+    @property
+    def pid(self) -> int:
         process = self.device._process
         assert process is not None
-        os.kill(process.pid, number)
+        return process.pid
+
+
+def _a_process_like_an_agent() -> "subprocess.Popen[str]":
+    # As much memory to take down as an agent's.
+    code = "import flagcast_agent.daemon, flagcast_agent.follower, flagcast_agent.api.server; print(flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
 
 
 class _Application:
