@@ -17,12 +17,19 @@ if ! is_there && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     # Debian's packages would start what they install, on the ports that a broker of this machine may need.
     if [ ! -e "$policy" ]; then
         trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' INT TERM HUP
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     fi
+    # One that was there before, and may be at work, stays as it is.
+    new=
+    for name in rabbitmq-server ejabberd; do
+        dpkg-query -W -f '${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || new="$new $name"
+    done
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends rabbitmq-server ejabberd >/dev/null
-    if [ -d /run/systemd/system ]; then
-        systemctl disable --quiet --now rabbitmq-server ejabberd epmd.socket epmd.service || true
+    if [ -d /run/systemd/system ] && [ -n "$new" ]; then
+        # shellcheck disable=SC2086  # one word for each name
+        systemctl disable --quiet --now $new || true
     fi
 fi
 if ! is_there; then

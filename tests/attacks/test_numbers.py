@@ -311,6 +311,26 @@ def test_a_new_epoch_recovers_from_the_end_of_time(
     reborn.close()
 
 
+def test_a_new_epoch_takes_back_a_lie_about_the_time_that_has_become_true_since(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.now += 7 * DAY  # the thief is ahead of the time by a week
+    publisher.sign_again()
+    agent.hear()
+    began = agent.now
+    agent.monotonic += 10 * DAY
+    agent.now += 10 * DAY
+    assert agent.sync.floor.now(agent.now, agent.monotonic) > agent.now + 6 * DAY
+    publisher.now = began + 10 * DAY
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    agent.hear()
+    assert agent.sync.floor.now(agent.now, agent.monotonic) == agent.now
+    publisher.release(ON)
+    agent.settle()
+    agent.hear()
+    assert agent.sync.floor.now(agent.now, agent.monotonic) == agent.now
+
+
 def test_a_root_that_keeps_the_publishers_keys_takes_no_time_back(
     end_of_time: AgentShell, publisher: PublisherSimulator
 ) -> None:

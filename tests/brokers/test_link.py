@@ -1,5 +1,6 @@
 """The link over real brokers: half-open, restarted, refusing, old; asked to hurry, run once, and asking the publisher."""
 
+import gc
 import json
 import os
 import signal
@@ -149,6 +150,37 @@ def test_what_is_said_while_the_connection_is_idle_is_sent_at_once(
     link.publish("a", b"news")
     assert {type(heard.get(timeout=PATIENCE_SECONDS)) for _ in range(2)} == {Puback, Received}
     link.close()
+
+
+@pytest.mark.mosquitto
+def test_connections_that_are_over_leave_no_socket_behind_without_the_garbage_collector(
+    broker: Broker,
+) -> None:
+    heard: SimpleQueue[Said] = SimpleQueue()
+    link = Link(
+        BrokerConfig(broker.host, broker.port, tls=False),
+        "flagcast-device-1",
+        lambda said, _: heard.put(said),
+    )
+
+    def connect() -> None:
+        link.connect("5", "will", b"")
+        assert heard.get(timeout=PATIENCE_SECONDS) == Connected()
+
+    def opened() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    connect()
+    before = opened()
+    gc.disable()
+    try:
+        for _ in range(10):
+            connect()
+        # The last ones may still be ending; each has a socket and two more that wake its thread.
+        wait_until(lambda: opened() < before + 10, "no more than a few above those at first")
+    finally:
+        gc.enable()
+        link.close()
 
 
 @pytest.mark.mosquitto

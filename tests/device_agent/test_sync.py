@@ -602,7 +602,10 @@ def test_messages_in_any_order_lead_to_the_same_state(tmp_path: Path) -> None:
             agent.settle(lambda waiting: next(picks, 0) % waiting)
             belief = agent.belief()
             agent.close()
-        return belief
+        assert isinstance(belief.disk, list)
+        # When the device was booted at the earliest depends on when the message came that says so.
+        told = [[row for row in rows if row[0] != "boot"] for rows in belief.disk]
+        return replace(belief, disk=told)
 
     expected = run([], [], 0, begins_early=False)
     assert expected.root.number == 3

@@ -28,7 +28,7 @@ from flagcast_agent.sync import (
     Woken,
 )
 from flagcast_shared.context import Device
-from flagcast_shared.ids import DeviceId, EntityId, Namespace
+from flagcast_shared.ids import DeviceId, EntityId, Namespace, Version
 from flagcast_shared.reports import decode_refresh, decode_report
 from flagcast_shared.trust import begin
 
@@ -277,6 +277,70 @@ def test_whoever_asks_without_end_leaves_every_other_attempt_its_time(
     assert max(ends[1:]) >= core.TRIAL_PATIENCE_SECONDS
 
 
+def test_whoever_asks_without_end_over_a_slow_link_is_answered(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.tick(RECONNECT_MIN_SECONDS)
+    connections = agent.sync.connections
+    for _ in range(10):
+        agent.is_mute = True
+        agent.handle(Woken())
+        # The head comes first, and the answer to the subscription after more time than a silent link is given.
+        agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+        assert core.Disconnect() not in agent.tick(core.HURRIED_PATIENCE_SECONDS + 0.5)
+        agent.handle(Subscribed(agent.sync._standing_filters()))
+        assert state(agent) is LinkState.LIVE
+        assert agent.sync.answered == agent.sync.asked
+    assert agent.sync.connections == connections
+
+
+def test_a_connection_made_in_a_hurry_has_all_its_time_until_it_is_subscribed(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    agent.tick(RECONNECT_MIN_SECONDS)
+    agent.is_mute = True
+    agent.handle(Woken())
+    agent.tick(core.HURRIED_PATIENCE_SECONDS)
+    assert any(isinstance(each, Connect) for each in agent.tick(0.0))
+    agent.handle(Connected())
+    for _ in range(9):
+        agent.handle(Woken())
+        assert core.Disconnect() not in agent.tick(2.0)
+    agent.handle(Subscribed(agent.sync._standing_filters()))
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    assert agent.sync.answered == agent.sync.asked
+
+
+def test_a_loss_long_after_somebody_asked_waits_like_any_other(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    publisher.retained[publisher.head_topic] = b"garbage"
+    agent.tick(RECONNECT_MIN_SECONDS)
+    agent.handle(Woken())
+    agent.settle()
+    assert state(agent) is LinkState.SYNCING
+    agent.tick(10_800.0)
+    agent.disconnect()
+    deadline = agent.sync.next_deadline()
+    assert deadline is not None
+    assert deadline - agent.monotonic >= RECONNECT_MIN_SECONDS
+
+
+def test_asking_during_the_first_attempt_does_not_put_off_the_older_version(agent: AgentShell) -> None:
+    agent.handle(Started())
+    agent.monotonic += 1.0
+    agent.handle(Woken())
+    assert core.Disconnect() in agent.tick(core.TRIAL_PATIENCE_SECONDS - 1.0)
+    (again,) = [each for each in agent.tick(RECONNECT_MIN_SECONDS) if isinstance(each, Connect)]
+    assert again.protocol == "3.1.1"
+
+
 def test_an_attempt_that_hangs_is_not_cut_short_over_and_over_where_nobody_ever_answered(
     agent: AgentShell,
 ) -> None:
@@ -339,6 +403,70 @@ def test_content_that_is_missing_is_asked_for_once_and_the_next_one_again(
         agent.tick(0.2)
         agent.tick(core.FETCH_PATIENCE_SECONDS * 2)
         assert len(wishes(agent)) == version - 1
+
+
+def test_whoever_asks_without_end_has_the_publisher_asked_no_more_often(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    publisher.release(ON, delta=False)
+    del publisher.retained[publisher.part_topic(2)]
+    agent.hear()
+    for _ in range(20):
+        agent.tick(core.FETCH_PATIENCE_SECONDS + 1.0)
+        agent.handle(Woken())
+        agent.settle()
+    assert len(wishes(agent)) == 1
+
+
+def test_a_namespace_that_is_not_published_makes_nobody_ask_for_the_content_of_another(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.sync.namespaces = (publisher.namespace, KIOSK)
+    agent.catch_up()
+    agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+    assert [decode_refresh(each.payload).namespaces for each in wishes(agent)] == [(KIOSK,)]
+    publisher.release(ON, delta=False)
+    slow = publisher.retained.pop(publisher.part_topic(2))
+    agent.hear()
+    agent.tick(core.FETCH_PATIENCE_SECONDS - 0.1)
+    assert len(wishes(agent)) == 1
+    agent.deliver(publisher.part_topic(2), slow)
+    assert state(agent) is LinkState.LIVE
+
+
+def test_a_snapshot_that_comes_slowly_is_neither_begun_anew_nor_asked_for(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    publisher.part_bytes = 8
+    content = publisher.release(ON, delta=False)
+    parts = [publisher.part_topic(2, number) for number in range(len(content.parts))]
+    assert len(parts) > 3
+    slow = {topic: publisher.retained.pop(topic) for topic in parts}
+    agent.hear()
+    asked = subscriptions(agent)
+    for topic in parts:
+        agent.tick(core.FETCH_PATIENCE_SECONDS - 0.1)
+        agent.deliver(topic, slow[topic])
+        agent.deliver(topic, slow[topic])
+    assert state(agent) is LinkState.LIVE
+    assert subscriptions(agent) == asked
+    assert not wishes(agent)
+
+
+def test_two_large_namespaces_at_once_stay_within_what_a_connection_may_subscribe_to(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    many = core.PARTS_BY_NAME_MAX - 1
+    first = agent.sync._snapshot_filters(publisher.namespace, Version(1), many)
+    assert len(first) == many
+    agent.sync._fetches[publisher.namespace] = core._Fetch(Version(1), many, first, 0.0, 1.0, is_delta=False)
+    assert len(agent.sync._snapshot_filters(KIOSK, Version(1), many)) == 1
+    assert len(agent.sync._snapshot_filters(KIOSK, Version(1), 1)) == 1
 
 
 def test_a_device_that_hears_nothing_on_its_own_comes_to_root_head_and_content_by_asking(

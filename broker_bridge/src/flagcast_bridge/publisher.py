@@ -228,14 +228,15 @@ def found(
 
 
 def read_broker(settings: Project) -> OnBroker:
-    """What is live, verified. Needs no signing key and, but where a broker must be asked by name, no ledger.
+    """What is live, verified. Needs no signing key; the ledger, where it can be read, names what to ask a broker for that shows
+    nothing to a subscription with wildcards.
 
     Raises:
         BrokerError, InvalidConfiguration
     """
     roots = project.read_roots(settings)
     known: list[Address] = []
-    with suppress(LedgerError):
+    with suppress(LedgerError, OSError):
         ledger = existing(settings.ledger, settings.environment)
         if ledger is not None:
             with closing(ledger):

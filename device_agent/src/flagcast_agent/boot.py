@@ -69,7 +69,9 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
                     f"{settings.store}: {error}; start with --recover to set it aside and fetch everything again"
                 ) from error
             evaluator.activate(update, now=clock.now())
-        evaluator.floor = evaluator.floor.learn(trusted.floor, monotonic)
+        is_of_this_epoch = trusted.root.epoch in epochs
+        learn = evaluator.floor.learn if is_of_this_epoch else evaluator.floor.begin_afresh
+        evaluator.floor = learn(trusted.floor, monotonic)
         why = store.why_read_only
         try:
             store.persist_profile(Profile(settings.environment, settings.device, settings.namespaces))

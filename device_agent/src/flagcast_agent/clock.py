@@ -16,9 +16,13 @@ def now_precise() -> float:
     return time.time()  # noqa: TID251  # this is the side's clock module
 
 
+# Linux: of two clocks that only grow, the one that goes on while the device sleeps; what was to be done meanwhile is due then.
+_GROWING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def monotonic() -> float:
-    """Seconds that only grow, for spans within one run."""
-    return time.monotonic()
+    """Seconds that only grow, for spans within one boot."""
+    return time.clock_gettime(_GROWING)
 
 
 def instant_of(moment: float) -> int:

@@ -87,8 +87,10 @@ def examine(folder: Path) -> Iterator[Finding]:
     except (StoreError, Refused):
         pass  # said above
     if in_force is not None:
-        floor = floor.learn(floor_from_disk(in_force, floor.time, epochs), clock.monotonic())
-        believed = floor.now(now, clock.monotonic())
+        learn = floor.learn if in_force.epoch in epochs else floor.begin_afresh
+        floor = learn(floor_from_disk(in_force, floor.time, epochs), clock.monotonic())
+        # Where the device's own clock is trusted, it is what admission goes by.
+        believed = now if floor.allows(now) else floor.now(now, clock.monotonic())
         yield _expiry(in_force, believed, is_enforced=floor.allows(now))
     yield _clock(floor, now)
     yield from _permissions(settings)

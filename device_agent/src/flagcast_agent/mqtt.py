@@ -39,7 +39,7 @@ CONNECT_TIMEOUT_SECONDS: Final = 10.0
 FAREWELL_SECONDS: Final = 1.0
 """How long a clean end waits for the broker to take the last report."""
 FILTERS_PER_SUBSCRIBE: Final = 8
-"""AWS IoT refuses a SUBSCRIBE with more."""
+"""AWS IoT refuses a SUBSCRIBE with more, and an UNSUBSCRIBE."""
 _TOPIC_ROOM_BYTES: Final = 1024
 _FRAME_MAX_BYTES: Final = 16 * (MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES)
 # Brokers put several packets into one WebSocket frame, and paho keeps a frame until the last of them is read.
@@ -286,7 +286,8 @@ class _Session:
             self._asked[mid] = chunk
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
-        self._client.unsubscribe(list(filters))
+        for first in range(0, len(filters), FILTERS_PER_SUBSCRIBE):
+            self._client.unsubscribe(list(filters[first : first + FILTERS_PER_SUBSCRIBE]))
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int:
         message = self._client.publish(topic, payload, qos=1, retain=retain)
@@ -334,6 +335,16 @@ class _Session:
             self._deliver(said)
 
     def _run(self, will_topic: str, will: bytes) -> None:
+        try:
+            self._connect_and_listen(will_topic, will)
+        finally:
+            client = self._client
+            if client is not None:
+                # The client knows this session no more: with the sockets that wake it, it goes as soon as the session does.
+                client.on_connect = client.on_disconnect = client.on_message = None
+                client.on_subscribe = client.on_publish = None
+
+    def _connect_and_listen(self, will_topic: str, will: bytes) -> None:
         try:
             self._client = client = self._make_client(will_topic, will)
             properties = self._connect_properties()

@@ -91,8 +91,10 @@ REFRESH_INTERVAL_SECONDS: Final = 600.0
 FETCH_PATIENCE_SECONDS: Final = 15.0
 """How long content may take before it is asked for otherwise, or again. Where the head itself had to be asked for, the content is
 not expected to be there either, and REFRESH_PATIENCE_SECONDS is enough."""
+FETCH_BYTES_PER_SECOND: Final = 1_000
+"""The slowest link for which content is waited for without asking for it once more: GPRS on a bad day."""
 PARTS_BY_NAME_MAX: Final = 32
-"""More parts are subscribed to with a wildcard: AWS IoT allows a connection 50 subscriptions."""
+"""More parts, of all namespaces together, are subscribed to with a wildcard: AWS IoT allows a connection 50 subscriptions."""
 FETCH_PATIENCE_CAP_SECONDS: Final = 600.0
 PERSIST_RETRY_SECONDS: Final = 30.0
 """How often a disk that was full is tried again."""
@@ -380,7 +382,7 @@ class Refusal:
 @dataclass(slots=True)
 class _Fetch:
     # Content that was asked for: by which subscriptions, until when to wait, and how long the next wait is. Spoiled: its
-    # parts do not fit together.
+    # parts do not fit together. Come on: a part came since it was asked for last.
     version: Version
     parts: int
     filters: tuple[str, ...]
@@ -388,7 +390,7 @@ class _Fetch:
     patience: float
     is_delta: bool
     is_spoiled: bool = False
-    refresh_at: float = 0.0
+    has_come_on: bool = False
 
 
 @dataclass(slots=True)
@@ -426,7 +428,8 @@ class Sync:
     _waits: Waits = field(default_factory=Waits)
     _retry_at: float = 0.0
     _attempted_at: float | None = None
-    _connecting_seconds: float | None = None
+    _trial_ends: float = 0.0
+    _answer_seconds: float | None = None
     _is_hurried: bool = False
     _is_begun_in_hurry: bool = False
     _connected_at: float = 0.0
@@ -439,7 +442,8 @@ class Sync:
     _frozen_at: int | None = None
     _quiet_at: float | None = None
     _refresh_at: float = 0.0
-    _has_asked_for_heads: bool = False
+    _asked_for_heads: set[Namespace] = field(default_factory=set)
+    _asked_for_content: dict[Namespace, tuple[Version, float]] = field(default_factory=dict)
     _heartbeat_at: float | None = None
     _fetches: dict[Namespace, _Fetch] = field(default_factory=dict)
     _proposed: tuple[Trusted, AdmittedUpdate | AdmittedRoot, TimeFloor] | None = None
@@ -556,7 +560,8 @@ class Sync:
             self._speaks = "5"
             effects.append(Remember(None))
         is_trial = self.protocol == "auto" and self._speaks == "5"
-        self._retry_at = monotonic + (TRIAL_PATIENCE_SECONDS if is_trial else ANSWER_PATIENCE_SECONDS)
+        self._trial_ends = monotonic + (TRIAL_PATIENCE_SECONDS if is_trial else ANSWER_PATIENCE_SECONDS)
+        self._retry_at = self._trial_ends
         self.session += 1
         self._reports = 0
         will = encode_report(self._make_report(now, number=0, is_online=False))
@@ -566,12 +571,12 @@ class Sync:
         if not self._may(Cause.ACCEPTED):
             return []
         self._move(Cause.ACCEPTED, monotonic)
-        self._is_begun_in_hurry = False
-        self._connecting_seconds = monotonic - (self._attempted_at or monotonic)
+        self._answer_seconds = monotonic - (self._attempted_at or monotonic)
         self.connections += 1
         self._connected_at = monotonic
         self._refresh_at = monotonic
-        self._has_asked_for_heads = False
+        self._asked_for_heads.clear()
+        self._asked_for_content.clear()
         self._is_heartbeat_due(monotonic)  # the birth is a sign of life too
         self.last_error = ""
         self._fetches.clear()
@@ -652,6 +657,9 @@ class Sync:
             wait = self._give_up(Cause.DENIED, monotonic, jitter)
             return [*effects, Disconnect(), _no_connection(Fault.REFUSED, self.last_error, wait)]
         self._move(Cause.SUBSCRIBED, monotonic)
+        self._is_hurried = self._is_begun_in_hurry = False
+        if self._subscribed_at == self._connected_at:
+            self._answer_seconds = max(self._answer_seconds or 0.0, monotonic - self._subscribed_at)
         self._quiet_at = monotonic + HEADLESS_PATIENCE_SECONDS
         self._refresh_at = max(self._refresh_at, monotonic + REFRESH_PATIENCE_SECONDS)
         return [*effects, *self._find_usage()]
@@ -697,8 +705,8 @@ class Sync:
             self._retry_at = min(self._retry_at, max(monotonic, soonest))
             self._is_begun_in_hurry = True
             return self._connect(Cause.DUE, now, monotonic) if monotonic >= self._retry_at else []
-        if self.link is LinkState.CONNECTING and self._is_begun_in_hurry:
-            return []  # it has all its time: else whoever asks again and again would never be connected
+        if self._is_begun_in_hurry and self.link in {LinkState.CONNECTING, LinkState.SUBSCRIBING}:
+            return []  # it has all its time: else whoever asks again and again would never be up to date
         # What was begun before may be dead, and the network back: it gets little time, and then the next attempt comes at once.
         self._is_hurried = True
         if self.link is LinkState.CONNECTING:
@@ -715,9 +723,9 @@ class Sync:
         return []
 
     def _hurried_until(self, begun: float) -> float:
-        # A link's pace is what the last connection took to make, two round trips and more; one of which nothing is known gets all
+        # A link's pace is what its last connection took to make, or to subscribe first; one of which nothing is known gets all
         # the time there is.
-        pace = ANSWER_PATIENCE_SECONDS if self._connecting_seconds is None else 4 * self._connecting_seconds
+        pace = ANSWER_PATIENCE_SECONDS if self._answer_seconds is None else 4 * self._answer_seconds
         return begun + min(ANSWER_PATIENCE_SECONDS, max(HURRIED_PATIENCE_SECONDS, pace))
 
     def _progress(self, monotonic: float) -> Sequence[Effect]:
@@ -737,7 +745,6 @@ class Sync:
         self._move(Cause.SETTLED, monotonic)
         if self._again_at is None:
             self.answered = self.asked
-            self._is_hurried = False
         return [Log(Level.INFO, "up to date")]
 
     def _why_unsettled(self, namespace: Namespace) -> str:
@@ -767,6 +774,10 @@ class Sync:
         address = self.topics.address(topic)
         if address is None or not self._follows(address):
             return [Log(Level.WARNING, "a message on a topic that is not ours", (("topic", topic),))]
+        if self._is_hurried and self.link is LinkState.SUBSCRIBING:
+            # The link is alive, and slow: the answer has its time.
+            self._is_hurried = False
+            self._retry_at = self._subscribed_at + ANSWER_PATIENCE_SECONDS
         if self._is_walking and isinstance(address, HeadAddress):
             return []  # it is asked for again when the last root is known
         try:
@@ -775,6 +786,7 @@ class Sync:
             return self._refuse(error, topic, address, now, monotonic)
         match outcome:
             case Nothing():
+                self._come_on(address, trusted, monotonic)
                 self.trusted = trusted
                 self._hear(address)
                 return []
@@ -787,7 +799,9 @@ class Sync:
                 self._proposed = (trusted, outcome, floor)
                 return [PersistUpdate(outcome, floor)]
             case AdmittedRoot():
-                floor = self.floor.learn(trusted.floor, monotonic)
+                is_new_epoch = outcome.root.epoch > self.trusted.root.epoch
+                learn = self.floor.begin_afresh if is_new_epoch else self.floor.learn
+                floor = learn(trusted.floor, monotonic)
                 self._proposed = (trusted, outcome, floor)
                 return [PersistRoot(outcome, floor)]
 
@@ -795,6 +809,15 @@ class Sync:
         # Once a head was believed, later messages on its topic that are not do not take that back.
         if isinstance(address, HeadAddress) and (not trouble or self._heard.get(address.namespace) != ""):
             self._heard[address.namespace] = trouble
+
+    def _come_on(self, address: Address, trusted: Trusted, monotonic: float) -> None:
+        # One more part is there: the rest has its time anew.
+        if not isinstance(address, SnapshotAddress):
+            return
+        fetch = self._fetches.get(address.namespace)
+        if fetch is not None and _parts(trusted, address.namespace) > _parts(self.trusted, address.namespace):
+            fetch.has_come_on = True
+            fetch.deadline = monotonic + fetch.patience
 
     def _follows(self, address: Address) -> bool:
         # A broker may send what was not asked for; namespaces that are not followed take no memory.
@@ -852,14 +875,19 @@ class Sync:
             wished: tuple[str, ...] = (self.topics.of(DeltaAddress(wanted.namespace, version, wanted.held)),)
         else:
             wished = self._snapshot_filters(wanted.namespace, version, parts)
-        patience = REFRESH_PATIENCE_SECONDS if self._has_asked_for_heads else FETCH_PATIENCE_SECONDS
+        first = patience = REFRESH_PATIENCE_SECONDS
+        if wanted.namespace not in self._asked_for_heads:
+            first = FETCH_PATIENCE_SECONDS
+            patience = max(first, wanted.offering.size / FETCH_BYTES_PER_SECOND)
+        deadline = monotonic + (first if is_delta else patience)
         self._fetches[wanted.namespace] = _Fetch(
-            version, parts, wished, monotonic + patience, patience, is_delta=is_delta
+            version, parts, wished, deadline, patience, is_delta=is_delta
         )
         return [*effects, Subscribe(wished)]
 
     def _snapshot_filters(self, namespace: Namespace, version: Version, parts: int) -> tuple[str, ...]:
-        if parts > PARTS_BY_NAME_MAX:
+        others = sum(len(fetch.filters) for name, fetch in self._fetches.items() if name != namespace)
+        if parts + others > PARTS_BY_NAME_MAX:
             return (self.topics.snapshot_filter(namespace, version),)
         return tuple(self.topics.of(SnapshotAddress(namespace, version, part)) for part in range(parts))
 
@@ -949,8 +977,8 @@ class Sync:
             effects += self._connect(Cause.DUE, now, monotonic)
         elif self.link is LinkState.CONNECTING and monotonic >= self._retry_at:
             why = f"the broker did not answer in time (MQTT {self._speaks})"
-            # A hurried attempt had too little time to say anything about what the broker speaks.
-            fault = Fault.NETWORK if self._is_hurried else Fault.PROTOCOL
+            # An attempt that was cut short says nothing about what the broker speaks.
+            fault = Fault.NETWORK if monotonic < self._trial_ends else Fault.PROTOCOL
             effects += [
                 Disconnect(),
                 *self._on_connect_failed(fault, why, monotonic, jitter),
@@ -991,7 +1019,7 @@ class Sync:
         if self.link is not LinkState.SYNCING or not missing or monotonic < self._refresh_at:
             return []
         self._refresh_at = monotonic + REFRESH_INTERVAL_SECONDS
-        self._has_asked_for_heads = True
+        self._asked_for_heads.update(missing)
         return [
             Log(
                 Level.WARNING,
@@ -1002,9 +1030,10 @@ class Sync:
         ]
 
     def _refresh_content(self, namespace: Namespace, fetch: _Fetch, monotonic: float) -> Sequence[Effect]:
-        if monotonic < fetch.refresh_at:
+        version, again_at = self._asked_for_content.get(namespace, (None, 0.0))
+        if version == fetch.version and monotonic < again_at:
             return []
-        fetch.refresh_at = monotonic + REFRESH_INTERVAL_SECONDS
+        self._asked_for_content[namespace] = (fetch.version, monotonic + REFRESH_INTERVAL_SECONDS)
         return [self._ask_publisher([namespace])]
 
     def _ask_publisher(self, namespaces: Sequence[Namespace]) -> Send:
@@ -1019,19 +1048,18 @@ class Sync:
         )
         if fetch.is_delta:
             # Where heads were there, the snapshot will be too.
-            asked = self._refresh_content(namespace, fetch, monotonic) if self._has_asked_for_heads else ()
+            is_hidden = namespace in self._asked_for_heads
+            asked = self._refresh_content(namespace, fetch, monotonic) if is_hidden else ()
             return [waited, *self._fetch_snapshot(namespace, monotonic), *asked]
         if fetch.is_spoiled:
             self.trusted = without_parts(self.trusted, namespace)
             fetch.is_spoiled = False
         fetch.patience = min(FETCH_PATIENCE_CAP_SECONDS, fetch.patience * 2)
         fetch.deadline = monotonic + fetch.patience
-        return [
-            waited,
-            Unsubscribe(fetch.filters),
-            Subscribe(fetch.filters),
-            *self._refresh_content(namespace, fetch, monotonic),
-        ]
+        # Where some of it came, the broker has it and the link is what is slow; asking the publisher would make it slower.
+        asked = () if fetch.has_come_on else self._refresh_content(namespace, fetch, monotonic)
+        fetch.has_come_on = False
+        return [waited, Unsubscribe(fetch.filters), Subscribe(fetch.filters), *asked]
 
     # Reports
 
@@ -1105,6 +1133,11 @@ class Sync:
     def _token(self) -> int:
         self._tokens += 1
         return self._tokens
+
+
+def _parts(trusted: Trusted, namespace: Namespace) -> int:
+    pending = trusted.pending.get(namespace)
+    return len(pending.parts) if pending is not None else 0
 
 
 def _no_connection(fault: Fault, why: str, wait: float) -> Log:

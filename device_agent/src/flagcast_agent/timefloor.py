@@ -32,6 +32,10 @@ class TimeFloor:
         booted = time - int(monotonic)
         return TimeFloor(time, max(booted, self.booted) if time >= self.time else booted, self.boot)
 
+    def begin_afresh(self, time: int, monotonic: float) -> "TimeFloor":
+        """After a new epoch: what was believed on the word of former keys is taken back, whichever is later."""
+        return TimeFloor(time, time - int(monotonic), self.boot)
+
     def resume(self, persisted: "TimeFloor", monotonic: float) -> "TimeFloor":
         """After what another process has persisted: as it stands if that was in this boot. How much time passed since a former
         one, nobody can say.
