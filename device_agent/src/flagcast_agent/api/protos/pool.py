@@ -16,8 +16,9 @@ POOL = DescriptorPool()
 
 def add_file(serialized: bytes) -> FileDescriptor:
     """Puts a serialized FileDescriptorProto into the pool; the files it imports must be there."""
-    POOL.AddSerializedFile(serialized)
-    return POOL.FindFileByName(_file_name(serialized))
+    file = POOL.AddSerializedFile(serialized)
+    assert isinstance(file, FileDescriptor)
+    return file
 
 
 def define(serialized: bytes, module: dict[str, object]) -> FileDescriptor:
@@ -31,12 +32,6 @@ def define(serialized: bytes, module: dict[str, object]) -> FileDescriptor:
         message_class.__module__ = str(module["__name__"])
         module[name] = message_class
     return file
-
-
-def _file_name(serialized: bytes) -> str:
-    from google.protobuf.descriptor_pb2 import FileDescriptorProto
-
-    return FileDescriptorProto.FromString(serialized).name
 
 
 add_file(timestamp_pb2.DESCRIPTOR.serialized_pb)
