@@ -5,6 +5,7 @@ a time that it cannot be before: age and staleness are judged by it wherever the
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,12 @@ class TimeFloor:
 
     def learn(self, time: int, monotonic: float) -> "TimeFloor":
         """After something was admitted, with `time` the floor that it led to; an earlier one takes back what was believed."""
-        booted = time - int(monotonic)
+        booted = _booted(time, monotonic)
         return TimeFloor(time, max(booted, self.booted) if time >= self.time else booted, self.boot)
 
     def begin_afresh(self, time: int, monotonic: float) -> "TimeFloor":
         """After a new epoch: what was believed on the word of former keys is taken back, whichever is later."""
-        return TimeFloor(time, time - int(monotonic), self.boot)
+        return TimeFloor(time, _booted(time, monotonic), self.boot)
 
     def resume(self, persisted: "TimeFloor", monotonic: float) -> "TimeFloor":
         """After what another process has persisted: as it stands if that was in this boot. How much time passed since a former
@@ -43,3 +44,8 @@ class TimeFloor:
         if self.boot and persisted.boot == self.boot:
             return persisted
         return self.learn(persisted.time, monotonic)
+
+
+def _booted(time: int, monotonic: float) -> int:
+    # Rounded so that what `now` makes of it is never after the true time.
+    return time - ceil(monotonic)
