@@ -1,6 +1,5 @@
 """What time it is at least, and that every protocol judges age and staleness by it."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -195,9 +194,10 @@ class Clocks:
     def __init__(self) -> None:
         self.wall = 0
         self.passed = 0.0
+        self.running = clock.monotonic
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.passed
+        return self.running() + self.passed
 
 
 @pytest.fixture
