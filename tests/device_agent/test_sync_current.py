@@ -1,5 +1,6 @@
 """Being up to date, asking for it, asking the publisher, signs of life, and what is remembered of a broker."""
 
+import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,8 @@ from flagcast_agent.sync import (
     Woken,
 )
 from flagcast_shared.context import Device
-from flagcast_shared.ids import DeviceId, EntityId, Namespace, Version
+from flagcast_shared.ids import DeviceId, EntityId, FlagKey, Namespace, Version
+from flagcast_shared.model import BooleanFlag
 from flagcast_shared.reports import decode_refresh, decode_report
 from flagcast_shared.trust import begin
 
@@ -456,6 +458,25 @@ def test_a_snapshot_that_comes_slowly_is_neither_begun_anew_nor_asked_for(
     assert state(agent) is LinkState.LIVE
     assert subscriptions(agent) == asked
     assert not wishes(agent)
+
+
+def test_one_large_part_has_the_time_that_a_slow_link_takes_for_it(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(OFF)
+    agent.catch_up()
+    keys = (hashlib.sha256(bytes([number % 256, number // 256])).hexdigest() for number in range(1_000))
+    content = publisher.release(*(BooleanFlag(FlagKey(key), enabled=True) for key in keys), delta=False)
+    seconds = sum(map(len, content.parts)) / core.FETCH_BYTES_PER_SECOND
+    assert len(content.parts) == 1
+    assert core.FETCH_PATIENCE_SECONDS < seconds < core.FETCH_PATIENCE_CAP_SECONDS
+    slow = publisher.retained.pop(publisher.part_topic(2))
+    agent.hear()
+    asked = subscriptions(agent)
+    agent.tick(seconds - 0.1)
+    assert (subscriptions(agent), len(wishes(agent))) == (asked, 0)
+    agent.deliver(publisher.part_topic(2), slow)
+    assert state(agent) is LinkState.LIVE
 
 
 def test_two_large_namespaces_at_once_stay_within_what_a_connection_may_subscribe_to(

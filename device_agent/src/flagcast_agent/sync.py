@@ -878,7 +878,8 @@ class Sync:
         first = patience = REFRESH_PATIENCE_SECONDS
         if wanted.namespace not in self._asked_for_heads:
             first = FETCH_PATIENCE_SECONDS
-            patience = max(first, wanted.offering.size / FETCH_BYTES_PER_SECOND)
+            # Of one part: the next one has its time anew.
+            patience = max(first, wanted.offering.size / parts / FETCH_BYTES_PER_SECOND)
         deadline = monotonic + (first if is_delta else patience)
         self._fetches[wanted.namespace] = _Fetch(
             version, parts, wished, deadline, patience, is_delta=is_delta
