@@ -484,7 +484,9 @@ def _life() -> dict[str, Any]:
     life.hears("signed by the old key alone", publisher.root_topic(2), "threshold_not_met", message=only_old)
     life.hears("signed by both", publisher.root_topic(2), "root 2", floor=publisher.now)
     life.hears("the old root again", publisher.root_topic(1), "nothing")
-    life.hears("a revoked key", head, "unknown_key", message=publisher.head_message(publisher.head, stolen))
+    life.hears("the head held, whose key has been revoked since", head, "nothing")
+    forged = replace(publisher.head, sequence=Sequence(publisher.head.sequence + 1))
+    life.hears("a revoked key", head, "unknown_key", message=publisher.head_message(forged, stolen))
     publisher.release(OFF, version=1)
     life.hears("a new epoch begins with version 1", head, "wanted 2.1")
     for part in range(len(publisher.content.parts)):

@@ -1,21 +1,21 @@
 """Snapshots and deltas that do not hold what the head signed."""
 
 import hashlib
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from agent_shell import AgentShell, ignored, refused
+from forgeries import deliver_delta, fetches_the_snapshot_instead, offer
 from publisher_simulator import Content, PublisherSimulator, SigningKey
 from releases import BETA, EVIL, OFF, ON, OTHER
 
-from flagcast_agent.sync import FETCH_PATIENCE_SECONDS, Subscribe
+from flagcast_agent.sync import FETCH_PATIENCE_SECONDS
 from flagcast_shared.bucketing import candidate_bucket
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.ids import Digest, EntityId, RecordId, SegmentKey
 from flagcast_shared.limits import PARTS_MAX, RECORD_MAX_BYTES, RECORDS_MAX
-from flagcast_shared.messages import InlineDelta, Offering
+from flagcast_shared.messages import InlineDelta
 from flagcast_shared.model import Constraint, ConstraintType, Match, Operator, Segment
 from flagcast_shared.records import Record, content_digest, encode_content, encode_delta, encode_record
 
@@ -172,15 +172,6 @@ def test_part_of_parts_without_end(
         agent.deliver(publisher.part_topic(2, 0), publisher.part_message(endless))
 
 
-def offer(publisher: PublisherSimulator, body: bytes, digest: Digest) -> bytes:
-    """A head that truly names a body, whatever is in it; the part is retained."""
-    content = publisher.make_content([])
-    offering = Offering(content.version, digest, len(body), 1)
-    part = replace(publisher.make_parts(content)[0], body=body)
-    publisher.retained[publisher.part_topic(content.version)] = publisher.part_message(part)
-    return publisher.head_message(publisher.make_head(stable=offering))
-
-
 def test_snapshot_with_a_record_twice(agent: AgentShell, publisher: PublisherSimulator) -> None:
     record = encode_record(ON)
     body = deflate(encode([record.data, record.data]))
@@ -280,20 +271,6 @@ def test_number_that_cannot_be_compared_with(agent: AgentShell, publisher: Publi
 
 
 # Deltas: what is wrong with one is refused, and the full snapshot is fetched instead.
-
-
-def deliver_delta(agent: AgentShell, publisher: PublisherSimulator, body: bytes) -> None:
-    before, after = publisher.contents[-2:]
-    forged = publisher.delta_message(publisher.make_delta(after, before, body))
-    agent.deliver(publisher.delta_topic(after.version, before.version), forged)
-
-
-def fetches_the_snapshot_instead(agent: AgentShell, publisher: PublisherSimulator) -> bool:
-    asked = Subscribe((publisher.part_topic(publisher.content.version),))
-    if asked not in agent.effects:
-        return False
-    agent.settle()
-    return agent.evaluator.knowledge(publisher.namespace).digest == publisher.content.digest
 
 
 def test_delta_with_a_wrong_result(agent: AgentShell, publisher: PublisherSimulator) -> None:
@@ -437,11 +414,9 @@ def test_inline_delta_that_is_garbage(agent: AgentShell, publisher: PublisherSim
 
 
 def test_inline_delta_that_inflates_a_thousandfold(agent: AgentShell, publisher: PublisherSimulator) -> None:
-    bomb = zlib.compress(bytes(4_000_000), 9)
+    bomb = deflate(bytes(4_000_000))
     message = with_inline(publisher, bomb)
-    with refused(
-        agent, "trailing_bytes"
-    ):  # 4 KB cannot inflate beyond 4 MB, and four million zeros are no delta
+    with refused(agent, "malformed"):  # 4 KB cannot inflate beyond 4 MB, and four million zeros are no delta
         agent.deliver(publisher.head_topic, message)
     assert fetches_the_snapshot_instead(agent, publisher)
 

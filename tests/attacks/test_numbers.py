@@ -8,10 +8,14 @@ from agent_shell import AgentShell, ignored, refused
 from publisher_simulator import DAY, HEAD_LIFE_SECONDS, NOW, PublisherSimulator, SigningKey
 from releases import BETA, EVIL, OFF, ON, OTHER
 
-from flagcast_shared.ids import DeviceId, EntityId, Epoch, Namespace, Sequence, Version
+from flagcast_shared.context import Device
+from flagcast_shared.errors import DigestMismatch
+from flagcast_shared.ids import DeviceId, Digest, EntityId, Epoch, Namespace, Sequence, Version
 from flagcast_shared.limits import NUMBER_MAX
-from flagcast_shared.topics import DeviceAddress
-from flagcast_shared.trust import clock_is_trusted
+from flagcast_shared.messages import Candidate, Offering, encode_head
+from flagcast_shared.records import content_digest, encode_record
+from flagcast_shared.topics import DeviceAddress, Kind
+from flagcast_shared.trust import Stored, begin, clock_is_trusted, restore
 
 TEN_YEARS = 3650 * DAY
 
@@ -404,3 +408,96 @@ def test_what_one_device_received_is_what_another_is_to_have(
     namespace = publisher.namespace
     assert other.sync.trusted.holdings[namespace] == agent.sync.trusted.holdings[namespace]
     other.close()
+
+
+def test_the_same_head_in_another_envelope_is_no_news(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    # COSE_Sign with one signer is allowed wherever COSE_Sign1 is; what counts is the payload.
+    payload, place = encode_head(publisher.head), publisher.place(Kind.HEAD)
+    message = publisher.sign(payload, place, several=True)
+    assert message != publisher.retained[publisher.head_topic]
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, message)
+
+
+def test_head_held_is_no_rollback_while_a_later_one_waits_for_its_content(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    held = publisher.retained[publisher.head_topic]
+    other = publisher.sign(encode_head(publisher.head), publisher.place(Kind.HEAD), several=True)
+    publisher.release(ON)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    for message in (held, other):
+        with ignored(agent):
+            agent.deliver(publisher.head_topic, message)
+    agent.settle()
+    assert agent.evaluator.knowledge(publisher.namespace).digest == publisher.content.digest
+
+
+def test_parts_are_kept_for_a_head_that_lists_other_deltas(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.part_bytes = 20
+    content = publisher.release(ON, OTHER, EVIL, delta=False)
+    assert len(content.parts) > 1
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    first, *others = range(len(content.parts))
+    agent.deliver(publisher.part_topic(2, first), publisher.retained[publisher.part_topic(2, first)])
+    publisher.publish_head(publisher.make_head(stable=content.offering([Version(1)])))
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    for part in others:
+        agent.deliver(publisher.part_topic(2, part), publisher.retained[publisher.part_topic(2, part)])
+    assert agent.evaluator.knowledge(publisher.namespace).digest == content.digest
+
+
+def test_delta_leads_from_a_version_of_an_earlier_epoch(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    # The version alone names the base; the content's digest tells whether it was that one.
+    before = publisher.content
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    agent.deliver(publisher.root_topic(2), publisher.retained[publisher.root_topic(2)])
+    after = publisher.make_content([ON])
+    delta = publisher.make_delta(after, before, publisher.delta_body(before, after))
+    publisher.publish_head(publisher.make_head(stable=after.offering([before.version])))
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    agent.deliver(publisher.delta_topic(after.version, before.version), publisher.delta_message(delta))
+    assert agent.evaluator.knowledge(publisher.namespace).digest == after.digest
+
+
+@pytest.mark.parametrize(
+    ("held", "offers", "is_sound"),
+    [
+        pytest.param((1, 3), [(3, "own")], True, id="the one offered"),
+        pytest.param((1, 3), [(2, "other"), (3, "own")], True, id="the candidate"),
+        pytest.param((1, 3), [(2, "other")], True, id="newer than a narrowed offer"),
+        pytest.param((2, 3), [(3, "other")], True, id="of a later epoch than its head"),
+        pytest.param((1, 3), [(3, "other")], False, id="the same version with another content"),
+        pytest.param((1, 3), [(2, "own"), (3, "other")], False, id="another content than the candidate"),
+        pytest.param((1, 3), [(4, "own")], False, id="older than any offer"),
+    ],
+)
+def test_content_on_disk_that_its_head_does_not_offer(
+    publisher: PublisherSimulator, held: tuple[int, int], offers: list[tuple[int, str]], *, is_sound: bool
+) -> None:
+    records = [encode_record(ON)]
+    digests = {"own": content_digest(each.digest for each in records), "other": Digest(bytes(32))}
+    stable, *candidates = (Offering(Version(version), digests[whose], 1, 1) for version, whose in offers)
+    candidate = Candidate(candidates[0], 10_000, b"salt") if candidates else None
+    head = replace(publisher.make_head(stable=stable), candidate=candidate)
+    stored = Stored(
+        publisher.namespace,
+        publisher.head_message(head),
+        Epoch(held[0]),
+        Version(held[1]),
+        digests["own"],
+        [each.data for each in records],
+    )
+    trusted = begin(publisher.environment, Device(DeviceId("device-1"), {}), publisher.anchor)
+    if is_sound:
+        restored, _ = restore(trusted, stored)
+        assert restored.holdings[publisher.namespace].digest == digests["own"]
+    else:
+        with pytest.raises(DigestMismatch):
+            restore(trusted, stored)

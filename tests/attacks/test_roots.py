@@ -1,8 +1,9 @@
 """Attacks on who may sign."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cbor2
 import pytest
@@ -10,7 +11,8 @@ from agent_shell import AgentShell, ignored, refused
 from publisher_simulator import DAY, NOW, ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey, flip_last_bit
 from releases import EVIL, OFF, ON
 
-from flagcast_agent.sync import Subscribe, Subscribed
+from flagcast_agent.link import RECONNECT_MIN_SECONDS
+from flagcast_agent.sync import EARLY_HEADS_MAX_BYTES, Subscribe, Subscribed
 from flagcast_shared.errors import BadSignature
 from flagcast_shared.ids import Environment, Epoch, KeyId
 from flagcast_shared.limits import ROOT_MAX_BYTES
@@ -374,3 +376,159 @@ def test_roots_walked_are_persisted_one_by_one(agent: AgentShell, publisher: Pub
     assert agent.sync.trusted.root.number == 4
     again = agent.store.load()
     assert again.root_data == publisher.retained[publisher.root_topic(4)]
+
+
+def revoked_on_the_broker(publisher: PublisherSimulator) -> tuple[bytes, bytes]:
+    """The head that a stolen key signs at the last moment, and the head of the epoch that revokes it."""
+    stolen = publisher.publisher_keys
+    publisher.release(EVIL)
+    evil = publisher.head_message(publisher.head, *stolen)
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    publisher.release(ON, version=1)
+    return evil, publisher.retained[publisher.head_topic]
+
+
+def held_digest(agent: AgentShell) -> bytes:
+    return agent.sync.trusted.holdings[agent.publisher.namespace].digest
+
+
+@pytest.mark.parametrize("is_reversed", [False, True], ids=["root first", "head first"])
+def test_head_of_a_revoked_key_beside_the_root_that_revokes_it(
+    agent: AgentShell, publisher: PublisherSimulator, *, is_reversed: bool
+) -> None:
+    # The broker still holds the thief's head and sends what it retains in either order, all of it before it answers.
+    evil, honest = revoked_on_the_broker(publisher)
+    held = held_digest(agent)
+    agent.is_mute = True
+    agent.reconnect()
+    root = publisher.root_topic(2)
+    messages = [(root, publisher.retained[root]), (publisher.head_topic, evil)]
+    for topic, payload in reversed(messages) if is_reversed else messages:
+        agent.deliver(topic, payload)
+    assert agent.sync.trusted.root.number == 2
+    assert held_digest(agent) == held
+    agent.handle(Subscribed((publisher.root_topic(3),)))
+    assert Subscribe((publisher.head_topic,)) in agent.effects
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.head_topic, evil)
+    agent.deliver(publisher.head_topic, honest)
+    agent.deliver(publisher.part_topic(1), publisher.retained[publisher.part_topic(1)])
+    assert held_digest(agent) == publisher.content.digest
+
+
+def test_head_waits_for_the_answer_about_the_next_root(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(ON, inline=True)
+    agent.is_mute = True
+    agent.reconnect()
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+        agent.handle(Subscribed((publisher.head_topic,)))
+    agent.handle(Subscribed((publisher.root_topic(2),)))
+    assert held_digest(agent) == publisher.content.digest
+    assert not agent.sync.why_not_current()
+
+
+def test_later_head_of_those_that_wait(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(ON, inline=True)
+    older = publisher.retained[publisher.head_topic]
+    publisher.sign_again()
+    agent.is_mute = True
+    agent.reconnect()
+    for message in (older, publisher.retained[publisher.head_topic]):
+        agent.deliver(publisher.head_topic, message)
+    agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
+    assert agent.sync.rejected == 0
+    assert agent.sync.trusted.holdings[publisher.namespace].head == publisher.head
+
+
+def test_heads_that_wait_without_end(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    agent.is_mute = True
+    agent.reconnect()
+    for size in (EARLY_HEADS_MAX_BYTES, EARLY_HEADS_MAX_BYTES + 1):
+        agent.deliver(publisher.head_topic, bytes(size))
+        assert sum(len(each.payload) for each in agent.sync._early.values()) <= EARLY_HEADS_MAX_BYTES
+    # Nothing is lost: the heads are asked for again.
+    agent.is_mute = False
+    agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
+    publisher.release(ON)
+    agent.tick(RECONNECT_MIN_SECONDS)
+    agent.settle()
+    assert held_digest(agent) == publisher.content.digest
+
+
+def test_head_held_is_no_refusal_after_its_key_was_revoked(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    # The broker offers the head of the former epoch until the publisher has signed everything anew.
+    former = publisher.retained[publisher.head_topic]
+    publisher.rotate(publisher_keys=[SigningKey("publisher-b")])
+    agent.deliver(publisher.root_topic(2), publisher.retained[publisher.root_topic(2)])
+    with ignored(agent):
+        agent.deliver(publisher.head_topic, former)
+    assert agent.sync.why_not_current() == (
+        f"{publisher.namespace}: the head was not taken: it was signed before the publisher's keys were rotated",
+    )
+    publisher.release(ON, version=1)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    agent.settle()
+    assert not agent.sync.why_not_current()
+
+
+def test_refusal_leaves_the_report_once_something_was_admitted(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    with refused(agent, "bad_signature"):
+        agent.deliver(publisher.head_topic, flip_last_bit(publisher.retained[publisher.head_topic]))
+    publisher.release(ON)
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    agent.settle()
+    assert agent.reports[-1].rejection is None
+    assert agent.sync.rejected == 1
+    with refused(agent, "bad_signature"):
+        agent.deliver(publisher.head_topic, flip_last_bit(publisher.retained[publisher.head_topic]))
+
+
+def test_second_root_of_one_number(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.rotate()
+    agent.deliver(publisher.root_topic(2), publisher.retained[publisher.root_topic(2)])
+    twin = replace(publisher.root, expires=publisher.root.expires + DAY)
+    with refused(agent, "equivocation"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(twin, signers=[ALICE]))
+    with ignored(agent):
+        agent.deliver(publisher.root_topic(2), publisher.retained[publisher.root_topic(2)])
+
+
+def test_second_root_of_one_number_that_the_root_keys_did_not_sign(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    # Anybody could raise the alarm otherwise.
+    publisher.rotate()
+    agent.deliver(publisher.root_topic(2), publisher.retained[publisher.root_topic(2)])
+    twin = replace(publisher.root, expires=publisher.root.expires + DAY)
+    for message in (
+        publisher.root_message(twin, signers=[MALLORY]),
+        flip_last_bit(publisher.root_message(twin, signers=[ALICE])),
+    ):
+        with ignored(agent):
+            agent.deliver(publisher.root_topic(2), message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda root: {9: [*root[9], root[9][0]]}, id="a key twice"),
+        pytest.param(lambda root: {9: [*root[9], [root[9][0][0], "other name"]]}, id="a key by two names"),
+        pytest.param(
+            lambda root: {10: root[10] | {"publisher": {1: 1, 2: root[10]["publisher"][2] * 2}}},
+            id="a key id twice in a role",
+        ),
+    ],
+)
+def test_root_that_names_a_key_twice(
+    agent: AgentShell, publisher: PublisherSimulator, change: Callable[[Any], Mapping[int, object]]
+) -> None:
+    fields = cbor2.loads(encode_root(second_root(publisher)))
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.root_topic(2), signed_fields(publisher, change(fields)))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagcast_bridge import compiler as compiler_module
 from flagcast_bridge.compiler import Compilation
 from flagcast_bridge.sources import SourceFile
 from flagcast_bridge.validate import check, load
 from flagcast_shared import model
+from flagcast_shared import records as records_module
 from flagcast_shared.ids import FlagKey, Namespace, SegmentKey, VariantKey
 from flagcast_shared.records import decode_record, encode_record
 
@@ -393,11 +393,11 @@ def test_a_record_too_large_to_travel_is_an_error() -> None:
     assert errors(f"flags: [{{key: a, name: A, variants: [{variants}]}}]") == [("FC135", 1, 9)]
 
 
-@pytest.mark.parametrize("limit", ["RECORDS_MAX", "CONTENT_MAX_BYTES"])
+@pytest.mark.parametrize("limit", ["RECORDS_MAX", "CONTENT_MAX_BYTES", "CONTENT_ITEMS_MAX"])
 def test_a_namespace_too_large_to_travel_is_an_error(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "flags: [{key: a, name: A}, {key: b, name: B}]"
     assert errors(text) == []
-    monkeypatch.setattr(compiler_module, limit, 1)
+    monkeypatch.setattr(records_module, limit, 1)
     assert errors(text) == [("FC135", 1, 1)]
 
 

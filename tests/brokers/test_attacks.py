@@ -38,7 +38,7 @@ from flagcast_shared.codec import deflate, encode
 from flagcast_shared.envelope import content_type, sig_structure
 from flagcast_shared.ids import DeviceId, Environment, FlagKey, Namespace, VariantKey
 from flagcast_shared.ids import Sequence as HeadSequence
-from flagcast_shared.limits import CONTENT_MAX_BYTES, MESSAGE_MAX_BYTES, NUMBER_MAX
+from flagcast_shared.limits import CONTENT_MAX_BYTES, MESSAGE_MAX_BYTES, NUMBER_MAX, RECORD_MAX_BYTES
 from flagcast_shared.messages import Offering, encode_head
 from flagcast_shared.model import Variant, VariantFlag
 from flagcast_shared.records import encode_delta, encode_record
@@ -545,7 +545,8 @@ def offer(scene: Scene, body: bytes) -> None:
 
 
 def test_compression_bomb(scene: Scene) -> None:
-    bomb = deflate(bytes(CONTENT_MAX_BYTES + 1))
+    record = bytes(RECORD_MAX_BYTES)
+    bomb = deflate(encode([record] * (CONTENT_MAX_BYTES // len(record) + 1)))
     with scene.refused("compression_bomb"):
         offer(scene, bomb)
 

@@ -215,7 +215,7 @@ def test_a_message_of_a_connection_that_stands_no_more_is_passed_over(
 ) -> None:
     bring(agent, state)
     held = dict(agent.sync.trusted.holdings)
-    effects = agent.handle(Received(agent.publisher.head_topic, b"garbage"))
+    effects = agent.handle(Received(agent.publisher.root_topic(2), b"garbage"))
     assert (effects != []) == (state in CONNECTED)
     assert agent.sync.trusted.holdings == held
 

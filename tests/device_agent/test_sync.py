@@ -96,7 +96,8 @@ def test_a_connection_subscribes_to_the_next_root_before_the_heads(agent: AgentS
     agent.handle(Started())
     effects = agent.handle(Connected())
     assert [effect for effect in effects if isinstance(effect, Subscribe)] == [
-        Subscribe(("flagcast/1/production/root/2", "flagcast/1/production/flags/default/head"))
+        Subscribe(("flagcast/1/production/root/2",)),
+        Subscribe(("flagcast/1/production/flags/default/head",)),
     ]
 
 

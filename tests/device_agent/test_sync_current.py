@@ -198,16 +198,16 @@ def test_asking_a_connected_agent_hears_the_heads_again(
     agent.tick(RECONNECT_MIN_SECONDS)
     before = subscriptions(agent)
     agent.handle(Woken())
-    assert subscriptions(agent) == before + 1
+    assert subscriptions(agent) == before + 2  # the next root, and the heads
     assert (agent.sync.asked, agent.sync.answered) == (1, 0)
     agent.settle()
     assert (agent.sync.asked, agent.sync.answered) == (1, 1)
     for _ in range(50):
         agent.handle(Woken())
-    assert subscriptions(agent) == before + 1, "asked within the same second"
+    assert subscriptions(agent) == before + 2, "asked within the same second"
     assert agent.sync.answered == 1, "what was heard before is no answer"
     agent.tick(RECONNECT_MIN_SECONDS)
-    assert subscriptions(agent) == before + 2
+    assert subscriptions(agent) == before + 4
     agent.settle()
     assert agent.sync.answered == agent.sync.asked == 51
 
@@ -292,7 +292,7 @@ def test_whoever_asks_without_end_over_a_slow_link_is_answered(
         # The head comes first, and the answer to the subscription after more time than a silent link is given.
         agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
         assert core.Disconnect() not in agent.tick(core.HURRIED_PATIENCE_SECONDS + 0.5)
-        agent.handle(Subscribed(agent.sync._standing_filters()))
+        agent.handle(Subscribed((agent.sync._root_filter(), *agent.sync._head_filters())))
         assert state(agent) is LinkState.LIVE
         assert agent.sync.answered == agent.sync.asked
     assert agent.sync.connections == connections
@@ -312,7 +312,7 @@ def test_a_connection_made_in_a_hurry_has_all_its_time_until_it_is_subscribed(
     for _ in range(9):
         agent.handle(Woken())
         assert core.Disconnect() not in agent.tick(2.0)
-    agent.handle(Subscribed(agent.sync._standing_filters()))
+    agent.handle(Subscribed((agent.sync._root_filter(), *agent.sync._head_filters())))
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
     assert agent.sync.answered == agent.sync.asked
 

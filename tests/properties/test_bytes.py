@@ -121,8 +121,14 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], Callable[[], list[bytes]]]]
     "codec.decode": (lambda data: decode(data, "x"), lambda: [encode({1: [1, "a", b"b", None, {}]})]),
     "inflate": (lambda data: inflate(data, 1000, "x"), lambda: [deflate(b"a" * 500)]),
     "decode_record": (decode_record, lambda: [encode_record(one).data for one in (OFF, ON)]),
-    "split_content": (split_content, lambda: [encode_content([encode_record(OFF), encode_record(OTHER)])]),
-    "split_delta": (split_delta, lambda: [encode_delta([encode_record(ON).id], [encode_record(EVIL)])]),
+    "split_content": (
+        lambda data: split_content([data]),
+        lambda: [encode_content([encode_record(OFF), encode_record(OTHER)])],
+    ),
+    "split_delta": (
+        lambda data: split_delta([data]),
+        lambda: [encode_delta([encode_record(ON).id], [encode_record(EVIL)])],
+    ),
     "open_envelope": (
         lambda data: open_envelope(data, HEAD),
         lambda: [release().retained[release().head_topic]],
@@ -399,8 +405,8 @@ def test_reports_read_back(report: Report) -> None:
 )
 def test_contents_and_deltas_read_back(changed: list[Flag | AnySegment], removed: list[object]) -> None:
     records = [encode_record(entry) for entry in changed]
-    assert split_content(encode_content(records)) == sorted(record.data for record in records)
-    gone, listed = split_delta(encode_delta(removed, records))  # type: ignore[arg-type]  # a strategy of RecordId
+    assert split_content([encode_content(records)]) == sorted(record.data for record in records)
+    gone, listed = split_delta([encode_delta(removed, records)])  # type: ignore[arg-type]  # a strategy of RecordId
     assert list(gone) == sorted(removed)  # type: ignore[type-var]  # as above
     assert listed == sorted(record.data for record in records)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from flagcast_shared.ids import Digest, Environment, Epoch, Namespace, RecordId, Sequence, Version
 from flagcast_shared.messages import Head, Offering
 from flagcast_shared.model import AnySegment, Flag
-from flagcast_shared.records import Record, content_digest, encode_record
+from flagcast_shared.records import Record, content_digest, encode_record, extent_of
 from flagcast_shared.trust import AdmittedUpdate, Holding
 
 Content = Iterable[Flag | AnySegment | Record]
@@ -69,6 +69,7 @@ class History:
             digest,
             digests,
             sorted(digests.values()),
+            extent_of(self._records.values()),
         )
 
 

@@ -136,7 +136,7 @@ def _record(data: bytes) -> None:
 
 def _content(data: bytes) -> None:
     with contextlib.suppress(Refused):
-        listed = split_content(data)
+        listed = split_content([data])
         _same(encode(listed), data)
         for each in listed:
             decode_record(each)
@@ -144,7 +144,7 @@ def _content(data: bytes) -> None:
 
 def _delta_content(data: bytes) -> None:
     with contextlib.suppress(Refused):
-        removed, changed = split_delta(data)
+        removed, changed = split_delta([data])
         _same(encode([[list(identity) for identity in removed], changed]), data)
 
 
@@ -263,7 +263,7 @@ def _admit_delta(data: bytes) -> None:
     body = deflate(data)
     before = device()
     with contextlib.suppress(Refused):
-        removed, changed = split_delta(data)
+        removed, changed = split_delta([data])
         digests = dict(before.holdings[NAMESPACE].records)
         for identity in removed:
             digests.pop(identity, None)

@@ -102,14 +102,14 @@ def test_content() -> None:
     listed = [bytes.fromhex(record) for record in content["records"]]
     body = bytes.fromhex(content["body"])
     assert encode_content(map(decode_record, listed)) == body
-    assert split_content(body) == sorted(listed)
+    assert split_content([body]) == sorted(listed)
     assert content_digest(map(digest_of, listed)).hex() == content["digest"]
     assert content_digest([]).hex() == content["empty_digest"]
 
 
 def test_delta() -> None:
     delta = DOCUMENT["delta"]
-    removed, changed = split_delta(bytes.fromhex(delta["body"]))
+    removed, changed = split_delta([bytes.fromhex(delta["body"])])
     assert [list(identity) for identity in removed] == delta["removed"]
     assert [data.hex() for data in changed] == delta["changed"]
     held = {decode_record(bytes.fromhex(data)).id: bytes.fromhex(data) for data in delta["before"]}

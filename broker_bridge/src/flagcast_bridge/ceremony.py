@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Final
 
 from flagcast_shared import trust
-from flagcast_shared.codec import Fields, Value, array, decode, encode, inflate, integer, text
+from flagcast_shared.codec import Fields, Value, array, decode, encode, inflated, integer, text
 from flagcast_shared.envelope import SIGNATURE_BYTES, Envelope, Signature, seal, to_sign
 from flagcast_shared.errors import (
     EmptyPayload,
@@ -697,8 +697,8 @@ def _describe_offering(ceremony: Ceremony, head: Head, offering: Offering, word:
 def _content_of(name: Namespace, offering: Offering, parts: Mapping[int, bytes]) -> list[Record]:
     if sorted(parts) != list(range(offering.parts)):
         raise Malformed(f"ceremony: {name}: not all parts of version {offering.version}")
-    body = b"".join(parts[part] for part in sorted(parts))
-    found = split_content(inflate(body, CONTENT_MAX_BYTES, f"{name}, version {offering.version}"))
+    bodies = (parts[part] for part in sorted(parts))
+    found = split_content(inflated(bodies, CONTENT_MAX_BYTES, f"{name}, version {offering.version}"))
     records = [decode_record(data) for data in found]
     if len(records) > RECORDS_MAX or content_digest(each.digest for each in records) != offering.digest:
         raise Malformed(
@@ -721,7 +721,7 @@ def _changes_of(
     if not bodies:
         return None
     base = max(bodies)
-    removed, listed = split_delta(inflate(bodies[base], CONTENT_MAX_BYTES, f"{head.namespace}, delta"))
+    removed, listed = split_delta(inflated([bodies[base]], CONTENT_MAX_BYTES, f"{head.namespace}, delta"))
     return (
         base,
         [(identity.kind, identity.key) for identity in removed],

@@ -19,9 +19,9 @@ from flagcast_shared.bucketing import compile_bounds, compile_percentage
 from flagcast_shared.constraints import TAKES, Takes
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import FlagKey, Namespace, SegmentKey, VariantKey
-from flagcast_shared.limits import CONTENT_MAX_BYTES, KEY_MAX_BYTES, RECORDS_MAX, TEXT_MAX_BYTES
+from flagcast_shared.limits import KEY_MAX_BYTES, TEXT_MAX_BYTES
 from flagcast_shared.literals import format_float, parse_float, parse_instant
-from flagcast_shared.records import encode_record
+from flagcast_shared.records import Extent, encode_record
 
 from .document import Constraint, Document, Flag, Rule, Segment, SegmentRollout, Text, Variant
 from .findings import Finding, Position, finding, in_order
@@ -129,24 +129,20 @@ class _Compiler:
             (segment.at, self._segment(segment))
             for segment in sorted(segments, key=lambda each: each.key.value)
         ]
-        if len(compiled) > RECORDS_MAX:
-            said = f"{len(compiled)} flags and segments in one namespace, at most {RECORDS_MAX}"
-            self._say("FC135", document.at, said, "Split the namespace.")
-            return ()
         self._check_sizes(compiled)
         return tuple(entry for _, entry in compiled)
 
     def _check_sizes(self, compiled: Sequence[tuple[Position, model.Flag | model.Segment]]) -> None:
         if self.findings:
             return
-        total = 0
+        total = Extent()
         for at, entry in compiled:
             try:
-                total += len(encode_record(entry).data)
+                total += encode_record(entry).extent
             except Refused as error:
                 self._say("FC135", at, str(error), "Shorten attachments or lists, or split the flag.")
-        if total > CONTENT_MAX_BYTES:
-            said = f"the namespace compiles to {total} bytes, at most {CONTENT_MAX_BYTES}"
+        if fault := total.over_limit():
+            said = f"the namespace compiles to {fault}"
             self._say("FC135", self._document.at, said, "Split the namespace.")
 
     def _flag(self, flag: Flag) -> model.Flag:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flagcast_shared.codec import inflate
+from flagcast_shared.codec import inflated
 from flagcast_shared.errors import FlagcastError, Refused
 from flagcast_shared.ids import DeviceId, Digest, Environment, Epoch, Namespace, RecordId, Sequence, Version
 from flagcast_shared.limits import CONTENT_MAX_BYTES
@@ -618,7 +618,7 @@ class Ledger:
     def _split(self, namespace: Namespace, version: int, digest: bytes, body: bytes) -> list[bytes]:
         # The bytes of every record, compared with the digest that they were issued under.
         listed = list(
-            split_content(inflate(bytes(body), CONTENT_MAX_BYTES, f"{namespace}, version {version}"))
+            split_content(inflated([bytes(body)], CONTENT_MAX_BYTES, f"{namespace}, version {version}"))
         )
         if content_digest(digest_of(data) for data in listed) != bytes(digest):
             raise LedgerCorrupt(

@@ -33,7 +33,6 @@ from flagcast_shared.limits import (
     INLINE_DELTA_MAX_BYTES,
     NUMBER_MAX,
     PARTS_MAX,
-    RECORDS_MAX,
 )
 from flagcast_shared.messages import (
     Candidate,
@@ -54,6 +53,7 @@ from flagcast_shared.records import (
     encode_content,
     encode_delta,
     encode_record,
+    extent_of,
 )
 from flagcast_shared.root import KEY_ID_BYTES
 from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, SnapshotAddress
@@ -800,8 +800,8 @@ def _records(namespace: Namespace, wanted: Iterable[Entry]) -> tuple[Record, ...
         if record.id in records:
             raise InvalidDocument(f"{namespace}: {record.id.kind} {record.id.key} stands twice")
         records[record.id] = record
-    if len(records) > RECORDS_MAX:
-        raise InvalidDocument(f"{namespace}: {len(records)} flags and segments, at most {RECORDS_MAX}")
+    if fault := extent_of(records.values()).over_limit():
+        raise InvalidDocument(f"{namespace}: {fault}")
     return tuple(records[identity] for identity in sorted(records))
 
 
@@ -847,10 +847,10 @@ def _digest(records: Iterable[Record]) -> Digest:
 
 def _new_content(case: _Case, records: tuple[Record, ...]) -> Content:
     namespace, terms = case.namespace, case.terms
-    inflated = encode_content(records)
-    if len(inflated) > CONTENT_MAX_BYTES:
-        raise InvalidDocument(f"{namespace}: {len(inflated)} bytes, at most {CONTENT_MAX_BYTES}")
-    body = deflate(inflated)
+    content = encode_content(records)
+    if len(content) > CONTENT_MAX_BYTES:
+        raise InvalidDocument(f"{namespace}: {len(content)} bytes, at most {CONTENT_MAX_BYTES}")
+    body = deflate(content)
     parts = -(-len(body) // _room(namespace, terms))
     if parts > PARTS_MAX:
         raise InvalidDocument(

@@ -6,7 +6,8 @@ is on disk that `trust.admit` has not made.
 
 The states of the link and what leads from one to another stand in `link.TRANSITIONS`. In every connection:
 
-1. Subscribe the next root and then the heads, and publish the birth.
+1. Subscribe the next root in a packet of its own, then the heads, and publish the birth. A head that comes before the broker
+   has answered the first of them is kept until then: the root may take back the key that signed it.
 2. A root that is admitted leads back to 1, so that heads which only it can verify are sent again.
 3. A head that names content not held leads to a subscription of that content alone, and to its end once it is there.
 4. Up to date (LIVE) is whoever has heard a head of every followed namespace since 1, believed it and holds its content. MQTT has
@@ -91,6 +92,9 @@ REFRESH_INTERVAL_SECONDS: Final = 600.0
 FETCH_PATIENCE_SECONDS: Final = 15.0
 """How long content may take before it is asked for otherwise, or again. Where the head itself had to be asked for, the content is
 not expected to be there either, and REFRESH_PATIENCE_SECONDS is enough."""
+EARLY_HEADS_MAX_BYTES: Final = 262_144
+"""Heads that are kept until the broker has answered for the next root: one of each of a dozen namespaces. What does not fit is
+asked for again."""
 FETCH_BYTES_PER_SECOND: Final = 1_000
 """The slowest link for which content is waited for without asking for it once more: GPRS on a bad day."""
 PARTS_BY_NAME_MAX: Final = 32
@@ -402,7 +406,7 @@ class Sync:
 
     `floor` says what time it is at least. `link_since` is the monotonic time when the connection was made, or when it was lost.
     `asked` counts the times that somebody wanted to be up to date, `answered` is how many of them have been by now. `rejections`
-    counts refused messages by the name of the attack.
+    counts refused messages by the name of the attack. A report holds the last `refusal` until something is admitted after it.
     """
 
     trusted: Trusted
@@ -439,6 +443,7 @@ class Sync:
     _subscribed_at: float = 0.0
     _again_at: float | None = None
     _heard: dict[Namespace, str] = field(default_factory=dict)
+    _early: dict[Namespace, Received] = field(default_factory=dict)
     _frozen_at: int | None = None
     _quiet_at: float | None = None
     _refresh_at: float = 0.0
@@ -451,6 +456,7 @@ class Sync:
     _disk_error: str = ""
     _reports: int = 0
     _told: tuple[str, str] | None = None
+    _is_refusal_settled: bool = False
     _rejections_told: int = 0
     _usage_sent: int = 0
     _usage_number: int = 0
@@ -464,7 +470,12 @@ class Sync:
 
         What comes of a connection that stands no more is passed over.
         """
-        return [*self._effects_of(event, now, monotonic, jitter), *self._progress(monotonic)]
+        effects = [*self._effects_of(event, now, monotonic, jitter)]
+        # One at a time: what is admitted is on disk before the next one is judged.
+        while self._early and self._proposed is None and not self._awaits_root():
+            early = self._early.pop(next(iter(self._early)))
+            effects += self._on_received(early, now, monotonic)
+        return [*effects, *self._progress(monotonic)]
 
     def _effects_of(self, event: Event, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
         match event:
@@ -478,8 +489,8 @@ class Sync:
                 return self._on_disconnected(fault, why, monotonic, jitter)
             case Subscribed():
                 return self._on_subscribed(event, monotonic, jitter)
-            case Received(topic, payload):
-                return self._on_received(topic, payload, now, monotonic)
+            case Received():
+                return self._on_received(event, now, monotonic)
             case Persisted():
                 return self._on_persisted(now, monotonic)
             case PersistFailed(why):
@@ -588,7 +599,7 @@ class Sync:
         return [
             Log(Level.INFO, "connected", (("mqtt", self._speaks),)),
             *self._remember(now),
-            self._subscribe(monotonic),
+            *self._subscribe(monotonic, self._root_filter(), *self._head_filters()),
             self._report(now),
         ]
 
@@ -603,29 +614,40 @@ class Sync:
         self.memory = BrokerMemory(self.broker, self._speaks, now)
         return [Remember(self.memory)]
 
-    def _standing_filters(self) -> tuple[str, ...]:
-        # The next root stands before the heads, so that a new publisher key is known before what it signed.
-        heads = (self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces)
-        return (self.topics.of(RootAddress(self.trusted.root.number + 1)), *heads)
+    def _root_filter(self) -> str:
+        return self.topics.of(RootAddress(self.trusted.root.number + 1))
 
-    def _subscribe(self, monotonic: float, filters: tuple[str, ...] = ()) -> Subscribe:
-        # The broker sends its retained messages again to whoever subscribes again (MQTT 3.1.1 and 5, 3.8.4).
-        filters = filters or self._standing_filters()
+    def _head_filters(self) -> tuple[str, ...]:
+        return tuple(self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces)
+
+    def _awaits_root(self) -> bool:
+        # Whether the broker has yet to answer for the next root; it may hold one.
+        return self._root_filter() in self._unconfirmed
+
+    def _subscribe(self, monotonic: float, *filters: str) -> list[Effect]:
+        # The broker sends its retained messages again to whoever subscribes again (MQTT 3.1.1 and 5, 3.8.4). The next root has
+        # a packet of its own before the heads, because a broker may take the filters of one packet in any order. Both packets
+        # leave at once, so that is no round trip.
+        packets: list[tuple[str, ...]] = [(name,) for name in filters if name == self._root_filter()]
+        if heads := tuple(name for name in filters if name != self._root_filter()):
+            packets.append(heads)
         self._unconfirmed = set(filters)
         self._heard.clear()
+        self._early.clear()
         self._frozen_at = None
         self._again_at = None
         self._subscribed_at = monotonic
         self._retry_at = (
             self._hurried_until(monotonic) if self._is_hurried else monotonic + ANSWER_PATIENCE_SECONDS
         )
-        return Subscribe(filters)
+        return [Subscribe(packet) for packet in packets]
 
     def _subscribe_again(self, monotonic: float) -> list[Effect]:
         self._move(Cause.AGAIN, monotonic)
         self._is_walking = False
         former = self._drop_fetches()
-        return [*([Unsubscribe(former)] if former else []), self._subscribe(monotonic)]
+        again = self._subscribe(monotonic, self._root_filter(), *self._head_filters())
+        return [*([Unsubscribe(former)] if former else []), *again]
 
     def _walk(self, former_root: int, monotonic: float) -> list[Effect]:
         # Another root may follow at once, and take back the key of a head that is already on its way: no head is judged
@@ -634,8 +656,7 @@ class Sync:
         self._is_walking = True
         self._refresh_at = monotonic
         former = (self.topics.of(RootAddress(former_root + 1)), *self._drop_fetches())
-        following = self.topics.of(RootAddress(self.trusted.root.number + 1))
-        return [Unsubscribe(former), self._subscribe(monotonic, (following,))]
+        return [Unsubscribe(former), *self._subscribe(monotonic, self._root_filter())]
 
     def _on_subscribed(self, answer: Subscribed, monotonic: float, jitter: float) -> Sequence[Effect]:
         if self.link not in CONNECTED:
@@ -651,9 +672,8 @@ class Sync:
             return effects
         if self._is_walking:
             self._is_walking = False
-            heads = tuple(self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces)
-            return [*effects, self._subscribe(monotonic, heads)]
-        if self._denied >= {self.topics.of(HeadAddress(namespace)) for namespace in self.namespaces}:
+            return [*effects, *self._subscribe(monotonic, *self._head_filters())]
+        if self._denied >= set(self._head_filters()):
             wait = self._give_up(Cause.DENIED, monotonic, jitter)
             return [*effects, Disconnect(), _no_connection(Fault.REFUSED, self.last_error, wait)]
         self._move(Cause.SUBSCRIBED, monotonic)
@@ -768,9 +788,10 @@ class Sync:
 
     # Messages
 
-    def _on_received(self, topic: str, payload: bytes, now: int, monotonic: float) -> Sequence[Effect]:
+    def _on_received(self, message: Received, now: int, monotonic: float) -> Sequence[Effect]:
         if self.link not in CONNECTED:
             return []
+        topic, payload = message.topic, message.payload
         address = self.topics.address(topic)
         if address is None or not self._follows(address):
             return [Log(Level.WARNING, "a message on a topic that is not ours", (("topic", topic),))]
@@ -780,6 +801,8 @@ class Sync:
             self._retry_at = self._subscribed_at + ANSWER_PATIENCE_SECONDS
         if self._is_walking and isinstance(address, HeadAddress):
             return []  # it is asked for again when the last root is known
+        if isinstance(address, HeadAddress) and self._awaits_root():
+            return self._keep_early(address.namespace, message)
         try:
             trusted, outcome = admit(self.trusted, address, payload, now=now)
         except Refused as error:
@@ -788,7 +811,7 @@ class Sync:
             case Nothing():
                 self._come_on(address, trusted, monotonic)
                 self.trusted = trusted
-                self._hear(address)
+                self._hear(address, self._why_outlived(address))
                 return []
             case Wanted():
                 self.trusted = trusted
@@ -805,10 +828,26 @@ class Sync:
                 self._proposed = (trusted, outcome, floor)
                 return [PersistRoot(outcome, floor)]
 
+    def _keep_early(self, namespace: Namespace, message: Received) -> Sequence[Effect]:
+        # The latest one of a namespace; the broker sends the retained one first and what is newer after it.
+        self._early.pop(namespace, None)
+        kept = sum(len(other.payload) for other in self._early.values())
+        if kept + len(message.payload) > EARLY_HEADS_MAX_BYTES:
+            self._again_at = self._subscribed_at + RECONNECT_MIN_SECONDS
+        else:
+            self._early[namespace] = message
+        return []
+
     def _hear(self, address: Address, trouble: str = "") -> None:
         # Once a head was believed, later messages on its topic that are not do not take that back.
         if isinstance(address, HeadAddress) and (not trouble or self._heard.get(address.namespace) != ""):
             self._heard[address.namespace] = trouble
+
+    def _why_outlived(self, address: Address) -> str:
+        # A head that is held and was signed under an earlier epoch: nothing new, yet the one of this epoch is still to come.
+        holding = self.trusted.holdings.get(address.namespace) if isinstance(address, HeadAddress) else None
+        is_outlived = holding is not None and holding.head.epoch < self.trusted.root.epoch
+        return "it was signed before the publisher's keys were rotated" if is_outlived else ""
 
     def _come_on(self, address: Address, trusted: Trusted, monotonic: float) -> None:
         # One more part is there: the rest has its time anew.
@@ -849,6 +888,7 @@ class Sync:
 
     def _note(self, error: Refused, topic: str, now: int) -> list[Effect]:
         self.refusal = Refusal(error.attack, str(error), topic, now)
+        self._is_refusal_settled = False
         self.rejected += 1
         self.rejections[error.attack] = self.rejections.get(error.attack, 0) + 1
         effects: list[Effect] = [
@@ -920,6 +960,7 @@ class Sync:
             self.last_error = ""
         self._told = None
         self._rejections_told = 0
+        self._is_refusal_settled = True
         if isinstance(outcome, AdmittedRoot):
             return [
                 Believe(self.floor),
@@ -1075,7 +1116,7 @@ class Sync:
             for namespace, holding in self.trusted.holdings.items()
         }
         rejection = None
-        if self.refusal is not None:
+        if self.refusal is not None and not self._is_refusal_settled:
             address = self.topics.address(self.refusal.topic)
             namespace = getattr(address, "namespace", "")
             rejection = Rejection(self.refusal.attack, namespace, self.refusal.at)

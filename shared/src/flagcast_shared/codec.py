@@ -1,13 +1,11 @@
 """Bytes on the wire: deterministic CBOR in, deterministic CBOR out, and compression against a limit.
 
 Any bytes decode to plain values or raise Malformed; nothing else escapes. What decodes has one spelling only
-(RFC 8949, 4.2.1): it is encoded again and compared, because cbor2 alone accepts duplicate keys, trailing bytes and
-integers that are longer than they need to be.
+(RFC 8949, 4.2.1). Nothing reaches cbor2 before a scanner has read the heads of all items and counted them.
 """
 
-import io
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import cbor2
@@ -21,13 +19,32 @@ from .errors import (
     TooLarge,
     TrailingBytes,
 )
-from .limits import DEPTH_MAX, NUMBER_MAX, TEXT_MAX_BYTES
+from .limits import DEPTH_MAX, ITEMS_MAX, NUMBER_MAX, TEXT_MAX_BYTES, WINDOW_BITS
 
 Value = None | bool | int | str | bytes | Sequence["Value"] | Mapping[int, "Value"] | Mapping[str, "Value"]
 """What travels: no floats, no tags; the keys of a map are all non-negative integers or all text."""
 
 _COMPRESSION_LEVEL: Final = 9
-_DEPTH_WORDS: Final = ("depth", "recursion")
+_PIECE_BYTES: Final = 65_536
+# Inflated at a time: large enough that most records lie in one piece.
+
+# Major types of CBOR (RFC 8949, 3.1), and what a head's low five bits hold.
+_UNSIGNED: Final = 0
+_NEGATIVE: Final = 1
+_BYTES: Final = 2
+_TEXT: Final = 3
+_ARRAY: Final = 4
+_MAP: Final = 5
+_TAG: Final = 6
+_SIMPLE: Final = 7
+_ARGUMENT_INLINE: Final = 23
+_ARGUMENT_LAST: Final = 27
+_INDEFINITE: Final = 31
+_SHORTEST: Final = (24, 1 << 8, 1 << 16, 1 << 32)
+_FALSE: Final = 20
+_NULL: Final = 22
+_NO_MAP: Final = -1
+_ANY_KEY: Final = -2
 
 
 def encode(value: Value) -> bytes:
@@ -48,54 +65,236 @@ def encode(value: Value) -> bytes:
 def decode(data: bytes, what: str) -> Value:
     """Decode one value that fills `data` exactly; `what` names it in errors.
 
+    1. `scan` reads the heads of all items. Only the one spelling of data that travels reaches cbor2: a tag makes cbor2 call
+       into half of the standard library (a regular expression, a decimal), and an array costs it 60 times its byte.
+    2. cbor2 decodes.
+
     Raises:
         Malformed: or one of its leaves; the bytes are not CBOR, not deterministic, or hold what never travels.
     """
+    return decode_counted(data, what)[0]
+
+
+def decode_counted(data: bytes, what: str) -> tuple[Value, int]:
+    """The same, and how many items it has."""
     if not data:
         raise EmptyPayload(f"{what}: no bytes at all")
+    items = scan(data, what)
     try:
-        value: Value = cbor2.CBORDecoder(io.BytesIO(data), max_depth=DEPTH_MAX).decode()
-        _require_plain(value, len(data), what)
-        again = encode(value)
-    except Malformed:
-        raise
+        value: Value = cbor2.loads(data)
     except Exception as error:
-        if any(word in str(error).lower() for word in _DEPTH_WORDS):
-            raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels") from error
-        # Tags make cbor2 call into half of the standard library, which raises what it likes.
-        raise Malformed(f"{what}: not CBOR: {error}") from error
-    if again != data:
-        if data.startswith(again):
-            raise TrailingBytes(f"{what}: {len(data) - len(again)} bytes after its end")
-        raise NotDeterministic(f"{what}: not the deterministic spelling of its data (RFC 8949, 4.2.1)")
-    return value
+        # A text that is not UTF-8: the one thing that the scanner leaves. cbor2 5 and 6 have different errors for it.
+        raise Malformed(f"{what}: a text that is not UTF-8") from error
+    return value, items
+
+
+def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
+    """Count the items of one value that fills `data` exactly, from their heads alone (RFC 8949, 3 and 4.2.1).
+
+    No recursion, and no object for an item: a stack of counters, at most DEPTH_MAX deep. What passes is the one spelling of
+    its data but for texts that are not UTF-8: definite lengths, all numbers in their shortest form, the keys of each map all
+    non-negative integers or all texts, in ascending bytewise order of their encodings, and nothing that never travels.
+
+    Raises:
+        TooDeep: an array or a map within DEPTH_MAX others, empty or not.
+        TooLarge: more than `items_max` items, announced or there; each key and each value of a map is one.
+        TrailingBytes, NotDeterministic, Malformed
+    """
+    end = len(data)
+    at = 0
+    items = left = 1  # `left`: items that the innermost container still lacks; of a map, twice its entries.
+    keys = _NO_MAP  # Of the innermost container: _NO_MAP, _ANY_KEY, or the major type of its first key.
+    last = b""  # The last key of the innermost container, as it is encoded.
+    containers: list[tuple[int, int, bytes]] = []
+    while True:
+        while not left:
+            if not containers:
+                if at != end:
+                    raise TrailingBytes(f"{what}: {end - at} bytes after its end")
+                return items
+            left, keys, last = containers.pop()
+        if at >= end:
+            raise Malformed(f"{what}: cut short")
+        head = at
+        major = data[at] >> 5
+        argument = data[at] & 0x1F
+        at += 1
+        if argument > _ARGUMENT_INLINE:
+            argument, at = _long_argument(data, at, what)
+        left -= 1
+        if major <= _NEGATIVE:
+            # The negative integer is -1 - argument.
+            if argument > NUMBER_MAX - major:
+                raise Malformed(f"{what}: an integer beyond 63 bits")
+        elif major <= _TEXT:
+            at += argument
+            if at > end:
+                raise Malformed(f"{what}: cut short")
+        elif major == _TAG:
+            raise NotDeterministic(f"{what}: a tag never travels")
+        elif major == _SIMPLE and not _FALSE <= argument <= _NULL:
+            raise NotDeterministic(f"{what}: a simple value that never travels")
+        if keys != _NO_MAP and left & 1:
+            if major not in (_UNSIGNED, _TEXT):
+                raise Malformed(f"{what}: a map key that is neither text nor a small non-negative integer")
+            if keys not in (major, _ANY_KEY):
+                raise NotDeterministic(f"{what}: a map with both text and integer keys")
+            if data[head:at] <= last:
+                raise NotDeterministic(f"{what}: map keys that do not ascend, or one that stands twice")
+            keys, last = major, data[head:at]
+        elif major in (_ARRAY, _MAP):
+            if len(containers) == DEPTH_MAX:
+                raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels")
+            if argument:
+                containers.append((left, keys, last))
+                left, keys, last = (
+                    (argument, _NO_MAP, b"") if major == _ARRAY else (2 * argument, _ANY_KEY, b"")
+                )
+                items += left
+                if items > items_max:
+                    raise TooLarge(f"{what}: more than {items_max} items")
 
 
 def deflate(data: bytes) -> bytes:
-    """Compress as zlib (RFC 1950)."""
-    return zlib.compress(data, _COMPRESSION_LEVEL)
+    """Compress as zlib (RFC 1950) with a window of WINDOW_BITS."""
+    stream = zlib.compressobj(_COMPRESSION_LEVEL, zlib.DEFLATED, WINDOW_BITS)
+    return stream.compress(data) + stream.flush()
 
 
 def inflate(data: bytes, limit: int, what: str) -> bytes:
     """Decompress one zlib stream that fills `data` exactly, to at most `limit` bytes.
 
     Raises:
+        CompressionBomb, TrailingBytes, Malformed: as `inflated`.
+    """
+    return b"".join(inflated([data], limit, what))
+
+
+def inflated(bodies: Iterable[bytes], limit: int, what: str) -> Iterator[bytes]:
+    """Inflated bytes, piece by piece, of one zlib stream that fills the joined `bodies` exactly.
+
+    A reader that stops at the first fault has never held more than a piece of a bomb.
+
+    Raises:
         CompressionBomb: it would inflate beyond the limit.
         TrailingBytes: something follows the stream.
-        Malformed: it is not a whole zlib stream.
+        Malformed: it is not a whole zlib stream, or has a larger window than WINDOW_BITS.
     """
-    stream = zlib.decompressobj()
-    try:
-        inflated = stream.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise Malformed(f"{what}: not a zlib stream: {error}") from error
-    if len(inflated) > limit:
-        raise CompressionBomb(f"{what}: inflates beyond {limit} bytes")
+    stream = zlib.decompressobj(WINDOW_BITS)
+    left = limit
+    for body in bodies:
+        waiting, is_more = body, False
+        while (waiting or is_more) and not stream.eof:
+            size = min(_PIECE_BYTES, left + 1)
+            try:
+                piece = stream.decompress(waiting, size)
+            except zlib.error as error:
+                raise Malformed(f"{what}: not a zlib stream: {error}") from error
+            # A full piece: the stream may hold back more of what it has read.
+            is_more = len(piece) == size
+            left -= len(piece)
+            if left < 0:
+                raise CompressionBomb(f"{what}: inflates beyond {limit} bytes")
+            waiting = stream.unconsumed_tail
+            yield piece
+        if excess := len(stream.unused_data) or (stream.eof and len(waiting)):
+            raise TrailingBytes(f"{what}: {excess} bytes after the zlib stream")
     if not stream.eof:
         raise Malformed(f"{what}: the zlib stream is cut short")
-    if stream.unused_data:
-        raise TrailingBytes(f"{what}: {len(stream.unused_data)} bytes after the zlib stream")
-    return inflated
+
+
+class Items:
+    """A reader of CBOR items, one after another, in pieces as they come.
+
+    For an outer structure that is too large to be decoded at once: what it announces is compared with its limit before
+    anything is held. Every fault is a Malformed.
+    """
+
+    __slots__ = ("_at", "_piece", "_pieces", "_what")
+
+    def __init__(self, pieces: Iterable[bytes], what: str) -> None:
+        self._pieces = iter(pieces)
+        self._piece = b""
+        self._at = 0
+        self._what = what
+
+    def array(self, what: str, high: int) -> int:
+        """The number of elements of the array that begins here; they follow."""
+        count = self._head(_ARRAY, f"{what}: not a list")
+        if count > high:
+            raise TooLarge(f"{what}: {count} elements, at most {high}")
+        return count
+
+    def byte_string(self, what: str, high: int) -> bytes:
+        """A byte string of at most `high` bytes."""
+        length = self._head(_BYTES, f"{what}: an element that is not a byte string")
+        if length > high:
+            raise TooLarge(f"{what}: {length} bytes, at most {high}")
+        return self._take(length)
+
+    def text(self, what: str, high: int) -> str:
+        """A text of at most `high` bytes of UTF-8."""
+        length = self._head(_TEXT, f"{what}: not a text")
+        if length > high:
+            raise TooLarge(f"{what}: longer than {high} bytes")
+        try:
+            return self._take(length).decode()
+        except UnicodeDecodeError as error:
+            raise Malformed(f"{what}: not UTF-8") from error
+
+    def end(self) -> None:
+        """Refuse whatever follows."""
+        # All pieces are read, because the last one shows whether the compressed stream is whole.
+        excess = len(self._piece) - self._at + sum(map(len, self._pieces))
+        if excess:
+            raise TrailingBytes(f"{self._what}: {excess} bytes after its end")
+
+    def _head(self, major: int, otherwise: str) -> int:
+        first = self._take(1)[0]
+        if first >> 5 != major:
+            raise Malformed(otherwise)
+        argument = first & 0x1F
+        if argument <= _ARGUMENT_INLINE:
+            return argument
+        width = 1 << (argument - 24) if argument <= _ARGUMENT_LAST else 0
+        argument, _ = _long_argument(bytes([first]) + self._take(width), 1, self._what)
+        return argument
+
+    def _take(self, size: int) -> bytes:
+        taken = self._piece[self._at : self._at + size]
+        self._at += len(taken)
+        if len(taken) == size:
+            return taken
+        pieces = [taken]
+        missing = size - len(taken)
+        for piece in self._pieces:
+            pieces.append(piece[:missing])
+            if len(piece) >= missing:
+                self._piece, self._at = piece, missing
+                return b"".join(pieces)
+            missing -= len(piece)
+        self._piece, self._at = b"", 0
+        raise Malformed(f"{self._what}: cut short")
+
+
+def _long_argument(data: bytes, at: int, what: str) -> tuple[int, int]:
+    # RFC 8949, 3: 24 to 27 announce 1, 2, 4 or 8 bytes; 28 to 30 are reserved; 31 is a length that a break tells, or the
+    # break. Of major type 7 these are floats and simple values, none of which travels.
+    major, kind = data[at - 1] >> 5, data[at - 1] & 0x1F
+    if kind == _INDEFINITE and _BYTES <= major <= _MAP:
+        raise NotDeterministic(f"{what}: an indefinite length never travels")
+    if kind > _ARGUMENT_LAST:
+        raise Malformed(f"{what}: not CBOR: byte {data[at - 1]:#x} begins no item")
+    if major == _SIMPLE:
+        raise NotDeterministic(f"{what}: a float or an unknown simple value never travels")
+    width = 1 << (kind - 24)
+    written = data[at : at + width]
+    if len(written) != width:
+        raise Malformed(f"{what}: cut short")
+    argument = int.from_bytes(written, "big")
+    if argument < _SHORTEST[kind - 24]:
+        raise NotDeterministic(f"{what}: a number or length spelled longer than needed (RFC 8949, 4.2.1)")
+    return argument, at + width
 
 
 class Fields:
@@ -191,49 +390,3 @@ def array(value: Value, what: str, high: int) -> Sequence[Value]:
     if len(value) > high:
         raise TooLarge(f"{what}: {len(value)} elements, at most {high}")
     return value
-
-
-def _require_plain(value: object, size: int, what: str) -> None:
-    # Tags come out of cbor2 as dates, decimals, patterns and more, and would encode back to the same bytes. Shared values
-    # (tags 28, 29 and 25) come out as one object in many places: a few hundred bytes are then a tree of any size. Every
-    # value, and every byte of a string, takes at least a byte of its own in the message, so what is met is counted
-    # against `size` before anything is encoded again.
-    left = size
-    waiting: list[object] = [value]
-    while waiting:
-        value = waiting.pop()
-        kind = type(value)
-        if kind is str or kind is bytes:
-            left -= len(value)  # type: ignore[arg-type]  # narrowed by type() for speed
-        elif kind is int:
-            if not -NUMBER_MAX <= value <= NUMBER_MAX:  # type: ignore[operator]  # as above
-                raise Malformed(f"{what}: an integer beyond 63 bits")
-        elif kind is list:
-            elements: Sequence[object] = value  # type: ignore[assignment]  # as above
-            left -= len(elements)
-            if left >= 0:
-                waiting += elements
-        elif kind is dict:
-            entries: Mapping[object, object] = value  # type: ignore[assignment]  # as above
-            left -= 2 * len(entries)
-            if left >= 0:
-                _require_plain_keys(entries, what)
-                waiting += entries
-                waiting += entries.values()
-        elif kind is not bool and value is not None:
-            raise NotDeterministic(f"{what}: a {kind.__name__} never travels")
-        if left < 0:
-            raise NotDeterministic(f"{what}: a shared value never travels")
-
-
-def _require_plain_keys(keys: Iterable[object], what: str) -> None:
-    kinds: set[type] = set()
-    for key in keys:
-        if type(key) is int and 0 <= key <= NUMBER_MAX:
-            kinds.add(int)
-        elif type(key) is str:
-            kinds.add(str)
-        else:
-            raise Malformed(f"{what}: a map key that is neither text nor a small non-negative integer")
-    if len(kinds) > 1:
-        raise NotDeterministic(f"{what}: a map with both text and integer keys")

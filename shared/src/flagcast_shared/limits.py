@@ -30,6 +30,17 @@ RECORD_MAX_BYTES = 262_144
 DEPTH_MAX = 12
 """Nesting of any CBOR of ours; the deepest message nests seven levels."""
 
+ITEMS_MAX = 65_536
+"""CBOR items of one message or record, each key and each value of a map counted: what is decoded at once takes some 5 MB."""
+
+CONTENT_ITEMS_MAX = 2_000_000
+"""CBOR items of all records of one namespace: 10,000 flags have 250,000. Without it, a few kilobytes of compressed empty lists
+are gigabytes of objects."""
+
+WINDOW_BITS = 12
+"""The window of a compressed body, 4 KiB: a reader needs 28 KB less than for zlib's own 32 KiB, and the body grows by
+1 % at most."""
+
 KEY_MAX_BYTES = 256
 """A flag, segment or variant key; keys stand in logs, reports and metrics."""
 

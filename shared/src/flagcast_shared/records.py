@@ -2,7 +2,8 @@
 
 A record is the deterministic CBOR of `[kind, key, body]`. Its digest is the SHA-256 of those bytes; the content
 digest is the SHA-256 of all record digests, sorted and joined. So one changed flag is checked, written and compiled
-alone. A word that this release does not know makes an Unsupported entry; a wrong shape raises Malformed.
+alone. A wrong shape raises Malformed. A word that this release does not know makes an Unsupported entry: fields are read in
+ascending order and lists in theirs, and after the first unknown word nothing further of the body.
 """
 
 import hashlib
@@ -12,11 +13,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeVar
 
-from .codec import Fields, Value, array, decode, encode, integer, text
+from .codec import Fields, Items, Value, array, decode_counted, encode, integer, scan, text
 from .constraints import TAKES, Takes
 from .errors import Malformed, TooLarge
 from .ids import Digest, FlagKey, RecordId, SegmentKey, VariantKey
-from .limits import KEY_MAX_BYTES, NUMBER_MAX, RECORD_MAX_BYTES, RECORDS_MAX, TEXT_MAX_BYTES
+from .limits import (
+    CONTENT_ITEMS_MAX,
+    CONTENT_MAX_BYTES,
+    KEY_MAX_BYTES,
+    NUMBER_MAX,
+    RECORD_MAX_BYTES,
+    RECORDS_MAX,
+    TEXT_MAX_BYTES,
+)
 from .literals import parse_float
 from .model import (
     AnySegment,
@@ -52,12 +61,47 @@ _LIST_MAX: Final = RECORD_MAX_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A decoded record with the bytes that its digest covers."""
+    """A decoded record with the bytes that its digest covers, and how many CBOR items they hold."""
 
     id: RecordId
     digest: Digest
     data: bytes
     entry: Entry
+    items: int
+
+    @property
+    def extent(self) -> "Extent":
+        """What it adds to a content."""
+        return Extent(1, len(self.data), self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The extent of a content: its records, their bytes, and the CBOR items in them."""
+
+    records: int = 0
+    bytes: int = 0
+    items: int = 0
+
+    def __add__(self, other: "Extent") -> "Extent":
+        return Extent(self.records + other.records, self.bytes + other.bytes, self.items + other.items)
+
+    def over_limit(self) -> str:
+        """The limit of `flagcast_shared.limits` that it is over, in words; empty where there is none."""
+        for number, limit, what in (
+            (self.records, RECORDS_MAX, "flags and segments"),
+            (self.bytes, CONTENT_MAX_BYTES, "bytes of flags and segments"),
+            (self.items, CONTENT_ITEMS_MAX, "CBOR items (lists, numbers, texts) in flags and segments"),
+        ):
+            if number > limit:
+                return f"{number} {what}, at most {limit}"
+        return ""
+
+
+def extent_of(records: Iterable[Record]) -> Extent:
+    """The extent of these records together."""
+    listed = tuple(records)
+    return Extent(len(listed), sum(len(each.data) for each in listed), sum(each.items for each in listed))
 
 
 _Word = TypeVar("_Word", ConstraintType, Operator, Match, Join)
@@ -97,7 +141,7 @@ def encode_record(entry: Flag | AnySegment) -> Record:
     """An entry as a record.
 
     Raises:
-        TooLarge: over RECORD_MAX_BYTES.
+        TooLarge: over RECORD_MAX_BYTES or ITEMS_MAX.
         Malformed: an Unsupported entry, which has no bytes of its own; a text that is not Unicode.
     """
     body: Value
@@ -113,7 +157,7 @@ def encode_record(entry: Flag | AnySegment) -> Record:
     data = encode([kind, str(entry.key), body])
     if len(data) > RECORD_MAX_BYTES:
         raise TooLarge(f"{kind} {entry.key}: {len(data)} bytes, at most {RECORD_MAX_BYTES}")
-    return Record(RecordId(kind, entry.key), digest_of(data), data, entry)
+    return Record(RecordId(kind, entry.key), digest_of(data), data, entry, scan(data, f"{kind} {entry.key}"))
 
 
 def decode_record(data: bytes) -> Record:
@@ -124,7 +168,8 @@ def decode_record(data: bytes) -> Record:
     """
     if len(data) > RECORD_MAX_BYTES:
         raise TooLarge(f"record: {len(data)} bytes, at most {RECORD_MAX_BYTES}")
-    parts = array(decode(data, "record"), "record", high=3)
+    value, items = decode_counted(data, "record")
+    parts = array(value, "record", high=3)
     if len(parts) != 3:
         raise Malformed("record: not [kind, key, body]")
     kind = text(parts[0], "record kind", KEY_MAX_BYTES)
@@ -136,7 +181,7 @@ def decode_record(data: bytes) -> Record:
         entry = _read_segment(SegmentKey(key), Fields(parts[2], f"segment {key}"))
     else:
         entry = UnsupportedRecord(kind, key)
-    return Record(RecordId(kind, key), digest_of(data), data, entry)
+    return Record(RecordId(kind, key), digest_of(data), data, entry, items)
 
 
 def encode_content(records: Iterable[Record]) -> bytes:
@@ -144,13 +189,17 @@ def encode_content(records: Iterable[Record]) -> bytes:
     return encode(sorted(record.data for record in records))
 
 
-def split_content(data: bytes) -> Sequence[bytes]:
+def split_content(pieces: Iterable[bytes]) -> Sequence[bytes]:
     """The records' bytes of an inflated snapshot body: ascending, so none stands twice.
 
+    Their number is compared with RECORDS_MAX first, and each is taken as it comes.
+
     Raises:
-        Malformed: or one of its leaves.
+        Malformed: or one of its leaves; also from `pieces`.
     """
-    listed = _byte_strings(decode(data, "snapshot"), "snapshot")
+    items = Items(pieces, "snapshot")
+    listed = _byte_strings(items, "snapshot")
+    items.end()
     if not _ascends(listed):
         raise Malformed("snapshot: its records do not ascend")
     return listed
@@ -163,26 +212,24 @@ def encode_delta(removed: Iterable[RecordId], changed: Iterable[Record]) -> byte
     )
 
 
-def split_delta(data: bytes) -> tuple[Sequence[RecordId], Sequence[bytes]]:
+def split_delta(pieces: Iterable[bytes]) -> tuple[Sequence[RecordId], Sequence[bytes]]:
     """What an inflated delta body removes, and the bytes of the records that it adds or replaces.
 
     Raises:
-        Malformed: or one of its leaves.
+        Malformed: or one of its leaves; also from `pieces`.
     """
-    halves = array(decode(data, "delta"), "delta", high=2)
-    if len(halves) != 2:
+    items = Items(pieces, "delta")
+    if items.array("delta", high=2) != 2:
         raise Malformed("delta: not [removed, changed]")
     removed = []
-    for pair in array(halves[0], "delta, removed", RECORDS_MAX):
-        names = array(pair, "delta, removed", high=2)
-        if len(names) != 2:
+    for _ in range(items.array("delta, removed", RECORDS_MAX)):
+        if items.array("delta, removed", high=2) != 2:
             raise Malformed("delta, removed: not [kind, key]")
         removed.append(
-            RecordId(
-                text(names[0], "removed kind", KEY_MAX_BYTES), text(names[1], "removed key", KEY_MAX_BYTES)
-            )
+            RecordId(items.text("removed kind", KEY_MAX_BYTES), items.text("removed key", KEY_MAX_BYTES))
         )
-    changed = _byte_strings(halves[1], "delta, changed")
+    changed = _byte_strings(items, "delta, changed")
+    items.end()
     if not (_ascends(removed) and _ascends(changed)):
         raise Malformed("delta: what it removes or changes does not ascend")
     return removed, changed
@@ -192,12 +239,8 @@ def _ascends(listed: Sequence[_Ordered]) -> bool:
     return all(first < second for first, second in pairwise(listed))
 
 
-def _byte_strings(value: Value, what: str) -> Sequence[bytes]:
-    listed = array(value, what, RECORDS_MAX)
-    strings = [element for element in listed if isinstance(element, bytes)]
-    if len(strings) != len(listed):
-        raise Malformed(f"{what}: an element that is not a byte string")
-    return strings
+def _byte_strings(items: Items, what: str) -> list[bytes]:
+    return [items.byte_string(what, RECORD_MAX_BYTES) for _ in range(items.array(what, RECORDS_MAX))]
 
 
 # Field numbers of a flag: 1 type, 2 enabled, 3 rollouts, 4 variants, 5 default, 6 rules.
@@ -271,8 +314,9 @@ def _read_flag(key: FlagKey, body: Fields) -> Flag:
     try:
         kind = body.text(1, KEY_MAX_BYTES)
         if kind == "boolean":
+            is_enabled = body.boolean(2)
             return BooleanFlag(
-                key, body.boolean(2), tuple(_read_rollout(key, item) for item in body.array(3, _LIST_MAX))
+                key, is_enabled, tuple(_read_rollout(key, item) for item in body.array(3, _LIST_MAX))
             )
         if kind == "variant":
             return _read_variant_flag(key, body)
@@ -287,7 +331,8 @@ def _read_rollout(key: FlagKey, value: Value) -> Rollout:
     if kind == "threshold":
         return ThresholdRollout(body.integer(3, 0, 100), body.boolean(2))
     if kind == "segment":
-        return SegmentRollout(*_read_joined(body, key), body.boolean(2))
+        value = body.boolean(2)
+        return SegmentRollout(*_read_joined(body, key), value)
     raise _UnknownWord(f"rollout type {kind!r}")
 
 
@@ -299,12 +344,14 @@ def _read_joined(body: Fields, key: FlagKey) -> tuple[tuple[SegmentKey, ...], Jo
 
 
 def _read_variant_flag(key: FlagKey, body: Fields) -> VariantFlag:
+    is_enabled = body.boolean(2)
     variants = tuple(_read_variant(key, item) for item in body.array(4, _LIST_MAX))
     last = len(variants) - 1
     default = variants[body.integer(5, 0, last)].key if 5 in body else None
     rules = []
     for item in body.array(6, _LIST_MAX):
         rule = Fields(item, f"flag {key}, rule")
+        joined = _read_joined(rule, key)
         shares: list[Distribution] = []
         for pair in rule.array(6, _LIST_MAX):
             share = array(pair, f"flag {key}, distribution", high=2)
@@ -319,8 +366,8 @@ def _read_variant_flag(key: FlagKey, body: Fields) -> VariantFlag:
             )
         if shares and shares[-1].bound != 1000:
             raise Malformed(f"flag {key}: the last bound of a rule is {shares[-1].bound}, not 1000")
-        rules.append(Rule(*_read_joined(rule, key), tuple(shares)))
-    return VariantFlag(key, body.boolean(2), variants, default, tuple(rules))
+        rules.append(Rule(*joined, tuple(shares)))
+    return VariantFlag(key, is_enabled, variants, default, tuple(rules))
 
 
 def _read_variant(key: FlagKey, value: Value) -> Variant:
@@ -343,11 +390,12 @@ def _read_constraint(key: SegmentKey, value: Value) -> Constraint:
     what = f"segment {key}, constraint"
     body = Fields(value, what)
     kind = _word(ConstraintType, body.text(1, KEY_MAX_BYTES), "constraint type")
+    asked = body.text(2, TEXT_MAX_BYTES)
     operator = _word(Operator, body.text(3, KEY_MAX_BYTES), "operator")
     takes = TAKES.get((kind, operator))
     if takes is None:
         raise _UnknownWord(f"operator {operator.value!r} of type {kind.value!r}")
-    return Constraint(kind, body.text(2, TEXT_MAX_BYTES), operator, _read_value(takes, body, what))
+    return Constraint(kind, asked, operator, _read_value(takes, body, what))
 
 
 def _read_value(takes: Takes, body: Fields, what: str) -> ConstraintValue:

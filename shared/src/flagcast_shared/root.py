@@ -109,6 +109,8 @@ def decode_root(payload: bytes, environment: Environment) -> Root:
         if len(pair) != 2 or not isinstance(pair[0], bytes) or len(pair[0]) != PUBLIC_KEY_BYTES:
             raise Malformed("root, key: not [32 bytes, name]")
         key = PublicKey(pair[0], text(pair[1], "root, key name", KEY_MAX_BYTES))
+        if key.id in keys:
+            raise Malformed(f"root: key {key.id.hex()} stands twice")
         keys[key.id] = key
     listed = fields.get(10)
     if not isinstance(listed, Mapping):
@@ -136,6 +138,8 @@ def _read_quorum(fields: Fields, keys: Mapping[KeyId, PublicKey], role: Role) ->
     for item in fields.array(2, ROOT_KEYS_MAX):
         if not isinstance(item, bytes) or KeyId(item) not in keys:
             raise Malformed(f"root, role {role}: a key that the root does not list")
+        if KeyId(item) in named:
+            raise Malformed(f"root, role {role}: key {item.hex()} stands twice")
         named.add(KeyId(item))
     return Quorum(frozenset(named), fields.integer(1, 1, len(named)))
 

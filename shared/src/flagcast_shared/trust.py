@@ -10,7 +10,8 @@ The order of checks is fixed (verify first, read later):
 1. Size and outer shape (`envelope`).
 2. Signatures, against the root in force (`keyring`). The place is part of what is signed.
 3. The payload is decoded; it must name the same place (`messages`).
-4. Epoch and number against what was admitted: lower is Rollback, the same number with another digest Equivocation.
+4. Epoch and number against what was admitted: lower is Rollback, the same number with another digest Equivocation. The
+   very bytes of the head held are nothing new, whoever may sign by now, and pass none of steps 1 to 4.
 5. Expiry of the root in force and of the head against `now`, unless the device's clock is behind what it has reason to
    believe (`floor`).
 6. Content: taken as it stands (same digest), from the inline delta, a delta, or the parts of a snapshot.
@@ -22,9 +23,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .bucketing import candidate_bucket
-from .codec import Fields, decode, inflate
+from .codec import Fields, decode, inflated, scan
 from .context import Device
-from .envelope import open_envelope
+from .envelope import Envelope, open_envelope
 from .errors import (
     DeltaMismatch,
     DigestMismatch,
@@ -54,11 +55,13 @@ from .messages import (
     decode_part,
 )
 from .records import (
+    Extent,
     Record,
     decode_record,
     digest_of,
     digest_of_ascending,
     exchange,
+    extent_of,
     split_content,
     split_delta,
 )
@@ -72,6 +75,7 @@ class Holding:
 
     `epoch` and `version` are the content's; the head may name an older content when a candidate was narrowed.
     `ascending` are the digests of `records` in the order of the content digest, so that a change costs no sorting.
+    `extent` is exact after a snapshot or a restart, and an upper bound after deltas.
     """
 
     head: Head
@@ -82,6 +86,7 @@ class Holding:
     digest: Digest
     records: Mapping[RecordId, Digest]
     ascending: Sequence[Digest]
+    extent: Extent = field(compare=False)
 
     def is_stale(self, now: int) -> bool:
         """Whether the head has expired; what is held goes on being evaluated."""
@@ -239,6 +244,7 @@ def restore(trusted: Trusted, stored: Stored) -> tuple[Trusted, AdmittedUpdate]:
     place = Place(trusted.environment, stored.namespace, Kind.HEAD)
     payload = open_envelope(stored.head_data, place).payload
     head = decode_head(payload, place)
+    _require_offered(head, stored)
     records = tuple(decode_record(data) for data in stored.records)
     digests = {record.id: record.digest for record in records}
     ascending = sorted(digests.values())
@@ -253,6 +259,7 @@ def restore(trusted: Trusted, stored: Stored) -> tuple[Trusted, AdmittedUpdate]:
         stored.digest,
         digests,
         ascending,
+        extent_of(records),
     )
     update = AdmittedUpdate(stored.namespace, holding, records, (), is_complete=True)
     return _with_holding(trusted, update), update
@@ -299,9 +306,22 @@ def offering_for(head: Head, device: Device) -> Offering:
     return head.stable
 
 
+def _require_offered(head: Head, stored: Stored) -> None:
+    # A head is only ever admitted with a content that it offers, or one that is newer than an offer of it (step 6.1 of Heads
+    # in docs/wire-format.md).
+    held = (stored.epoch, stored.version)
+    offers = [head.stable] if head.candidate is None else [head.stable, head.candidate.offering]
+    same = [offering.digest for offering in offers if (head.epoch, offering.version) == held]
+    is_newer = any(held > (head.epoch, offering.version) for offering in offers)
+    if any(digest != stored.digest for digest in same) or not (same or is_newer):
+        raise DigestMismatch(f"{stored.namespace}: the content on disk is not one that its head offers")
+
+
 def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Outcome]:
     place = root_place(trusted.environment)
     envelope = open_envelope(data, place)
+    if number == trusted.root.number:
+        _require_same_root(trusted, envelope)
     if number <= trusted.root.number:
         return trusted, Nothing(f"root {number} is not above root {trusted.root.number}")
     if number > ROOTS_MAX:
@@ -312,7 +332,7 @@ def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Ou
         if signers & trusted.root.keys.keys():
             raise WrongRole(f"root {number}: only keys without the root role signed it")
         raise UnknownKey(f"root {number}: no root key of root {trusted.root.number} signed it")
-    verify(envelope, trusted.root, Role.ROOT, also_known=signers - trusted.root.roles[Role.ROOT].keys)
+    _verify_by_root_in_force(trusted, envelope)
     root = decode_root(envelope.payload, trusted.environment)
     if root.number != number:
         raise Replayed(f"root {root.number} was found at the place of root {number}")
@@ -328,6 +348,25 @@ def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Ou
     return admitted, AdmittedRoot(root, data)
 
 
+def _require_same_root(trusted: Trusted, envelope: Envelope) -> None:
+    # Two roots of one number that the root keys signed: these are in two hands. Anybody may put another one there, so only
+    # what they signed is compared.
+    in_force = open_envelope(trusted.root_data, root_place(trusted.environment))
+    if envelope.payload == in_force.payload:
+        return
+    try:
+        _verify_by_root_in_force(trusted, envelope)
+    except Refused:
+        return
+    raise Equivocation(f"two different roots have the number {trusted.root.number}")
+
+
+def _verify_by_root_in_force(trusted: Trusted, envelope: Envelope) -> None:
+    # A root is signed by the keys of two roots; those that are not of the one in force are passed over.
+    signers = frozenset(signature.key for signature in envelope.signatures)
+    verify(envelope, trusted.root, Role.ROOT, also_known=signers - trusted.root.roles[Role.ROOT].keys)
+
+
 def _require_epoch(old: Root, new: Root) -> None:
     # An epoch is a set of publisher keys: changing them starts the next one, and nothing else does.
     same_keys = old.roles[Role.PUBLISHER].keys == new.roles[Role.PUBLISHER].keys
@@ -339,6 +378,10 @@ def _require_epoch(old: Root, new: Root) -> None:
 
 
 def _admit_head(trusted: Trusted, namespace: Namespace, data: bytes, now: int) -> tuple[Trusted, Outcome]:
+    held = trusted.holdings.get(namespace)
+    if held is not None and held.head_data == data:
+        # Also where its key has been revoked since: it was admitted, and a broker offers it until it has the next one.
+        return trusted, Nothing(f"{namespace}: head {held.head.sequence} is the one held")
     place = Place(trusted.environment, namespace, Kind.HEAD)
     payload = verify(open_envelope(data, place), trusted.root, Role.PUBLISHER)
     head = decode_head(payload, place)
@@ -347,11 +390,10 @@ def _admit_head(trusted: Trusted, namespace: Namespace, data: bytes, now: int) -
         raise EpochMismatch(
             f"{namespace}: a head of epoch {head.epoch}; root {trusted.root.number} is of {trusted.root.epoch}"
         )
-    held = trusted.holdings.get(namespace)
-    pending = trusted.pending.get(namespace)
-    _require_newer_head(namespace, head, digest, held, pending)
     if held is not None and held.head_digest == digest:
         return trusted, Nothing(f"{namespace}: head {head.sequence} is the one held")
+    pending = trusted.pending.get(namespace)
+    _require_newer_head(namespace, head, digest, held, pending)
     warning = _check_expiry(trusted, head, now)
     offering = offering_for(head, trusted.device)
     fresh = _Pending(head, data, digest, offering, warning=warning)
@@ -369,10 +411,15 @@ def _admit_head(trusted: Trusted, namespace: Namespace, data: bytes, now: int) -
             return _with_holding(trusted, update), update
     if pending is not None and pending.head_digest == digest:
         fresh = pending
-    elif pending is not None and pending.offering == offering:
+    elif pending is not None and _is_same_content_offered(pending.offering, offering):
         fresh = replace(fresh, parts=pending.parts)
     waiting = replace(trusted, pending={**trusted.pending, namespace: fresh})
     return waiting, Wanted(namespace, offering, held.version if held is not None else None, refused)
+
+
+def _is_same_content_offered(first: Offering, second: Offering) -> bool:
+    # A head that was signed anew may list other deltas; the parts are those of the same snapshot.
+    return replace(first, deltas=()) == replace(second, deltas=())
 
 
 def _require_newer_head(
@@ -429,6 +476,7 @@ def _same_content(
         held.digest,
         held.records,
         held.ascending,
+        held.extent,
     )
     return AdmittedUpdate(namespace, holding, (), (), is_complete=False, warning=fresh.warning)
 
@@ -476,8 +524,8 @@ def _admit_part(trusted: Trusted, address: SnapshotAddress, data: bytes) -> tupl
 
 
 def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) -> AdmittedUpdate:
-    joined = b"".join(body for _, body in sorted(pending.parts.items()))
-    listed = split_content(inflate(joined, CONTENT_MAX_BYTES, f"{namespace}, snapshot"))
+    bodies = (body for _, body in sorted(pending.parts.items()))
+    listed = split_content(inflated(bodies, CONTENT_MAX_BYTES, f"{namespace}, snapshot"))
     hashed = [digest_of(data) for data in listed]
     ascending = sorted(hashed)
     if digest_of_ascending(ascending) != pending.offering.digest:
@@ -489,17 +537,22 @@ def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) ->
     unchanged = {digest: identity for identity, digest in known.items()}
     digests: dict[RecordId, Digest] = {}
     changed = []
+    extent = Extent()
     for data, digest in zip(listed, hashed, strict=True):
         identity = unchanged.get(digest)
         if identity is None:
             record = decode_record(data)
             identity = record.id
             changed.append(record)
+            extent += record.extent
+        else:
+            extent += Extent(1, len(data), scan(data, "record"))
+        _require_room(namespace, extent)
         if identity in digests:
             raise Malformed(f"{namespace}: {identity.kind} {identity.key} stands twice")
         digests[identity] = digest
     removed = tuple(identity for identity in known if identity not in digests)
-    records = (digests, ascending)
+    records = (digests, ascending, extent)
     return _content_update(namespace, pending, records, tuple(changed), removed, is_complete=held is None)
 
 
@@ -529,13 +582,17 @@ def _admit_delta(trusted: Trusted, address: DeltaAddress, data: bytes) -> tuple[
 
 
 def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: bytes) -> AdmittedUpdate:
-    removed, listed = split_delta(inflate(body, CONTENT_MAX_BYTES, f"{namespace}, delta"))
+    removed, listed = split_delta(inflated([body], CONTENT_MAX_BYTES, f"{namespace}, delta"))
     for identity in removed:
         if identity not in held.records:
             raise DeltaMismatch(
                 f"{namespace}: the delta removes {identity.kind} {identity.key}, which is not held"
             )
     changed = tuple(decode_record(data) for data in listed)
+    # What the changed records replace is counted as well: a delta that has no room by that count costs a snapshot, whose
+    # extent is exact.
+    extent = held.extent + extent_of(changed)
+    _require_room(namespace, extent)
     touched = {*removed, *(record.id for record in changed)}
     if len(touched) != len(removed) + len(changed):
         raise Malformed(f"{namespace}: the delta names a record twice")
@@ -552,13 +609,19 @@ def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: b
     for identity in removed:
         del digests[identity]
     digests.update((record.id, record.digest) for record in changed)
-    return _content_update(namespace, pending, (digests, ascending), changed, removed, is_complete=False)
+    records = (digests, ascending, extent)
+    return _content_update(namespace, pending, records, changed, removed, is_complete=False)
+
+
+def _require_room(namespace: Namespace, extent: Extent) -> None:
+    if fault := extent.over_limit():
+        raise TooLarge(f"{namespace}: {fault}")
 
 
 def _content_update(
     namespace: Namespace,
     pending: _Pending,
-    records: tuple[Mapping[RecordId, Digest], Sequence[Digest]],
+    records: tuple[Mapping[RecordId, Digest], Sequence[Digest], Extent],
     changed: Sequence[Record],
     removed: Sequence[RecordId],
     *,
