@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
+import cbor2
 from publisher_simulator import HEAD_LIFE_SECONDS, PublisherSimulator, SigningKey, flip_last_bit
 from record_json import json_of
 from releases import EVIL, OFF, ON, OTHER
@@ -102,6 +103,8 @@ def main() -> None:
             for entry in RECORDS
             for record in [encode_record(entry)]
         ],
+        "edge_records": _edge_records(),
+        "root_payloads": _root_payloads(publisher),
         "content": _content(),
         "delta": _delta(),
         "envelopes": _envelopes(publisher),
@@ -240,8 +243,122 @@ def _not_values() -> list[dict[str, str]]:
         "text that is not UTF-8": (b"\x61\xff", "malformed"),
         "announces more than there is": (b"\x5b\x00\x00\x00\xff\xff\xff\xff\xff", "malformed"),
         "thirteen levels": (b"\x81" * 13 + b"\x00", "too_deep"),
+        "thirteen levels, the last an empty list": (b"\x81" * 12 + b"\x80", "too_deep"),
+        "thirteen levels, the last an empty map": (b"\x81" * 12 + b"\xa0", "too_deep"),
+        "regular expression": (b"\xd8\x23\x64(a+)", "not_deterministic"),
+        "tag in a list": (b"\x82\x00\xc1\x00", "not_deterministic"),
+        "tag as a value": (b"\xa1\x01\xc1\x00", "not_deterministic"),
+        "tag as a key": (b"\xa1\xc1\x00\x00", "not_deterministic"),
+        "break alone": (b"\xff", "malformed"),
+        "reserved length": (b"\x1c", "malformed"),
+        "list that announces four billion items": (b"\x9a\xff\xff\xff\xff", "too_large"),
+        "map that announces too many entries": (b"\xb9\x80\x00", "too_large"),
     }
     return [{"name": name, "bytes": data.hex(), "attack": attack} for name, (data, attack) in rows.items()]
+
+
+def _edge_records() -> list[dict[str, str]]:
+    # Where two readers could differ: "usable", "unusable" (kept, without an answer), or the word of a refusal.
+    def flag(body: Mapping[int, object]) -> list[object]:
+        return ["flag", "x", dict(body)]
+
+    def segment(*constraints: Mapping[int, object]) -> list[object]:
+        return ["segment", "x", {1: "all", 2: [dict(one) for one in constraints]}]
+
+    def variant(change: Mapping[int, object]) -> list[object]:
+        return flag({1: "variant", 2: True, 4: [["a"]], **change})
+
+    def number(text: str) -> list[object]:
+        return segment({1: "number", 2: "p", 3: "eq", 4: text})
+
+    deep: list[object] = []
+    for _ in range(10):
+        deep = [deep]
+    later_rollout = {1: "later"}
+    rows: dict[str, tuple[list[object], str]] = {
+        "unknown flag type, then a wrong shape": (flag({1: "later", 2: 1}), "unusable"),
+        "wrong shape, then an unknown rollout type": (
+            flag({1: "boolean", 2: 1, 3: [later_rollout]}),
+            "malformed",
+        ),
+        "unknown rollout type, then a wrong shape": (
+            flag({1: "boolean", 2: True, 3: [later_rollout, 7]}),
+            "unusable",
+        ),
+        "wrong rollout, then an unknown rollout type": (
+            flag({1: "boolean", 2: True, 3: [{1: "threshold", 2: True, 3: 101}, later_rollout]}),
+            "malformed",
+        ),
+        "unknown join, then a distribution of no variant": (
+            variant({6: [{4: [], 5: "xor", 6: [[9, 1000]]}]}),
+            "unusable",
+        ),
+        "default of no variant, then an unknown join": (variant({5: 9, 6: [{4: [], 5: "xor"}]}), "malformed"),
+        "unknown match, then a wrong shape": (["segment", "x", {1: "most", 2: 7}], "unusable"),
+        "unknown constraint type, then a wrong shape": (segment({1: "later", 2: 7, 3: 7}), "unusable"),
+        "property of a wrong shape, then an unknown operator": (
+            segment({1: "string", 2: 7, 3: "like"}),
+            "malformed",
+        ),
+        "unknown operator, then a wrong value": (segment({1: "string", 2: "p", 3: "like", 4: 7}), "unusable"),
+        "operator of another type": (segment({1: "boolean", 2: "p", 3: "prefix", 4: "x"}), "unusable"),
+        "unknown word of 256 bytes": (flag({1: "x" * 256, 2: True}), "unusable"),
+        "unknown word of 257 bytes": (flag({1: "x" * 257, 2: True}), "too_large"),
+        "word that is no text": (flag({1: 7, 2: True}), "malformed"),
+        "record of another kind": (["later", "x", [1, 2, 3]], "unusable"),
+        "distribution of a variant that is not there": (variant({6: [{4: [], 6: [[1, 1000]]}]}), "malformed"),
+        "default variant that is not there": (variant({5: 1}), "malformed"),
+        "isoneof without a list": (segment({1: "string", 2: "p", 3: "isoneof"}), "usable"),
+        "isnotoneof of numbers without a list": (segment({1: "number", 2: "p", 3: "isnotoneof"}), "usable"),
+        "eq without a value": (segment({1: "string", 2: "p", 3: "eq"}), "malformed"),
+        "rollout without a list of segments": (
+            flag({1: "boolean", 2: True, 3: [{1: "segment", 2: True}]}),
+            "usable",
+        ),
+        "hexadecimal number": (number("0x1p4"), "usable"),
+        "hexadecimal number without an exponent": (number("0x1"), "malformed"),
+        "number with an underscore": (number("1_000"), "usable"),
+        "number with two underscores": (number("1__0"), "malformed"),
+        "infinity with a sign": (number("+Inf"), "usable"),
+        "nan with a sign": (number("+nan"), "malformed"),
+        "number after a space": (number(" 1"), "malformed"),
+        "number beyond a float64": (number("1e309"), "malformed"),
+        "field of a later release": (flag({1: "boolean", 2: True, 99: [[], {}]}), "usable"),
+        "later field at twelve levels": (flag({1: "boolean", 2: True, 99: deep[0]}), "usable"),
+        "later field at thirteen levels": (flag({1: "boolean", 2: True, 99: deep}), "too_deep"),
+    }
+    return [
+        {"name": name, "bytes": _spelled(record).hex(), "outcome": outcome}
+        for name, (record, outcome) in rows.items()
+    ]
+
+
+def _root_payloads(publisher: PublisherSimulator) -> list[dict[str, str]]:
+    fields: dict[int, Any] = cbor2.loads(encode_root(publisher.root))
+    key, roles = fields[9][0], fields[10]
+    quorum = roles["publisher"]
+    rows: dict[str, tuple[dict[int, Any], str]] = {
+        "a root": (fields, "root"),
+        "later fields and roles": ({**fields, 99: [], 10: {**roles, "later": 7}}, "root"),
+        "a key twice": ({**fields, 9: [*fields[9], key]}, "malformed"),
+        "a key twice under two names": ({**fields, 9: [*fields[9], [key[0], "other"]]}, "malformed"),
+    }
+    for name, changed in (
+        ("a key id twice in a role", {**quorum, 2: quorum[2] * 2}),
+        ("a key that is not listed", {1: 1, 2: [bytes(8)]}),
+        ("a threshold out of reach", {**quorum, 1: 2}),
+        ("a threshold of nothing", {**quorum, 1: 0}),
+    ):
+        rows[name] = ({**fields, 10: {**roles, "publisher": changed}}, "malformed")
+    return [
+        {
+            "name": name,
+            "environment": publisher.environment,
+            "bytes": _spelled(payload).hex(),
+            "outcome": outcome,
+        }
+        for name, (payload, outcome) in rows.items()
+    ]
 
 
 def _content() -> dict[str, Any]:
@@ -418,8 +535,14 @@ def _life() -> dict[str, Any]:
     publisher.release(ON, OTHER, inline=True)
     life.hears("an inline delta", head, "admitted 1.2")
     life.hears("a broker with an old save", head, "stale_offered", message=first_head)
+    held, several = (
+        publisher.retained[head],
+        publisher.sign(encode_head(publisher.head), publisher.place(Kind.HEAD), several=True),
+    )
+    life.hears("the head held, as COSE_Sign of one signer", head, "nothing", message=several)
     publisher.release(ON)
     life.hears("a head with a retained delta", head, "wanted 1.3")
+    life.hears("the head held, while a later one waits", head, "nothing", message=held)
     wrong = publisher.make_delta(
         publisher.content, publisher.contents[-2], deflate(encode_delta([], [encode_record(EVIL)]))
     )
@@ -483,6 +606,10 @@ def _life() -> dict[str, Any]:
     life.hears("signed by the new key alone", publisher.root_topic(2), "unknown_key", message=only_new)
     life.hears("signed by the old key alone", publisher.root_topic(2), "threshold_not_met", message=only_old)
     life.hears("signed by both", publisher.root_topic(2), "root 2", floor=publisher.now)
+    twin = publisher.root_message(replace(publisher.root, expires=publisher.root.expires + 1))
+    life.hears("two roots of one number", publisher.root_topic(2), "equivocation", message=twin)
+    stranger = publisher.root_message(publisher.root, signers=[SigningKey("mallory")])
+    life.hears("the root in force again", publisher.root_topic(2), "nothing", message=stranger)
     life.hears("the old root again", publisher.root_topic(1), "nothing")
     life.hears("the head held, whose key has been revoked since", head, "nothing")
     forged = replace(publisher.head, sequence=Sequence(publisher.head.sequence + 1))

@@ -373,6 +373,10 @@ RECORD_CASES: list[tuple[list[Any], bool]] = [
     (["segment", "k", {1: "all", 2: [{1: "datetime", 2: "p", 3: "eq", 4: [0, 999_999_999]}]}], True),
     (["segment", "k", {1: "all", 2: [{1: "string", 2: "p", 3: "eq"}]}], False),
     (["segment", "k", {1: "all", 2: [{1: "string", 2: "p", 3: "isoneof", 4: "a"}]}], False),
+    (["segment", "k", {1: "all", 2: [{1: "string", 2: "p", 3: "isoneof"}]}], True),
+    (["segment", "k", {1: "all", 2: [{1: "number", 2: "p", 3: "isnotoneof"}]}], True),
+    (["flag", "k", {1: "boolean", 2: False, 3: [{1: "segment", 2: True}]}], True),
+    (["flag", "k", {1: "variant", 2: True, 6: [{5: "and"}]}], True),
     (["flag", "k"], False),
 ]
 

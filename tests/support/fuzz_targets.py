@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import yaml
 from publisher_simulator import NOW, PublisherSimulator, SigningKey
 from releases import EVIL, OFF, ON, OTHER
@@ -21,7 +22,7 @@ from repository import ROOT
 from flagcast_agent import config
 from flagcast_bridge import project, validate
 from flagcast_bridge.sources import SourceFile
-from flagcast_shared.codec import Value, decode, deflate, encode, inflate
+from flagcast_shared.codec import Value, decode, deflate, encode, inflate, scan
 from flagcast_shared.context import Device
 from flagcast_shared.envelope import open_envelope, seal
 from flagcast_shared.errors import InvalidInput, Refused
@@ -105,6 +106,31 @@ def _codec(data: bytes) -> None:
         _same(encode(decode(data, "x")), data)
 
 
+def _scan(data: bytes) -> None:
+    # What passes has one spelling, and as many items as were counted; only texts may still be wrong.
+    with contextlib.suppress(Refused):
+        items = scan(data, "x")
+        try:
+            value = cbor2.loads(data)
+        except Exception as error:
+            if isinstance(error, UnicodeDecodeError) or isinstance(error.__cause__, UnicodeDecodeError):
+                return
+            raise
+        _same(encode(value), data)
+        if _items_of(value) != items:
+            raise Wrong("counted otherwise")
+
+
+def _items_of(value: object) -> int:
+    match value:
+        case list():
+            return 1 + sum(map(_items_of, value))
+        case dict():
+            return 1 + sum(map(_items_of, [*value, *value.values()]))
+        case _:
+            return 1
+
+
 def _inflate(data: bytes) -> None:
     limit = 1 << 16
     with contextlib.suppress(Refused):
@@ -138,6 +164,9 @@ def _content(data: bytes) -> None:
     with contextlib.suppress(Refused):
         listed = split_content([data])
         _same(encode(listed), data)
+        cut = data[0] % 7 + 1
+        if split_content(data[at : at + cut] for at in range(0, len(data), cut)) != listed:
+            raise Wrong("taken apart otherwise, in pieces")
         for each in listed:
             decode_record(each)
 
@@ -489,6 +518,9 @@ def _usages() -> list[bytes]:
 TARGETS: dict[str, Target] = {
     "codec.decode": Target(
         _codec, lambda: [*_column("values", "bytes"), *_column("not_values", "bytes"), *_life(HEAD)]
+    ),
+    "codec.scan": Target(
+        _scan, lambda: [*_column("values", "bytes"), *_column("not_values", "bytes"), *_life(HEAD)]
     ),
     "codec.inflate": Target(
         _inflate, lambda: [deflate(b""), deflate(b"a" * 500), *map(deflate, _life(HEAD))]

@@ -15,6 +15,7 @@ from flagcast_shared.envelope import open_envelope
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import DeviceId, Environment, Namespace
 from flagcast_shared.messages import Place
+from flagcast_shared.model import UnsupportedFlag, UnsupportedRecord, UnsupportedSegment
 from flagcast_shared.records import (
     content_digest,
     decode_record,
@@ -25,7 +26,7 @@ from flagcast_shared.records import (
     split_delta,
 )
 from flagcast_shared.reports import decode_report, encode_report
-from flagcast_shared.root import key_id
+from flagcast_shared.root import decode_root, key_id
 from flagcast_shared.topics import Kind, Topics
 from flagcast_shared.trust import (
     AdmittedRoot,
@@ -117,6 +118,29 @@ def test_delta() -> None:
         del held[identity]
     held |= {decode_record(data).id: data for data in changed}
     assert content_digest(map(digest_of, held.values())).hex() == delta["after_digest"]
+
+
+@pytest.mark.parametrize("row", rows("edge_records"), ids=lambda row: row["name"])
+def test_records_where_readers_could_differ(row: dict[str, Any]) -> None:
+    try:
+        entry = decode_record(bytes.fromhex(row["bytes"])).entry
+    except Refused as error:
+        outcome = error.attack
+    else:
+        unusable = UnsupportedFlag | UnsupportedSegment | UnsupportedRecord
+        outcome = "unusable" if isinstance(entry, unusable) else "usable"
+    assert outcome == row["outcome"]
+
+
+@pytest.mark.parametrize("row", rows("root_payloads"), ids=lambda row: row["name"])
+def test_root_payloads(row: dict[str, Any]) -> None:
+    payload, environment = bytes.fromhex(row["bytes"]), Environment(row["environment"])
+    if row["outcome"] == "root":
+        assert decode_root(payload, environment).environment == environment
+        return
+    with pytest.raises(Refused) as refused:
+        decode_root(payload, environment)
+    assert refused.value.attack == row["outcome"]
 
 
 @pytest.mark.parametrize("row", rows("envelopes"), ids=lambda row: row["name"])
