@@ -7,10 +7,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -535,12 +536,14 @@ def test_a_bridge_does_not_wait_longer_than_it_was_told_to_and_says_who_is_at_wo
 
 @pytest.mark.mosquitto
 def test_what_a_broker_drops_of_a_long_answer_is_asked_for_by_its_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It drops what is beyond this and does not fit into the connection; first comes what was there first.
-    with start_mosquitto(tmp_path / "broker", lines=["max_queued_messages 20"]) as broker:
+    # It drops what is beyond this and does not fit into the connection; first comes what was there first. The messages are
+    # several times as much as what sockets keep.
+    with start_mosquitto(tmp_path / "broker", lines=["max_queued_messages 100"]) as broker:
+        read_after_the_broker_has_sent(monkeypatch, broker)
         site = site_on(broker, tmp_path, capsys)
-        rest = [(f"flagcast/1/test/flags/rest/snapshot/{each}/0", bytes(20_000)) for each in range(1, 601)]
+        rest = [(f"flagcast/1/test/flags/rest/snapshot/{each}/0", bytes(100_000)) for each in range(1, 601)]
         with site.connect() as connection:
             for first in range(0, len(rest), 10):
                 connection.publish(rest[first : first + 10])
@@ -552,6 +555,28 @@ def test_what_a_broker_drops_of_a_long_answer_is_asked_for_by_its_name(
         assert [shown[name]["is_whole"] for name in names] == [True] * len(names)
         code, said = site.publish("---\n".join(features({"a": True}, name) for name in names))
         assert (code, said.count("unchanged at version 1, head 1\n")) == (0, len(names))
+
+
+def read_after_the_broker_has_sent(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> None:
+    """Whoever reads all takes the first message, and the next one once the broker has sent or dropped every other.
+
+    mosquitto has one thread, so it answers a later client when it has done with the subscription.
+    """
+    take, read_all = mqtt.Connection._on_message, mqtt.Connection.read_all
+    begun = set[mqtt.Connection]()
+
+    def take_late(self: mqtt.Connection, *arguments: Any) -> None:
+        if self in begun:
+            begun.remove(self)
+            mqtt.connect(broker.host, broker.port, mqtt.Login()).close()
+        take(self, *arguments)
+
+    def read_late(self: mqtt.Connection, filters: Sequence[str]) -> dict[str, bytes]:
+        begun.add(self)
+        return read_all(self, filters)
+
+    monkeypatch.setattr(mqtt.Connection, "_on_message", take_late)
+    monkeypatch.setattr(mqtt.Connection, "read_all", read_late)
 
 
 def site_on(broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Site:

@@ -26,7 +26,7 @@ NOW = 1_750_000_000
 DAY = 86_400
 TEST = Environment("test")
 A, B = DeviceId("a"), DeviceId("b")
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 100.0
 
 
 def batch(number: int, evaluations: int = 1, *, flag: str = "lights", dropped: int = 0) -> Usage:

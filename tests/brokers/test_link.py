@@ -125,7 +125,8 @@ def test_a_half_open_connection_is_noticed_by_the_keep_alive_and_healed(
         publish(simulator, broker)
         began = time.monotonic()
         device.wait_for("connection lost")
-        assert time.monotonic() - began < 3 * KEEPALIVE_SECONDS
+        # It is found out within a keep-alive and a half; with the one of an agent that was told none, after a minute or more.
+        assert time.monotonic() - began < 8 * KEEPALIVE_SECONDS
         assert device.evaluate("lights", "e")["value"] is True, "answers go on"
         relay.speak()
         device.wait_for("version=2")
@@ -378,11 +379,17 @@ def test_a_signal_makes_a_waiting_agent_try_now_and_never_more_than_once_a_secon
         device.start()
         device.wait_for("fault=network")
         assert device._process is not None
+        process, before = device._process, device.log.count("no connection")
         began = time.monotonic()
-        while time.monotonic() < began + 5:
-            device._process.send_signal(signal.SIGUSR1)
-            time.sleep(0.01)
-        assert 3 <= device.log.count("no connection") <= 8
+
+        def is_tried_at_once() -> bool:
+            # By themselves the attempts that were made would have come later than they did.
+            process.send_signal(signal.SIGUSR1)
+            waits = [float(each.split()[0]) for each in device.log.split("again_in_seconds=")[before + 1 :]]
+            return len(waits) >= 5 and sum(waits[:-1]) > 2 * (time.monotonic() - began)
+
+        device.wait_until(is_tried_at_once, "attempts that do not wait for their time")
+        assert device.log.count("no connection") - before <= time.monotonic() - began + 2
         assert device.stop() == 0
 
 
@@ -417,13 +424,9 @@ def test_once_without_a_broker_or_without_a_head_that_is_believed_ends_with_1(
 ) -> None:
     simulator.retained[simulator.head_topic] = b"garbage"
     publish(simulator, broker)
-    lied_to = device.run("run", "--once", "--timeout", "3")
-    assert lied_to.returncode == 1
-    assert "default: the head was not taken: malformed" in lied_to.stdout
+    device.gives_up("default: the head was not taken: malformed", "run", "--once")
     broker.stop()
-    alone = device.run("run", "--once", "--timeout", "2")
-    assert alone.returncode == 1
-    assert "Connection refused" in alone.stdout
+    device.gives_up("Connection refused", "run", "--once")
 
 
 @pytest.mark.mosquitto

@@ -77,7 +77,7 @@ def _check_snapshot(it: Scene, channel: Any) -> None:
     call = channel.unary_stream(
         "/flagcast.agent.v1.Agent/Snapshot", response_deserializer=agent.SnapshotResponse.FromString
     )
-    (part,) = call(b"", timeout=10)
+    (part,) = call(b"", timeout=100)
     place = Place(it.publisher.environment, it.publisher.namespace, Kind.HEAD)
     head = decode_head(open_envelope(part.head, place).payload, place)
     assert (part.version, part.records_in_all) == (2, 2)

@@ -160,7 +160,7 @@ def test_bridges_that_publish_at_once_take_turns_and_use_no_number_twice(site: S
     for who in ("left", "right"):
         files = [site.write(f"{who}-{each}", **{f"{who}-{each}": True}) for each in range(rounds)]
         racing.append(site.start(*files))
-    ended = [each.communicate(timeout=90) for each in racing]
+    ended = [each.communicate(timeout=200) for each in racing]
     assert [each.returncode for each in racing] == [DONE, DONE], ended
     issued = site.log()
     assert [each["sequence"] for each in issued] == list(range(1, 2 * rounds + 1))
@@ -174,7 +174,7 @@ def test_the_next_bridge_takes_over_from_one_that_was_killed_before_its_lease_en
 ) -> None:
     monkeypatch.setattr(ledger, "LEASE_SILENCE_SECONDS", 1.0)
     killed = site.start(site.write("killed", a=True), at=("reserve", "after", 1), name="SIGKILL")
-    _, error = killed.communicate(timeout=60)
+    _, error = killed.communicate(timeout=200)
     assert killed.returncode == -signal.SIGKILL, error
     began = time.monotonic()
     code, said = site.publish(site.write("next", b=True))
@@ -200,7 +200,7 @@ def test_a_bridge_that_froze_past_its_lease_publishes_nothing_when_it_thaws(
     assert code == DONE, said
     before, issued = site.retained(), site.log()
     os.kill(frozen.pid, signal.SIGCONT)
-    _, error = frozen.communicate(timeout=60)
+    _, error = frozen.communicate(timeout=200)
     assert (frozen.returncode, b"has taken over at 20" in error) == (HELD, True), error
     assert (site.retained(), site.log()) == (before, issued)
     assert len({(each["version"], each["sequence"]) for each in issued}) == len(issued)
@@ -215,7 +215,7 @@ def test_a_head_that_a_frozen_bridge_had_in_its_hand_is_an_older_one_and_does_no
     flags = site.write("next", b=True)
     assert site.publish(flags)[0] == DONE
     os.kill(frozen.pid, signal.SIGCONT)
-    _, error = frozen.communicate(timeout=60)
+    _, error = frozen.communicate(timeout=200)
     assert (frozen.returncode, b"has taken over" in error) == (HELD, True), error
     # The broker closes a connection before the lease ends, which is too short here; then nothing but the number protects.
     assert site.numbers() == (1, 1)
@@ -236,11 +236,11 @@ def test_a_bridge_that_cannot_renew_its_lease_cuts_its_connection_to_the_broker(
     flags = site.write("flags", a=True)
     with monkeypatch.context() as patched:
         patched.setattr(ledger, "LEASE_STOP_SECONDS", 0.1)
-        patched.setattr(mqtt, "QUIET_SECONDS", 10.0)  # it is in the middle of reading when that time is over
+        patched.setattr(mqtt, "QUIET_SECONDS", 60.0)  # it is in the middle of reading when that time is over
         began = time.monotonic()
         code, said = site.publish(flags)
         assert (code, "could not be renewed for" in said) == (1, True)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
     assert site.retained() == {}
     assert site.publish(flags)[0] == DONE
 
@@ -248,7 +248,7 @@ def test_a_bridge_that_cannot_renew_its_lease_cuts_its_connection_to_the_broker(
 @pytest.mark.postgres
 def test_heads_are_dated_by_the_clock_that_all_bridges_share(shared_site: Site) -> None:
     bridge = shared_site.start(shared_site.write("fast", a=True), ahead=7_200)
-    _, error = bridge.communicate(timeout=60)
+    _, error = bridge.communicate(timeout=200)
     assert (bridge.returncode, b"warning" in error) == (DONE, False), error
     seen = publisher.read_broker(project.load(shared_site.folders[1]))
     assert abs(seen.live[Namespace("default")].head.issued - clock.now()) < 60

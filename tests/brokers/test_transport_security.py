@@ -34,7 +34,7 @@ from flagcast_shared.ids import FlagKey
 from flagcast_shared.model import BooleanFlag
 
 LIGHTS = BooleanFlag(FlagKey("lights"), enabled=True)
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,7 +516,7 @@ def answering(answer: bytes, *, again: bytes = b"") -> Iterator[int]:
                 stream, _ = listener.accept()
             except OSError:
                 return
-            stream.settimeout(1)
+            stream.settimeout(60)
             with stream:
                 try:
                     stream.recv(4096)

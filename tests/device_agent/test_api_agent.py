@@ -40,7 +40,7 @@ def streaming(server: RunningServer, method: str, request: Any, kind: Any) -> It
         call = channel.unary_stream(
             f"/flagcast.agent.v1.Agent/{method}", response_deserializer=kind.FromString
         )
-        stream = call(request.SerializeToString(), timeout=30)
+        stream = call(request.SerializeToString(), timeout=100)
         yield stream
         stream.cancel()
 
@@ -275,12 +275,12 @@ def test_calls_of_sync_that_wait_are_limited_and_nobody_else_notices() -> None:
             )
             for channel in channels
         ]
-        calls = [sync.future(b"", timeout=60) for sync in syncs for _ in range(64)]
+        calls = [sync.future(b"", timeout=100) for sync in syncs for _ in range(64)]
         wait_until(lambda: waiting == SYNCS_MAX, "all of them wait")
         with pytest.raises(grpc.RpcError) as caught:
-            syncs[0](b"", timeout=10)
+            syncs[0](b"", timeout=100)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert caught.value.details() == "256 calls of Sync wait already; ask again later"
         server.call(end())
         assert [list(call.result().why) for call in calls] == [[]] * SYNCS_MAX
-        assert list(syncs[0](b"", timeout=10).why) == []
+        assert list(syncs[0](b"", timeout=100).why) == []

@@ -62,7 +62,7 @@ def by_grpc(path: str) -> Callable[[RunningServer, list[tuple[str, bytes]]], lis
             call = channel.unary_unary(path)
             for _, request in requests:
                 try:
-                    call(request, timeout=10)
+                    call(request, timeout=100)
                     found.append(ANSWERED)
                 except grpc.RpcError as error:
                     found.append(error.code().name.lower())
@@ -201,7 +201,7 @@ def test_ten_thousand_calls_by_http_at_once_are_all_answered(server: RunningServ
     connections, calls = 200, 50
     target = "/ofrep/v1/evaluate/flags/on" if name == "OFREP" else CONNECT
     body = PROTOCOLS[name].request("on", {})
-    clients = [HttpClient(server.path, timeout=60) for _ in range(connections)]
+    clients = [HttpClient(server.path, timeout=100) for _ in range(connections)]
     try:
         for client in clients:
             for _ in range(calls):
@@ -263,7 +263,7 @@ class UnixConnection(http.client.HTTPConnection):
     """The standard library's HTTP client, on a Unix socket."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
+        super().__init__("localhost", timeout=100)
         self._path = path
 
     def connect(self) -> None:

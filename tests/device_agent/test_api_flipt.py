@@ -70,7 +70,7 @@ class Application:
 
     def ask(self, call: str, flag: str, *, headers: tuple[tuple[str, str], ...] = (), **fields: Any) -> Any:
         request = self.messages.EvaluationRequest(flag_key=flag, **fields)
-        return getattr(self.service, call)(request, timeout=5, metadata=headers)
+        return getattr(self.service, call)(request, timeout=100, metadata=headers)
 
     def refusal(self, call: str, flag: str, **fields: Any) -> tuple[Any, str]:
         with pytest.raises(grpc.RpcError) as caught:
@@ -83,7 +83,7 @@ class Application:
         request = self.messages.BatchEvaluationRequest(
             requests=[self.messages.EvaluationRequest(**fields) for fields in requests], **fields
         )
-        return self.service.Batch(request, timeout=5, metadata=headers)
+        return self.service.Batch(request, timeout=100, metadata=headers)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ def test_many_callers_at_once_all_get_their_own_answer(
                     request_id=f"{index}-{number}",
                     context={"region": "north" if number % 2 else "south"},
                 ),
-                timeout=30,
+                timeout=100,
             )
             for number in range(500)
             for index, application in enumerate(applications)

@@ -264,7 +264,7 @@ def test_who_connects_while_the_agent_is_started_anew_waits_and_is_answered(fold
         given.listen()
         for _ in range(2):  # the second time after the first process has ended
             with socket.socket(socket.AF_UNIX) as early:
-                early.settimeout(20)
+                early.settimeout(100)
                 early.connect(str(path))
                 with hand_over(given, path) as process:
                     assert early.recv(10) == b"hello"

@@ -285,7 +285,11 @@ def test_second_agent_on_one_database_is_refused(agent: AgentShell) -> None:
 def test_second_process_on_one_database_is_refused(agent: AgentShell) -> None:
     code = "import sys; from pathlib import Path; from flagcast_agent.store import Store; Store(Path(sys.argv[1]))"
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(agent.path)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code, str(agent.path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert ran.returncode == 1
     assert "StoreInUse" in ran.stderr
@@ -544,7 +548,7 @@ def test_read_only_folder(
             [sys.executable, "-c", READ_ONLY.format(nobody=NOBODY), str(path)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=100,
             check=False,
         )
         assert ran.returncode == 0, ran.stderr

@@ -19,7 +19,7 @@ class Manager:
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(address)
-        self.socket.settimeout(20)
+        self.socket.settimeout(100)
 
     def hear(self) -> str:
         return self.socket.recv(4096).decode()
@@ -93,7 +93,7 @@ def test_an_abstract_address_and_a_rest_that_is_dead(monkeypatch: pytest.MonkeyP
                 pass
 
     asyncio.run(run())
-    manager.socket.settimeout(5)
+    manager.socket.settimeout(100)
     assert manager.hear() == "STOPPING=1"
     manager.socket.close()
 

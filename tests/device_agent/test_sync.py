@@ -35,7 +35,6 @@ from flagcast_agent.sync import (
     Subscribed,
     Sync,
     Ticked,
-    Unsubscribe,
 )
 from flagcast_shared.context import Device
 from flagcast_shared.ids import DeviceId, EntityId, Namespace
@@ -334,8 +333,8 @@ def test_snapshot_that_does_not_arrive_is_asked_for_ever_more_slowly(synced: Age
         assert deadline is not None
         waits.append(deadline - synced.monotonic)
         _, *effects = synced.tick(waits[-1])
-        assert [type(effect) for effect in effects[:2]] == [Unsubscribe, Subscribe]
-        asked += len(effects) - 2
+        assert isinstance(effects[0], Subscribe), "no broker has to order it after an UNSUBSCRIBE"
+        asked += len(effects) - 1
     assert waits[0] == core.FETCH_PATIENCE_SECONDS
     assert waits == sorted(waits)
     assert waits[-1] == core.FETCH_PATIENCE_CAP_SECONDS

@@ -116,12 +116,12 @@ def test_a_damaged_database_never_gives_a_wrong_answer_and_recovers_from_the_bro
             damaged = bytearray(sound)
             damaged[at : at + 64] = bytes(each ^ 0xA5 for each in damaged[at : at + 64])
             path.write_bytes(damaged)
-            done = device.run("run", "--once", "--timeout", "10")
+            done = device.run("run", "--once")
             assert "Traceback" not in done.stderr, f"at {at}, seed {seed}:\n{done.stderr}"
             if done.returncode:
                 refused += 1
                 assert "--recover" in done.stderr, f"at {at}, seed {seed}:\n{done.stderr}"
-                done = device.run("run", "--once", "--timeout", "10", "--recover")
+                done = device.run("run", "--once", "--recover")
                 assert done.returncode == 0, f"at {at}, seed {seed}:\n{done.stderr}"
             with sqlite3.connect(path) as connection:
                 assert connection.execute("SELECT version FROM holding").fetchall() == [(2,)]
@@ -147,7 +147,7 @@ def test_a_log_that_was_cut_off_gives_a_whole_version_and_the_broker_gives_the_r
             for name in ("agent.sqlite", "agent.sqlite-shm"):
                 shutil.copy(kept / name, device.folder / name)
             log.write_bytes(whole[: int(len(whole) * share)])
-            done = device.run("run", "--once", "--timeout", "10")
+            done = device.run("run", "--once")
             assert done.returncode == 0, done.stderr
             with sqlite3.connect(device.folder / "agent.sqlite") as connection:
                 assert connection.execute("SELECT version FROM holding").fetchall() == [(3,)]

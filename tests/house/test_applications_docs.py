@@ -40,7 +40,7 @@ def test_a_command_prints_what_the_page_says(server: RunningServer, command: str
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=100,
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.rstrip("\n") == printed.rstrip("\n")

@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from oracles import run_on_oracles
+import pytest
+from oracles import PATIENCE_SECONDS, run_on_oracles
 
 
 def test_both_versions_of_cbor2_are_at_hand() -> None:
@@ -11,6 +12,7 @@ def test_both_versions_of_cbor2_are_at_hand() -> None:
     assert other.startswith("5.")
 
 
+@pytest.mark.timeout(PATIENCE_SECONDS + 100)
 def test_the_wire_is_the_same_with_cbor2_5() -> None:
     said = run_on_oracles(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/vectors", "tests/properties/test_bytes.py"

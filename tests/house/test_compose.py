@@ -199,7 +199,7 @@ def machine(compose: dict[str, Any]) -> Iterator[Machine]:
         yield Machine(compose, Path(folder))
 
 
-def wait_for(condition: Callable[[], bool], what: str, machine: Machine, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str, machine: Machine, seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen\n{machine.logs()}"

@@ -131,7 +131,7 @@ def test_a_defence_that_is_gone_is_told_from_a_mistake_in_the_list() -> None:
         input=asked,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def run(program: str, store: Path) -> str:
         env={**os.environ, "FLAGCAST_AGENT_STORE": str(store)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUICK_START = README[README.index("## Quick start") : README.index("## How applications ask")]
 APPLICATIONS = README[README.index("## How applications ask") : README.index("## Layout")]
 PROTO = ROOT / "device_agent" / "src" / "flagcast_agent" / "api" / "protos" / "flipt_evaluation.proto"
-PATIENCE_SECONDS = 110
+PATIENCE_SECONDS = 250
 
 
 @dataclass(frozen=True, slots=True)

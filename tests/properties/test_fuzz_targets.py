@@ -83,7 +83,7 @@ def test_a_broken_promise_is_found_and_kept(tmp_path: Path) -> None:
     )
     (tmp_path / "corpus").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100, cwd=tmp_path
     )
     assert done.returncode != 0
     assert "KeyError: 'escaped'" in done.stdout + done.stderr

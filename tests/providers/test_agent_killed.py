@@ -120,10 +120,7 @@ def word(application: Application) -> str:
 
 def kept(application: Application, flag: str) -> str:
     """The flag's answer, asked for often enough that the provider has kept it."""
-    application.ask("string", flag, "mine")
-    found = application.ask("string", flag, "mine")
-    assert found["reason"] == "CACHED"
-    return str(found["value"])
+    return str(application.ask_until_kept("string", flag, "mine")["value"])
 
 
 def test_a_generated_flipt_client_outlives_its_agent(it: Scene) -> None:

@@ -114,9 +114,16 @@ class AgentShell:
     def handle(self, event: Event) -> list[Effect]:
         """Hands one event to the core and performs the effects; returns all of them, also those of persisting."""
         done: list[Effect] = []
+        given_up = set[str]()
         for effect in self.sync.handle(event, now=self.now, monotonic=self.monotonic, jitter=self.jitter):
             done.append(effect)
             self.effects.append(effect)
+            if isinstance(effect, Unsubscribe):
+                given_up |= set(effect.filters)
+            if isinstance(effect, Subscribe):
+                assert not given_up & set(effect.filters), (
+                    "some brokers take both at once, and then it is lost"
+                )
             outcome = self._perform(effect)
             if outcome is not None:
                 done += self.handle(outcome)

@@ -102,7 +102,7 @@ class FlagdClient:
         call = self._channel.unary_unary(self._path(method), response_deserializer=kind.FromString)
         data = request if isinstance(request, bytes) else request.SerializeToString()
         try:
-            return call(data, timeout=10, metadata=(("flagd-selector", selector),) if selector else None)
+            return call(data, timeout=100, metadata=(("flagd-selector", selector),) if selector else None)
         except grpc.RpcError as error:
             raise Failed(error.code().name, error.details()) from None
 
@@ -111,7 +111,7 @@ class FlagdClient:
         call = self._channel.unary_stream(
             self._path("EventStream"), response_deserializer=self.messages.EventStreamResponse.FromString
         )
-        return call(b"", timeout=30, metadata=(("flagd-selector", selector),) if selector else None)
+        return call(b"", timeout=100, metadata=(("flagd-selector", selector),) if selector else None)
 
     def _path(self, method: str) -> str:
         return f"/flagd.evaluation.{self._version}.Service/{method}"

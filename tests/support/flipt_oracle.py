@@ -56,7 +56,7 @@ class FliptOracle:
         self._child.stdin.flush()
         line = self._child.stdout.readline()
         if not line:
-            self._child.wait(timeout=10)
+            self._child.wait(timeout=100)
             raise AssertionError(f"Flipt's engine died ({self._child.returncode}): {''.join(self._said)}")
         answers: list[dict[str, Any]] = json.loads(line)
         return answers
@@ -68,11 +68,11 @@ class FliptOracle:
         assert self._child.stderr is not None
         self._child.stdin.close()
         try:
-            self._child.wait(timeout=10)
+            self._child.wait(timeout=100)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        self._listener.join(timeout=10)
+        self._listener.join(timeout=100)
         self._child.stdout.close()
         self._child.stderr.close()
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from brokers import free_port
 
-START_SECONDS = 30.0
+START_SECONDS = 90.0
 _FOLDERS = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 _POLL_SECONDS = 0.05
 

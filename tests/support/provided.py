@@ -17,13 +17,14 @@ import pytest
 from oracles import ORACLES
 from repository import AGENT
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 100.0
+"""For a machine whose cores are busy with other tests."""
 APPLICATIONS = Path(__file__).parents[1] / "providers" / "applications"
 _PROTOS = AGENT.sources / "api" / "protos"
 _NODE_MODULES = Path(sys.prefix) / "node" / "node_modules"
 _NODE = shutil.which("node")
 _GO_APPLICATION = Path(sys.prefix) / "go" / "application"
-_PATIENT = {"FLAGD_DEADLINE_MS": "5000", "FLAGD_RETRY_GRACE_PERIOD": "60"}
+_PATIENT = {"FLAGD_DEADLINE_MS": "30000", "FLAGD_RETRY_GRACE_PERIOD": "60"}
 """A provider waits for a slow machine, and does not forget by itself what it has kept."""
 
 with_go = pytest.mark.skipif(
@@ -76,6 +77,20 @@ class Application:
         self._process.stdin.flush()
         found = self._answer()
         assert isinstance(found, dict), found
+        return found
+
+    def ask_until_kept(self, kind: str, key: str, default: object) -> dict[str, Any]:
+        """The answer that its provider has kept.
+
+        The first event of a provider's stream names every flag, and takes back what was kept before it came.
+        """
+        found: dict[str, Any] = {}
+
+        def is_kept() -> bool:
+            found.update(self.ask(kind, key, default))
+            return bool(found["reason"] == "CACHED")
+
+        self.until(is_kept, f"{key} kept")
         return found
 
     def hear(self, kind: str, *flags: str) -> None:

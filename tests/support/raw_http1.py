@@ -24,7 +24,7 @@ class Response:
 class HttpClient:
     """One connection to a Unix socket or to a port of 127.0.0.1; every wait ends within `timeout` seconds."""
 
-    def __init__(self, where: Path | int, timeout: float = 10.0) -> None:
+    def __init__(self, where: Path | int, timeout: float = 100.0) -> None:
         if isinstance(where, int):
             self.socket = socket.create_connection(("127.0.0.1", where))
         else:

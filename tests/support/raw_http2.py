@@ -23,7 +23,7 @@ class RawClient:
     `in_pieces` sends the connection's beginning byte by byte.
     """
 
-    def __init__(self, path: Path, timeout: float = 5.0, *, in_pieces: bool = False) -> None:
+    def __init__(self, path: Path, timeout: float = 100.0, *, in_pieces: bool = False) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
         self.socket.connect(str(path))

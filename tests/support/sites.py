@@ -22,7 +22,7 @@ from flagcast_bridge.project import Project
 from flagcast_shared.ids import DeviceId
 from flagcast_shared.topics import Address, DeviceAddress
 
-CLUSTER_PATIENCE_SECONDS = 100.0
+CLUSTER_PATIENCE_SECONDS = 200.0
 """A device that hears nothing on its node asks for a root, a head and a content, one after the other."""
 _numbers = itertools.count(1)
 

@@ -1101,7 +1101,8 @@ class Sync:
         # Where some of it came, the broker has it and the link is what is slow; asking the publisher would make it slower.
         asked = () if fetch.has_come_on else self._refresh_content(namespace, fetch, monotonic)
         fetch.has_come_on = False
-        return [waited, Unsubscribe(fetch.filters), Subscribe(fetch.filters), *asked]
+        # Without an UNSUBSCRIBE: aedes, which takes both at once, ends with no subscription, and the publisher's answer is lost.
+        return [waited, Subscribe(fetch.filters), *asked]
 
     # Reports
 

@@ -14,10 +14,10 @@ messages, services = grpc.protos_and_services("flipt_evaluation.proto")
 def answer(stub: Any, kind: str, default: object, request: Any) -> dict[str, object]:
     try:
         if kind == "boolean":
-            found = stub.Boolean(request, timeout=5)
+            found = stub.Boolean(request, timeout=100)
             value, variant = found.enabled, None
         else:
-            found = stub.Variant(request, timeout=5)
+            found = stub.Variant(request, timeout=100)
             value = variant = found.variant_key
     except grpc.RpcError as error:
         return {"value": default, "reason": "ERROR", "variant": None, "error": error.code().name}
@@ -32,7 +32,7 @@ def say(document: object) -> None:
 
 with grpc.insecure_channel(f"unix:{sys.argv[1]}") as channel:
     flags = services.EvaluationServiceStub(channel)
-    grpc.channel_ready_future(channel).result(timeout=20)
+    grpc.channel_ready_future(channel).result(timeout=100)
     say({"ready": True})
     for line in sys.stdin:
         question = json.loads(line)
