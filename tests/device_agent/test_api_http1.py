@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_server import RunningServer, running
-from raw_http1 import HttpClient
+from raw_http1 import HttpClient, enveloped
 
-from flagcast_agent.api import load, ofrep, web
+from flagcast_agent.api import flagd, load, ofrep, web
 from flagcast_agent.api.http1 import BadRequest, Request, RequestReader
 from flagcast_agent.limits import (
     CONNECTIONS_MAX,
@@ -453,6 +453,40 @@ def test_a_client_that_does_not_read_a_large_answer_is_disconnected_in_time(
         assert other.ask("GET", "/livez").status == 200
         wait_until(lambda: large_server.open_connections() == 1)
         assert other.ask("GET", "/livez").status == 200
+
+
+@pytest.mark.parametrize("call", ["EventStream", "ResolveAll"])
+def test_many_large_answers_at_once_are_written_one_in_a_turn(
+    large_server: RunningServer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    written = 0
+
+    write = flagd.compact
+
+    def counted(document: object) -> bytes:
+        nonlocal written
+        data = write(document)
+        written += len(data) > 100_000
+        return data
+
+    async def most_written_in_one_turn() -> int:
+        most = 0
+        while written < 16:
+            before = written
+            await asyncio.sleep(0)
+            most = max(most, written - before)
+        return most
+
+    monkeypatch.setattr(flagd, "compact", counted)
+    is_stream = call == "EventStream"
+    body, kind = (enveloped(b"{}"), "connect+json") if is_stream else (b"{}", "json")
+    counting = large_server.begin(most_written_in_one_turn())
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            client = stack.enter_context(HttpClient(large_server.path))
+            target = f"/flagd.evaluation.v2.Service/{call}"
+            client.send("POST", target, body, {"content-type": f"application/{kind}"})
+        assert counting.result(30) == 1
 
 
 def test_a_refusal_that_is_not_read_does_not_keep_its_connection(

@@ -1,7 +1,8 @@
 """Floods of the agent's socket by HTTP/1.1 clients without manners, and what the agent and another client notice of each.
 
 `attack(socket, seconds, flood)` runs one against an agent that is answering; the flood is a process of its own, so that what is
-measured is the agent and not this process's turns. Run as `python http_floods.py SOCKET SECONDS NAME` it is that process.
+measured is the agent and not this process's turns. Run as `python http_floods.py SOCKET SECONDS NAME` it is that process; as
+`python http_floods.py SECONDS` it tries every flood on a fresh agent of 10,000 flags and prints how each went.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +37,10 @@ _PIECE_BYTES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """One way to abuse HTTP/1.1: on each connection `opening` once, then `again` without end, whatever is answered."""
+    """One abuse of HTTP/1.1, on so many connections.
+
+    Each sends `opening` once, then `again` without end, whatever is answered; cut off, it connects again.
+    """
 
     name: str
     opening: bytes
@@ -109,7 +114,10 @@ FLOODS = (
 
 @contextlib.contextmanager
 def answering_agent(folder: Path, flags: int) -> Iterator[Device]:
-    """A real agent process without a broker, that answers from so many flags on its disk: `on`, and `flag-1` and so on."""
+    """A real agent process without a broker, in a folder.
+
+    It answers from so many flags on its disk: `on`, `flag-1` and so on.
+    """
     publisher = PublisherSimulator()
     publisher.release(
         BooleanFlag(FlagKey("on"), enabled=True),
@@ -127,7 +135,7 @@ def answering_agent(folder: Path, flags: int) -> Iterator[Device]:
 
 
 def attack(socket_path: Path, seconds: float, flood: Flood = UNREAD_GETS) -> Suffered:
-    """Floods the agent behind a socket for so many seconds while another client asks it all the time."""
+    """A flood of the agent behind a socket for so many seconds, while another client asks all the time."""
     with HttpClient(socket_path, timeout=OTHER_PATIENCE_SECONDS) as other:
         agent = _peer(other.socket)
         assert other.ask("GET", "/livez").status == 200
@@ -239,8 +247,19 @@ class _Flooder:
         self._selector.register(self._socket, selectors.EVENT_WRITE | self._reads, self)
 
 
-def main(path: str, seconds: float, name: str) -> None:
-    """Floods until the time is over, then prints how many bytes the agent has taken."""
+def show(seconds: float) -> None:
+    """Every flood, each on a fresh agent: one line of figures."""
+    for flood in FLOODS:
+        with (
+            tempfile.TemporaryDirectory(prefix="fc-") as folder,
+            answering_agent(Path(folder), 10_000) as device,
+        ):
+            sys.stdout.write(f"{flood.name}: {attack(device.socket, seconds, flood)}\n")
+            sys.stdout.flush()
+
+
+def flood_until(path: str, seconds: float, name: str) -> None:
+    """One flood until the time is over; prints how many bytes the agent has taken."""
     (flood,) = [each for each in FLOODS if each.name == name]
     end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
@@ -252,4 +271,7 @@ def main(path: str, seconds: float, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])
+    if len(sys.argv) == 2:
+        show(float(sys.argv[1]))
+    else:
+        flood_until(sys.argv[1], float(sys.argv[2]), sys.argv[3])

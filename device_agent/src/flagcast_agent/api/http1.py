@@ -104,7 +104,10 @@ class RequestReader:
         return len(self._bytes) if self._head is None else len(self._bytes) + len(self._head.body)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Bytes from the client. Raises BadRequest, and keeps none of them, where more than UNPARSED_MAX_BYTES would be held."""
+        """Bytes from the client, in any pieces.
+
+        Raises BadRequest, and keeps none of them, where more than UNPARSED_MAX_BYTES would be held.
+        """
         if self.waiting + len(data) > UNPARSED_MAX_BYTES:
             raise BadRequest(413, f"more than {UNPARSED_MAX_BYTES} bytes sent ahead of their answers")
         self._bytes += data

@@ -56,7 +56,7 @@ class Load:
         self.connections.add(by)
 
     def holds(self, connection: OpenConnection, size: int) -> None:
-        """So many bytes wait for this client: to become a request, or to be read.
+        """Bytes in memory for one client: a request not yet whole, an answer not yet read.
 
         Where too many wait for all of them together, the connections over their share are closed, the oldest wait first.
         """
