@@ -1,21 +1,35 @@
 """The reader of HTTP/1.1: any bytes give requests or one error, however they are cut; and what a connection survives."""
 
+import asyncio
+import contextlib
 import json
 import logging
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_server import RunningServer, running
-from raw_http1 import HttpClient
+from raw_http1 import HttpClient, enveloped
 
-from flagcast_agent.api import web
+from flagcast_agent.api import flagd, load, ofrep, web
 from flagcast_agent.api.http1 import BadRequest, Request, RequestReader
-from flagcast_agent.limits import CONNECTIONS_MAX, HEAD_MAX_BYTES, HEADERS_MAX, REQUEST_MAX_BYTES
+from flagcast_agent.limits import (
+    CONNECTIONS_MAX,
+    HEAD_MAX_BYTES,
+    HEADERS_MAX,
+    PIPELINED_MAX_BYTES,
+    READ_MAX_BYTES,
+    REQUEST_MAX_BYTES,
+    REQUESTS_PER_TURN,
+    UNPARSED_MAX_BYTES,
+)
+from flagcast_shared.ids import FlagKey
+from flagcast_shared.model import BooleanFlag
 
 ONE = "/ofrep/v1/evaluate/flags/on"
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -104,6 +118,7 @@ def test_a_target_may_name_the_host() -> None:
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * HEAD_MAX_BYTES, 431),
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * HEAD_MAX_BYTES + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * HEADERS_MAX + b"\r\n", 431),
+        (b"\r\n" * (HEAD_MAX_BYTES // 2 + 1) + GET, 400),
     ],
 )
 def test_what_is_no_request_is_refused(data: bytes, status: int) -> None:
@@ -153,6 +168,66 @@ def test_any_bytes_give_the_same_requests_or_an_error_however_they_are_cut(
         return found, "waits"
 
     assert outcome(data) == outcome(*parts) == outcome(*(bytes([byte]) for byte in data))
+
+
+def pieces_of(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), READ_MAX_BYTES):
+        yield data[start : start + READ_MAX_BYTES]
+
+
+@pytest.mark.parametrize("size", [len(GET), 1000, READ_MAX_BYTES, REQUEST_MAX_BYTES])
+@pytest.mark.parametrize("begun", [b"", CHUNKED + b"%x\r\n" % REQUEST_MAX_BYTES])
+def test_requests_that_nobody_takes_are_refused_and_not_kept(begun: bytes, size: int) -> None:
+    reader = RequestReader()
+    reader.feed(begun)
+    assert reader.next() is None
+    piece = (GET * (size // len(GET) + 1))[:size]
+    for _ in range((UNPARSED_MAX_BYTES - reader.waiting) // size):
+        reader.feed(piece)
+    with pytest.raises(BadRequest) as caught:
+        reader.feed(piece)
+    assert caught.value.status == 413
+    held = reader.waiting
+    assert held <= UNPARSED_MAX_BYTES
+    for _ in range(100):
+        with pytest.raises(BadRequest):
+            reader.feed(bytes(UNPARSED_MAX_BYTES))
+    assert reader.waiting == held
+
+
+def test_a_body_in_chunks_counts_as_held() -> None:
+    reader = RequestReader()
+    for piece in pieces_of(CHUNKED + b"%x\r\n" % REQUEST_MAX_BYTES + bytes(REQUEST_MAX_BYTES - 1)):
+        reader.feed(piece)
+        assert reader.next() is None
+    assert REQUEST_MAX_BYTES - 1 <= reader.waiting <= UNPARSED_MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    "largest",
+    [
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % REQUEST_MAX_BYTES
+        + bytes(REQUEST_MAX_BYTES),
+        CHUNKED + b"%x\r\n" % REQUEST_MAX_BYTES + bytes(REQUEST_MAX_BYTES) + b"\r\n0\r\n\r\n",
+    ],
+)
+def test_the_largest_request_and_those_behind_it_are_read_in_the_pieces_of_a_connection(
+    largest: bytes,
+) -> None:
+    found = read(*pieces_of((largest + GET * 1000) * 3))
+    assert [len(each.body) for each in found] == [REQUEST_MAX_BYTES, *[0] * 1000] * 3
+
+
+def test_empty_lines_without_end_are_refused_however_they_are_cut() -> None:
+    lines = b"\r\n" * (HEAD_MAX_BYTES // 2)
+    for size in (1, 2, 7, READ_MAX_BYTES):
+        reader = RequestReader()
+        for start in range(0, len(lines), size):
+            reader.feed(lines[start : start + size])
+            assert reader.next() is None
+        reader.feed(b"\r\n")
+        with pytest.raises(BadRequest, match="empty lines"):
+            reader.next()
 
 
 # The connection.
@@ -282,6 +357,174 @@ def test_a_client_that_does_not_read_its_answers_is_disconnected(
         while server.open_connections() > 2:
             assert other.ask("GET", "/livez").status == 200
             assert time.monotonic() - began < 100
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    patience = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < patience
+        time.sleep(0.002)
+
+
+def send_until_stopped(client: HttpClient, data: bytes) -> int:
+    """How many whole copies of `data` the agent takes of a client that does not read; stops at 64 MiB.
+
+    It has stopped once it takes nothing for a second.
+    """
+    client.socket.settimeout(1)
+    sent = 0
+    many = data * (READ_MAX_BYTES // len(data) + 1)
+    try:
+        while sent < 64 * 2**20:
+            sent += client.socket.send(many[sent % len(data) :])
+    except TimeoutError:
+        pass
+    client.socket.settimeout(10)
+    if rest := -sent % len(data):
+        # What is cut is sent whole by a thread, once the agent goes on.
+        threading.Thread(target=client.socket.sendall, args=(data[-rest:],), daemon=True).start()
+        sent += rest
+    return sent // len(data)
+
+
+def test_nothing_more_is_read_from_a_client_that_does_not_read_and_all_is_answered_once_it_does(
+    server: RunningServer,
+) -> None:
+    for request in (GET, f"POST {ONE} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()):
+        with HttpClient(server.path) as client:
+            count = send_until_stopped(client, request)
+            assert count * len(request) < 2 * 2**20
+            for _ in range(count):
+                assert client.response().status == 200
+            assert client.ask("GET", "/livez").body == b"alive\n"
+
+
+def test_nothing_more_is_read_from_a_client_that_sends_on_behind_a_stream(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ofrep, "KEEP_ALIVE_SECONDS", 0.05)
+    with HttpClient(server.path) as client:
+        client.send("GET", "/ofrep/v1/events")
+        assert client.head()[0] == 200
+        assert server.open_calls() == 1
+        assert send_until_stopped(client, GET) * len(GET) < PIPELINED_MAX_BYTES + 2**20
+        chunks = client.chunks()
+        assert [next(chunks) for _ in range(30)][-1] == b": keep-alive\n\n"
+    wait_until(lambda: server.open_calls() == 0)  # that the client has left is noticed
+
+
+def test_requests_sent_ahead_keep_nobody_waiting(server: RunningServer) -> None:
+    async def most_answered_in_one_turn() -> int:
+        most, before = 0, server.evaluator.evaluations
+        while server.evaluator.evaluations < begin + 2000:
+            await asyncio.sleep(0)
+            most = max(most, server.evaluator.evaluations - before)
+            before = server.evaluator.evaluations
+        return most
+
+    request = f"POST {ONE} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    with HttpClient(server.path) as client:
+        begin = server.evaluator.evaluations
+        counted = server.begin(most_answered_in_one_turn())
+        sending = threading.Thread(target=client.socket.sendall, args=(request * 2000,))
+        sending.start()
+        for _ in range(2000):
+            assert client.response().status == 200
+        sending.join()
+        assert 1 <= counted.result(10) <= REQUESTS_PER_TURN
+
+
+@pytest.fixture(scope="module")
+def large_server() -> Iterator[RunningServer]:
+    """A server with an answer to all flags that no socket takes at once."""
+    with running([BooleanFlag(FlagKey(f"flag-{number}"), enabled=True) for number in range(6_000)]) as server:
+        with HttpClient(server.path) as client:
+            assert len(client.ask("POST", "/ofrep/v1/evaluate/flags", b"{}").body) > 400_000
+        yield server
+
+
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_a_client_that_does_not_read_a_large_answer_is_disconnected_in_time(
+    large_server: RunningServer, monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    monkeypatch.setattr(web, "UNREAD_SECONDS", 0.3)
+    with HttpClient(large_server.path) as slow, HttpClient(large_server.path) as other:
+        slow.send("POST", "/ofrep/v1/evaluate/flags", b"{}", {"connection": connection})
+        assert other.ask("GET", "/livez").status == 200
+        wait_until(lambda: large_server.open_connections() == 1)
+        assert other.ask("GET", "/livez").status == 200
+
+
+@pytest.mark.parametrize("call", ["EventStream", "ResolveAll"])
+def test_many_large_answers_at_once_are_written_one_in_a_turn(
+    large_server: RunningServer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    written = 0
+
+    write = flagd.compact
+
+    def counted(document: object) -> bytes:
+        nonlocal written
+        data = write(document)
+        written += len(data) > 100_000
+        return data
+
+    async def most_written_in_one_turn() -> int:
+        most = 0
+        while written < 16:
+            before = written
+            await asyncio.sleep(0)
+            most = max(most, written - before)
+        return most
+
+    monkeypatch.setattr(flagd, "compact", counted)
+    is_stream = call == "EventStream"
+    body, kind = (enveloped(b"{}"), "connect+json") if is_stream else (b"{}", "json")
+    counting = large_server.begin(most_written_in_one_turn())
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            client = stack.enter_context(HttpClient(large_server.path))
+            target = f"/flagd.evaluation.v2.Service/{call}"
+            client.send("POST", target, body, {"content-type": f"application/{kind}"})
+        assert counting.result(30) == 1
+
+
+def test_a_refusal_that_is_not_read_does_not_keep_its_connection(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "UNREAD_SECONDS", 0.1)
+    with HttpClient(server.path) as other:
+        assert other.ask("GET", "/livez").status == 200
+        before = server.open_connections()
+        # For one of them the socket is full at the end, and little waits before it.
+        for count in range(200, 800, 30):
+            with HttpClient(server.path) as slow:
+                slow.socket.settimeout(0.05)
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    slow.socket.sendall(GET * count + b"no request\r\n\r\n")
+                wait_until(lambda: server.open_connections() == before)
+
+
+def test_where_too_much_waits_for_all_clients_the_longest_waits_end(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "HELD_MAX_BYTES", 2 * 2**20)
+    monkeypatch.setattr(load, "HELD_SHARE_BYTES", 2 * 2**20 // CONNECTIONS_MAX)
+    never_whole = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % REQUEST_MAX_BYTES
+    with contextlib.ExitStack() as stack:
+        small = stack.enter_context(HttpClient(server.path))
+        small.socket.sendall(never_whole + b"x")
+        slow = [stack.enter_context(HttpClient(server.path)) for _ in range(5)]
+        for place, client in enumerate(slow):
+            client.socket.sendall(never_whole + bytes(700_000))
+            if place >= 2:
+                assert slow[place - 2].until_closed() == b""
+            arrived = min(place + 1, 2) * 700_000 + 1
+            wait_until(lambda: server.held() == arrived)  # noqa: B023  # called before the next round
+        for client in (*slow[3:], small):
+            client.socket.sendall(bytes(REQUEST_MAX_BYTES - (1 if client is small else 700_000)))
+            assert client.response().status == 404
+        wait_until(lambda: server.held() == 0)
 
 
 def test_connections_over_the_limit_are_closed(server: RunningServer) -> None:

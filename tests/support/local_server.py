@@ -138,6 +138,10 @@ class RunningServer:
     def open_connections(self) -> int:
         return len(self.server._load.connections)
 
+    def held(self) -> int:
+        """Bytes that wait for slow clients of HTTP/1.1."""
+        return self.server._load.held
+
     def stop(self) -> None:
         self.call(self.server.stop())
 

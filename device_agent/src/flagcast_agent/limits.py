@@ -48,6 +48,25 @@ HEAD_MAX_BYTES = 16_384
 HEADERS_MAX = 100
 """Header lines of one HTTP/1.1 request."""
 
+READ_MAX_BYTES = 16_384
+"""Bytes taken at once from an HTTP/1.1 connection: 4 ms of parsing at worst (chunks of one byte); then others have their turn."""
+
+PIPELINED_MAX_BYTES = 65_536
+"""Requests sent ahead that wait for an answer before them; beyond that, reading stops and they wait in the socket."""
+
+UNPARSED_MAX_BYTES = HEAD_MAX_BYTES + REQUEST_MAX_BYTES + READ_MAX_BYTES
+"""Bytes that the reader of HTTP/1.1 holds: the largest request, and what came with its end. More is refused, not kept."""
+
+REQUESTS_PER_TURN = 4
+"""Requests that were sent ahead and are answered in one go, under a millisecond; then other callers have their turn."""
+
+HELD_MAX_BYTES = 32 * 1024 * 1024
+"""What waits in memory for all HTTP/1.1 clients: requests not yet whole, answers not yet read. Devices have 64 MB and more, and
+requests and answers of applications that read are gone within milliseconds."""
+
+HELD_SHARE_BYTES = HELD_MAX_BYTES // CONNECTIONS_MAX
+"""What one connection may always hold: over HELD_MAX_BYTES, those with more are closed, the one that has waited longest first."""
+
 IDLE_SECONDS = 120
 """An HTTP/1.1 connection without a request: longer than Go's clients keep one (90 s), so that they close and not we."""
 

@@ -5,6 +5,7 @@ response without value and variant means the caller's default; clients of the fi
 they get NOT_FOUND.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
-from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS
+from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
 from flagcast_shared.errors import (
     FlagNotFound,
     InvalidCall,
@@ -84,6 +85,7 @@ class Flagd:
         self._resolutions = resolutions
         self._changes = changes
         self._struct: tuple[object, Any] = (None, None)
+        self._writing = asyncio.Lock()
 
     def resolve(
         self, method: Method, request: "Request", namespace: str, *, is_first_version: bool = False
@@ -168,6 +170,7 @@ class Flagd:
                     yield KEEP_ALIVE, None
                 known = subscription.known()
             yield READY, None
+            await self._turn_for(sum(len(each.compiled.flags) for each in known))
             every = dict.fromkeys(changes.removed(chosen), ChangeKind.DELETE)
             # A flag that is back is news to the changes only a moment later.
             every |= {key: ChangeKind.WRITE for each in known for key in each.compiled.flags}
@@ -178,8 +181,16 @@ class Flagd:
                 if change is None:
                     yield KEEP_ALIVE, None
                 elif change.flags:
+                    await self._turn_for(len(change.flags))
                     for part in _parts(change.flags):
                         yield CHANGED, part
+
+    async def _turn_for(self, flags: int) -> None:
+        # Writing ten thousand names takes long, and hundreds of streams may begin at once: one stream writes, then whoever has
+        # asked meanwhile is answered, then the next one writes.
+        if flags > SLICE_FLAGS:
+            async with self._writing:
+                await asyncio.sleep(0)
 
     def _resolve(
         self, method: Method, asked: Asked, *, is_first_version: bool

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from flagcast_agent.limits import HEAD_MAX_BYTES, HEADERS_MAX, REQUEST_MAX_BYTES
+from flagcast_agent.limits import HEAD_MAX_BYTES, HEADERS_MAX, REQUEST_MAX_BYTES, UNPARSED_MAX_BYTES
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -88,6 +88,7 @@ class RequestReader:
     def __init__(self) -> None:
         self._bytes = bytearray()
         self._searched = 0
+        self._blank = 0
         self._head: _Head | None = None
         self._trailer = 0
         self.owes_continue = False
@@ -99,11 +100,16 @@ class RequestReader:
 
     @property
     def waiting(self) -> int:
-        """Bytes that belong to no request yet."""
-        return len(self._bytes)
+        """Bytes held of requests that were not returned yet."""
+        return len(self._bytes) if self._head is None else len(self._bytes) + len(self._head.body)
 
-    def feed(self, data: bytes) -> None:
-        """What the client sent."""
+    def feed(self, data: bytes | memoryview) -> None:
+        """Bytes from the client, in any pieces.
+
+        Raises BadRequest, and keeps none of them, where more than UNPARSED_MAX_BYTES would be held.
+        """
+        if self.waiting + len(data) > UNPARSED_MAX_BYTES:
+            raise BadRequest(413, f"more than {UNPARSED_MAX_BYTES} bytes sent ahead of their answers")
         self._bytes += data
 
     def next(self) -> Request | None:
@@ -134,9 +140,15 @@ class RequestReader:
 
     def _read_head(self) -> _Head | None:
         # RFC 9112, section 2.2: empty lines before a request are ignored.
-        while self._bytes.startswith(b"\r\n"):
-            del self._bytes[:2]
+        blank = 0
+        while self._bytes.startswith(b"\r\n", blank):
+            blank += 2
+        if blank:
+            del self._bytes[:blank]
             self._searched = 0
+            self._blank += blank
+            if self._blank > HEAD_MAX_BYTES:
+                raise BadRequest(400, f"more than {HEAD_MAX_BYTES} bytes of empty lines before a request")
         end = self._bytes.find(b"\r\n\r\n", max(0, self._searched - 3))
         if end < 0:
             self._searched = len(self._bytes)
@@ -150,6 +162,7 @@ class RequestReader:
         lines = bytes(self._bytes[:end]).split(b"\r\n")
         del self._bytes[: end + 4]
         self._searched = 0
+        self._blank = 0
         return _parse_head(lines)
 
     def _read_body(self, head: _Head, length: int) -> bool:

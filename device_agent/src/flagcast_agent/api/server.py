@@ -114,7 +114,7 @@ class LocalServer:
             await server.wait_closed()
         self._listening.clear()
 
-    def _accept(self) -> asyncio.Protocol:
+    def _accept(self) -> asyncio.BaseProtocol:
         if len(self._load.connections) >= CONNECTIONS_MAX:
             log.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
             return _Refusal()
@@ -168,7 +168,7 @@ class LocalServer:
         return WebConnection(self._site, self._load, is_tcp=is_tcp)
 
 
-class _Door(asyncio.Protocol):
+class _Door(asyncio.BufferedProtocol):
     # A connection of which it is not known yet what it speaks.
 
     def __init__(
@@ -188,19 +188,26 @@ class _Door(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(REQUEST_TIMEOUT_SECONDS, transport.close)
 
-    def data_received(self, data: bytes) -> None:
-        self._heard += data
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        return self._load.received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard += self._load.received[:nbytes]
         if len(self._heard) < _TELLING and HTTP2_PREFACE.startswith(self._heard):
             return
         is_tcp = self._transport.get_extra_info("socket").family != socket.AF_UNIX
-        speaks = (
-            self._grpc() if self._heard[:_TELLING] == HTTP2_PREFACE[:_TELLING] else self._web(is_tcp=is_tcp)
-        )
+        speaks: GrpcConnection | WebConnection
+        if self._heard[:_TELLING] == HTTP2_PREFACE[:_TELLING]:
+            speaks = grpc = self._grpc()
+            take: Callable[[bytes], None] = grpc.data_received
+        else:
+            speaks = web = self._web(is_tcp=is_tcp)
+            take = web.take
         self._forget_time()
         self._transport.set_protocol(speaks)
         self._load.replaced(self, speaks)
         speaks.connection_made(self._transport)
-        speaks.data_received(self._heard)
+        take(self._heard)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._forget_time()

@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection on the agent's sockets, and what is answered on it: Connect, OFREP, metrics, liveness.
 
-Requests of a connection are answered one after the other. A stream that its client does not read waits, and what changes
-meanwhile is joined; a client that reads nothing for UNREAD_SECONDS is disconnected, and so is one that stops in the middle of a
-request. Nobody else notices.
+Requests of a connection are answered one after the other, a few of them in one turn. While a client leaves an answer unread,
+nothing more is answered to it and nothing more is read from it; nor is anything read while more than PIPELINED_MAX_BYTES wait for
+their turn. A stream that its client does not read waits, and what changes meanwhile is joined; a client that has not read what
+waits for it within UNREAD_SECONDS is disconnected, and so is one that stops in the middle of a request. Nobody else notices.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ from types import MappingProxyType
 from typing import Final
 
 from flagcast_agent.limits import (
-    HEAD_MAX_BYTES,
     IDLE_SECONDS,
-    REQUEST_MAX_BYTES,
+    PIPELINED_MAX_BYTES,
     REQUEST_TIMEOUT_SECONDS,
+    REQUESTS_PER_TURN,
     UNREAD_SECONDS,
 )
 
@@ -55,7 +56,7 @@ Site = Callable[[Request], Answer | Awaitable[Answer]]
 """Answers a request at once, or later where others shall have their turn in between."""
 
 
-class WebConnection(asyncio.Protocol):
+class WebConnection(asyncio.BufferedProtocol):
     """One client that speaks HTTP/1.1. `is_tcp`: it came through a port of the machine's own address."""
 
     def __init__(self, site: Site, load: Load, *, is_tcp: bool) -> None:
@@ -68,6 +69,8 @@ class WebConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._is_streaming = False
         self._is_over = False
+        self._turn: asyncio.Handle | None = None
+        self._is_holding = False
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._deadline = 0.0
@@ -79,46 +82,58 @@ class WebConnection(asyncio.Protocol):
         """Of asyncio's protocol."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        # What the socket does not take at once waits here: the client does not read, or not as fast as it asks.
+        transport.set_write_buffer_limits(high=0)
         self._load.opened(self)
         self._wait_at_most(IDLE_SECONDS)
         self._watch_time()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         """Of asyncio's protocol."""
+        return self._load.received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Of asyncio's protocol."""
+        self.take(self._load.received[:nbytes])
+
+    def take(self, data: bytes | memoryview) -> None:
+        """Bytes from the client; they are copied."""
         if self._is_over:
             return
-        self._reader.feed(data)
-        if self._is_busy and self._reader.waiting > HEAD_MAX_BYTES + REQUEST_MAX_BYTES:
-            if self._is_streaming:
-                self.abort()  # to watch for the end of a stream, reading goes on; but not into memory
-            else:
-                self._transport.pause_reading()
+        try:
+            self._reader.feed(data)
+        except BadRequest:
+            self.abort()  # reading stopped long before; what may come in spite of it is not kept
+            return
         self._advance()
 
     def eof_received(self) -> bool:
-        """Of asyncio's protocol: the client sends nothing more, and may still read the answer to what it asked."""
+        """Of asyncio's protocol: the client sends nothing more, and may still read the answers to what it asked."""
         is_answering = self._is_busy and not self._is_streaming
         self._is_over = True
-        return is_answering
+        return is_answering or self._turn is not None or not self._has_room.is_set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """Of asyncio's protocol."""
         self._load.closed(self)
         self._is_over = True
         self._has_room.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        for later in (self._timer, self._turn):
+            if later is not None:
+                later.cancel()
         if self._task is not None:
             self._task.cancel()
 
     def pause_writing(self) -> None:
         """Of asyncio's protocol: the client does not read."""
         self._has_room.clear()
+        self._transport.pause_reading()
         self._wait_at_most(UNREAD_SECONDS)
         self._watch_time()
+        self._count_held()
 
     def resume_writing(self) -> None:
-        """Of asyncio's protocol: it does again."""
+        """Of asyncio's protocol: it has read all of it."""
         self._has_room.set()
         self._wait_at_most(IDLE_SECONDS)
         self._advance()
@@ -144,8 +159,24 @@ class WebConnection(asyncio.Protocol):
     def _is_busy(self) -> bool:
         return self._task is not None
 
+    @property
+    def _may_answer(self) -> bool:
+        return self._task is None and self._has_room.is_set() and not self._transport.is_closing()
+
     def _advance(self) -> None:
-        while not (self._is_busy or self._transport.is_closing()) and self._has_room.is_set():
+        if self._turn is None:
+            self._answer_some()
+        self._mind_reading()
+        self._count_held()
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        self._advance()
+
+    def _answer_some(self) -> None:
+        for _ in range(REQUESTS_PER_TURN):
+            if not self._may_answer:
+                return
             try:
                 request = self._reader.next()
             except BadRequest as error:
@@ -155,11 +186,31 @@ class WebConnection(asyncio.Protocol):
                 self._wait_for_more()
                 return
             self._answer(request)
+        if self._may_answer:
+            self._turn = self._loop.call_soon(self._take_turn)
+
+    def _mind_reading(self) -> None:
+        # A request that is not whole yet is read to its end, within the reader's limits. What comes after it can wait.
+        is_answering = self._task is not None or self._turn is not None
+        if not self._has_room.is_set() or (is_answering and self._reader.waiting > PIPELINED_MAX_BYTES):
+            self._transport.pause_reading()
+        elif not self._is_over:
+            self._transport.resume_reading()
+
+    def _count_held(self) -> None:
+        held = self._transport.get_write_buffer_size()
+        if not self._transport.is_closing():
+            held += self._reader.waiting
+        if held or self._is_holding:
+            self._is_holding = held > 0
+            self._load.holds(self, held)
 
     def _wait_for_more(self) -> None:
         if self._reader.owes_continue:
             self._reader.owes_continue = False
             self._transport.write(CONTINUE)
+            if not self._has_room.is_set():
+                return
         if self._is_over:
             self._transport.close()
         elif self._reader.is_in_request:
@@ -191,7 +242,8 @@ class WebConnection(asyncio.Protocol):
     async def _answer_later(self, request: Request, answer: Stream | Awaitable[Answer]) -> None:
         try:
             if not isinstance(answer, Stream):
-                later = await answer
+                async with self._load.large:
+                    later = await answer
                 if isinstance(later, Reply):
                     self._write(request, later)
                     return
@@ -211,6 +263,7 @@ class WebConnection(asyncio.Protocol):
             )
         )
         try:
+            await self._has_room.wait()
             async for part in stream.parts:
                 self._transport.write(chunk_of(part) if is_chunking else part)
                 await self._has_room.wait()
@@ -230,8 +283,8 @@ class WebConnection(asyncio.Protocol):
         if task.cancelled():
             self.abort()  # in the middle of an answer nothing else can be said
             return
-        self._transport.resume_reading()
-        self._wait_at_most(IDLE_SECONDS)
+        if self._has_room.is_set():
+            self._wait_at_most(IDLE_SECONDS)
         self._advance()
 
     def _write(self, request: Request, reply: Reply) -> None:
@@ -243,6 +296,7 @@ class WebConnection(asyncio.Protocol):
 
     def _refuse(self, error: BadRequest) -> None:
         self._is_over = True
+        self._reader = RequestReader()  # what it holds will not be read any more
         body = _problem(error.status, str(error)).body
         headers = {"content-type": JSON}
         self._transport.write(head_of(error.status, headers, length=len(body), is_last=True) + body)
@@ -255,12 +309,14 @@ class WebConnection(asyncio.Protocol):
 
     def _watch_time(self) -> None:
         if self._timer is not None:
+            if self._timer.when() <= self._deadline:
+                return
             self._timer.cancel()
         self._timer = self._loop.call_at(self._deadline, self._look_at_time)
 
     def _look_at_time(self) -> None:
         self._timer = None
-        is_unread = not self._has_room.is_set()
+        is_unread = not self._has_room.is_set()  # also of an answer after which the connection is closed
         if self._is_busy and not is_unread:
             self._wait_at_most(IDLE_SECONDS)
         if self._loop.time() >= self._deadline:

@@ -1,0 +1,32 @@
+"""A real agent under floods of HTTP/1.1: its memory stays bounded, and another client is answered all the time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devices import Device
+from http_floods import FLOODS, Flood, answering_agent, attack
+
+from flagcast_agent.limits import HELD_MAX_BYTES
+
+SECONDS = 1.5
+MEMORY_MEBIBYTES = 2 * HELD_MAX_BYTES / 2**20
+"""What waits for all clients, once more for what is being made of it, and for what the allocator keeps."""
+STALLED_MILLISECONDS = 5_000.0
+"""Far longer than an answer takes on a busy machine, and far shorter than the flood's clients would wait."""
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    folder: Path = tmp_path_factory.mktemp("d")
+    with answering_agent(folder, 2_000) as device:
+        yield device
+
+
+@pytest.mark.parametrize("flood", FLOODS, ids=lambda flood: flood.name.replace(" ", "-"))
+def test_a_flood_takes_neither_the_agents_memory_nor_its_time(agent: Device, flood: Flood) -> None:
+    suffered = attack(agent.socket, SECONDS, flood)
+    assert suffered.resident_most - suffered.resident_before < MEMORY_MEBIBYTES, suffered
+    assert suffered.answers > 10, suffered
+    assert suffered.longest < STALLED_MILLISECONDS, suffered
+    assert agent.enabled("on") == (True,)
