@@ -272,6 +272,11 @@ def test_signed_flags_that_clear_the_devices_screen(tmp_path: Path) -> None:
             assert_prints(device.log)
 
 
+def test_arguments_that_a_script_passed_on_clear_no_screen(tmp_path: Path) -> None:
+    assert r"unrecognized arguments: \x1b]0" in flagcast("log", HOSTILE, code=2)
+    assert r"unrecognized arguments: \x1b]0" in agent(Device(tmp_path), "status", HOSTILE, code=2)
+
+
 @contextmanager
 def lying_broker(*topics: str) -> Iterator[int]:
     """The port of a broker of MQTT 3.1.1 that takes every subscription and publishes on these topics at once."""
