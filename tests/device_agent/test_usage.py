@@ -74,6 +74,19 @@ def test_answers_are_counted_by_namespace_flag_answer_and_reason() -> None:
     assert tally.take() == ((), 0)
 
 
+def test_a_name_that_no_reader_takes_costs_its_own_counts_and_no_others() -> None:
+    tally = Tally()
+    tally.count(DEFAULT, boolean("lights"))
+    for _ in range(3):
+        tally.count(DEFAULT, boolean("lights\x1b[2J"))
+        tally.count(DEFAULT, variant("theme", "da\u202erk"))
+    counts, dropped = tally.take()
+    assert dropped == 6
+    assert decode_usage(encode_usage(Usage(bytes(16), NOW, NOW, counts, dropped))).counts == (
+        (DEFAULT, "lights", "true", "match", 1),
+    )
+
+
 def test_beyond_its_room_a_tally_counts_what_it_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tallies, "TALLY_MAX_COUNTS", 2)
     tally = Tally()

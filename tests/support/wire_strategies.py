@@ -175,18 +175,20 @@ deltas = st.builds(
     versions,
     st.binary(min_size=1, max_size=60),
 )
+namespaces = st.from_regex(r"[-_,A-Za-z0-9]{1,100}", fullmatch=True)
+words = st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True)
 reports = st.builds(
     Report,
     session=numbers,
     number=numbers,
     is_online=st.just(value=True),
     at=numbers,
-    agent=texts,
+    agent=st.just("") | st.from_regex(r"[A-Za-z0-9][-A-Za-z0-9.+_!~]{0,63}", fullmatch=True),
     root=numbers,
     applied=st.dictionaries(
-        keys.map(Namespace), st.builds(Applied, numbers.map(Epoch), versions, numbers), max_size=4
+        namespaces.map(Namespace), st.builds(Applied, numbers.map(Epoch), versions, numbers), max_size=4
     ),
-    rejection=st.none() | st.builds(Rejection, texts, texts, numbers),
+    rejection=st.none() | st.builds(Rejection, words, st.just("") | namespaces, numbers),
 )
 
 

@@ -15,6 +15,7 @@ from amqtt.broker import Broker
 from amqtt.contexts import BrokerConfig, ListenerConfig, ListenerType
 
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration
+from flagcast_shared.printing import printable
 
 SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
 """amqtt waits for its clients when it ends; none of them is worth more."""
@@ -38,8 +39,17 @@ def run(bind: str, say: Callable[[str], None], *, is_verbose: bool = False) -> N
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.INFO if is_verbose else logging.CRITICAL)
     if is_verbose:
-        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_OneLine("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(handlers=[handler])
     asyncio.run(_serve(host, port, say))
+
+
+class _OneLine(logging.Formatter):
+    """A log record on one line that prints: topics and names in it are of whoever connects."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 async def _serve(host: str, port: int, say: Callable[[str], None]) -> None:

@@ -66,6 +66,7 @@ from flagcast_shared.messages import (
     encode_head,
     encode_part,
 )
+from flagcast_shared.printing import printable
 from flagcast_shared.records import Record, content_digest, decode_record, split_content, split_delta
 from flagcast_shared.root import (
     KEY_ID_BYTES,
@@ -357,7 +358,7 @@ def describe(ceremony: Ceremony, when: Callable[[int], str]) -> list[str]:
         return _describe_root(ceremony.in_force, ceremony.successor, when)
     root = ceremony.in_force
     lines = [
-        f"a release for environment {_shown(ceremony.environment)}, under root {root.number}, epoch {root.epoch}"
+        f"a release for environment {printable(ceremony.environment)}, under root {root.number}, epoch {root.epoch}"
     ]
     for head in ceremony.heads:
         lines += _describe_head(ceremony, head, when)
@@ -381,7 +382,7 @@ def describe_progress(ceremony: Ceremony) -> list[str]:
 
 def shown_key(key: PublicKey) -> str:
     """A key for people: its id, and its name, which anybody may have chosen."""
-    return f"{key.id.hex()} ({_shown(key.name)})" if key.name else key.id.hex()
+    return f"{key.id.hex()} ({printable(key.name)})" if key.name else key.id.hex()
 
 
 def _changed(old: Root, quorum: Quorum, change: Change) -> Quorum:
@@ -622,7 +623,7 @@ def _offerings(head: Head) -> tuple[Offering, ...]:
 
 def _describe_root(old: Root, new: Root, when: Callable[[int], str]) -> list[str]:
     lines = [
-        f"root {new.number} of environment {_shown(new.environment)}, which follows root {old.number}",
+        f"root {new.number} of environment {printable(new.environment)}, which follows root {old.number}",
         f"  issued {when(new.issued)}, expires {when(new.expires)}",
     ]
     for role in Role:
@@ -655,11 +656,11 @@ def _describe_head(ceremony: Ceremony, head: Head, when: Callable[[int], str]) -
         f"{head.namespace}: head {head.sequence}, after {told or 'none'}",
         f"  issued {when(head.issued)}, expires {when(head.expires)}",
     ]
-    lines += [f"  {_shown(key)} {_shown(value)}" for key, value in sorted(head.provenance.items())]
+    lines += [f"  {printable(key)} {printable(value)}" for key, value in sorted(head.provenance.items())]
     lines += _describe_offering(ceremony, head, head.stable, "version")
     if head.candidate is not None:
         labels = " and ".join(
-            f"{_shown(name)}={_shown(value)}" for name, value in sorted(head.candidate.labels.items())
+            f"{printable(name)}={printable(value)}" for name, value in sorted(head.candidate.labels.items())
         )
         lines += _describe_offering(ceremony, head, head.candidate.offering, "candidate version")
         lines.append(
@@ -683,12 +684,12 @@ def _describe_offering(ceremony: Ceremony, head: Head, offering: Offering, word:
     lines = [f"  {word} {offering.version}, new: {len(records)} flags and segments ({digest})"]
     changes = _changes_of(ceremony, head, offering)
     if changes is None:
-        lines += [f"    holds {record.id.kind} {_shown(record.id.key)}" for record in records]
+        lines += [f"    holds {record.id.kind} {printable(record.id.key)}" for record in records]
     else:
         base, removed, changed = changes
         lines.append(f"    compared with version {base}:")
-        lines += [f"    - {kind} {_shown(key)}" for kind, key in removed]
-        lines += [f"    ~ {record.id.kind} {_shown(record.id.key)}" for record in changed]
+        lines += [f"    - {kind} {printable(key)}" for kind, key in removed]
+        lines += [f"    ~ {record.id.kind} {printable(record.id.key)}" for record in changed]
         if not removed and not changed:
             lines.append("    nothing differs")
     return lines
@@ -735,8 +736,3 @@ def _listed(root: Root) -> str:
 
 def _names(keys: Iterable[PublicKey]) -> str:
     return ", ".join(shown_key(key) for key in sorted(keys, key=lambda key: key.id))
-
-
-def _shown(words: str) -> str:
-    # What somebody else wrote goes to a terminal: nothing in it may move a cursor or look like a line of ours.
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in words)

@@ -8,7 +8,6 @@
 """
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flagcast_shared.errors import FlagcastError, InvalidInput
 from flagcast_shared.ids import Epoch, Namespace, Version, parse_device, parse_namespace
@@ -28,10 +27,12 @@ from flagcast_shared.limits import (
     PROVENANCE_TEXT_MAX_CHARACTERS,
 )
 from flagcast_shared.messages import SHARE_ALL, Candidate
+from flagcast_shared.printing import printable
 from flagcast_shared.topics import HeadAddress
 
 from . import clock, passphrase, project
 from .mqtt import BrokerError
+from .output import echo, echo_error, echo_json
 from .planner import Action, Plan, Stage, percent
 from .project import Project
 
@@ -91,12 +92,12 @@ def _init(arguments: argparse.Namespace) -> int:
         arguments.prefix,
         passphrase=passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase),
     )
-    print(f"made a project for environment {made.environment!r} in {made.folder}")
-    print(f"  {made.folder / project.CONFIG_NAME}    what is published where; every key is explained in it")
-    print(f"  {made.root_file(1)}    the trust anchor: provision devices with it")
-    print(f"  {made.publisher_key}    signs flags; keep it on this machine")
-    print(f"  {made.root_key}    names the publisher's keys; keep a copy, and move it off this machine")
-    print(f"next: flagcast publish FLAGS --project {arguments.folder}")
+    echo(f"made a project for environment {made.environment!r} in {made.folder}")
+    echo(f"  {made.folder / project.CONFIG_NAME}    what is published where; every key is explained in it")
+    echo(f"  {made.root_file(1)}    the trust anchor: provision devices with it")
+    echo(f"  {made.publisher_key}    signs flags; keep it on this machine")
+    echo(f"  {made.root_key}    names the publisher's keys; keep a copy, and move it off this machine")
+    echo(f"next: flagcast publish FLAGS --project {arguments.folder}")
     return DONE
 
 
@@ -108,7 +109,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     from . import publisher, validate
-    from .findings import as_text
+    from .findings import as_lines
 
     settings = project.load(arguments.project)
     if arguments.release is not None:
@@ -117,9 +118,9 @@ def _publish(arguments: argparse.Namespace) -> int:
     remove = frozenset(parse_namespace(name) for name in arguments.remove)
     compilation = validate.load(arguments.path)
     for each in compilation.findings:
-        print(as_text(each), file=sys.stderr)
+        echo_error(*as_lines(each))
     if compilation.has_errors:
-        print(f"flagcast: error: {arguments.path} has errors; nothing was published", file=sys.stderr)
+        echo_error(f"flagcast: error: {arguments.path} has errors; nothing was published")
         return FAILED
     wanted = publisher.Wanted(
         compilation.namespaces, provenance, remove, arguments.refresh, _stage(arguments)
@@ -146,21 +147,21 @@ def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace)
             patience=_patience(arguments),
         )
     for namespace in outcome.left_alone:
-        print(
+        echo(
             f"{namespace}: not in {arguments.path}, left as it is; take its flags away with --remove {namespace}"
         )
     issued = sum(plan.head_draft is not None for plan in outcome.plans)
     for number in outcome.roots:
-        print(f"published root {number}")
+        echo(f"published root {number}")
     if arguments.dry_run:
-        print("dry run: nothing was published")
+        echo("dry run: nothing was published")
     elif issued:
         cleared = f"; {_count(outcome.cleared, 'old message')} cleared" if outcome.cleared else ""
-        print(
+        echo(
             f"published {_count(issued, 'namespace')} to {settings.broker.url}, read back and confirmed{cleared}"
         )
     else:
-        print(f"nothing to publish; {settings.broker.url} is up to date")
+        echo(f"nothing to publish; {settings.broker.url} is up to date")
     return DONE
 
 
@@ -174,11 +175,11 @@ def _prepare(settings: Project, order: "Order", arguments: argparse.Namespace) -
     )
     if prepared is None:
         missing = " (but for roots, which flagcast publish puts there)" if outcome.plans else ""
-        print(f"nothing to publish{missing}; {settings.broker.url} is up to date")
+        echo(f"nothing to publish{missing}; {settings.broker.url} is up to date")
         return DONE
     keys.write(path, prepared)
-    print(f"nothing was published; its numbers are reserved, and it is written to {path}")
-    keys.say_progress(prepared, path, print)
+    echo(f"nothing was published; its numbers are reserved, and it is written to {path}")
+    keys.say_progress(prepared, path, echo)
     return DONE
 
 
@@ -190,11 +191,11 @@ def _release(settings: Project, arguments: argparse.Namespace) -> int:
         raise InvalidInput("--release: what it publishes is signed already; give nothing beside it")
     done = publisher.release(settings, keys.read(arguments.release), say=_note, patience=_patience(arguments))
     for number in done.roots:
-        print(f"published root {number}")
+        echo(f"published root {number}")
     for head in done.heads:
-        print(f"{head.namespace}: version {head.stable.version}, head {head.sequence}")
+        echo(f"{head.namespace}: version {head.stable.version}, head {head.sequence}")
     cleared = f"; {_count(done.cleared, 'old message')} cleared" if done.cleared else ""
-    print(
+    echo(
         f"published {_count(len(done.heads), 'namespace')} to {settings.broker.url}, read back and confirmed{cleared}"
     )
     return DONE
@@ -209,9 +210,9 @@ def _keys_list(arguments: argparse.Namespace) -> int:
 
     settings = project.load(arguments.project)
     if arguments.format == "json":
-        print(json.dumps(keys.as_json(settings), indent=2))
+        echo_json(keys.as_json(settings))
     else:
-        print("\n".join(keys.shown(settings)))
+        echo(*keys.shown(settings))
     return DONE
 
 
@@ -219,7 +220,7 @@ def _keys_make(arguments: argparse.Namespace) -> int:
     from . import keys
 
     new = passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase)
-    keys.make(arguments.file, arguments.name, new, print)
+    keys.make(arguments.file, arguments.name, new, echo)
     return DONE
 
 
@@ -238,7 +239,7 @@ def _keys_rotate(arguments: argparse.Namespace) -> int:
         key_files=arguments.key,
         unlock=_unlock(arguments),
         protect=lambda: passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase),
-        say=print,
+        say=echo,
     )
     return DONE
 
@@ -252,7 +253,7 @@ def _keys_revoke(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         key_files=arguments.key,
         unlock=_unlock(arguments),
-        say=print,
+        say=echo,
     )
     return DONE
 
@@ -265,7 +266,7 @@ def _keys_sign(arguments: argparse.Namespace) -> int:
         arguments.key,
         unlock=_unlock(arguments),
         agrees=lambda question: arguments.yes or _agrees(question),
-        say=print,
+        say=echo,
     )
     return DONE
 
@@ -273,12 +274,12 @@ def _keys_sign(arguments: argparse.Namespace) -> int:
 def _keys_apply(arguments: argparse.Namespace) -> int:
     from . import keys
 
-    keys.apply(project.load(arguments.project), arguments.file, print)
+    keys.apply(project.load(arguments.project), arguments.file, echo)
     return DONE
 
 
 def _agrees(question: str) -> bool:
-    print(question, end="", flush=True)
+    echo(question, end="")
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
@@ -335,7 +336,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         # While somebody is there to type it again.
         unlock = passphrase.remembered(unlock)
         keychain.publishers(settings, keychain.chain(settings).root, unlock)
-    daemon.run(settings, lambda line: print(line, file=sys.stderr, flush=True), unlock)
+    daemon.run(settings, echo_error, unlock)
     return DONE
 
 
@@ -345,7 +346,7 @@ def _show(arguments: argparse.Namespace) -> int:
     settings = project.load(arguments.project)
     seen = publisher.read_broker(settings)
     if arguments.format == "json":
-        print(json.dumps(_seen_as_json(settings, seen), indent=2))
+        echo_json(_seen_as_json(settings, seen))
     else:
         _print_seen(settings, seen)
     is_whole = all(live.is_whole for live in seen.live.values())
@@ -364,34 +365,31 @@ def _log(arguments: argparse.Namespace) -> int:
         finally:
             ledger.close()
     if arguments.format == "json":
-        print(
-            json.dumps(
-                [
-                    {
-                        "namespace": each.namespace,
-                        "sequence": each.sequence,
-                        "epoch": each.epoch,
-                        "version": each.version,
-                        "action": each.action,
-                        "state": each.state,
-                        "digest": each.digest.hex(),
-                        "reserved": clock.as_text(each.reserved),
-                        "published": None if each.published is None else clock.as_text(each.published),
-                        "provenance": dict(each.provenance),
-                        "candidate": _candidate_as_json(each.candidate),
-                    }
-                    for each in entries
-                ],
-                indent=2,
-            )
+        echo_json(
+            [
+                {
+                    "namespace": each.namespace,
+                    "sequence": each.sequence,
+                    "epoch": each.epoch,
+                    "version": each.version,
+                    "action": each.action,
+                    "state": each.state,
+                    "digest": each.digest.hex(),
+                    "reserved": clock.as_text(each.reserved),
+                    "published": None if each.published is None else clock.as_text(each.published),
+                    "provenance": dict(each.provenance),
+                    "candidate": _candidate_as_json(each.candidate),
+                }
+                for each in entries
+            ]
         )
         return DONE
     if not entries:
-        print("nothing was issued yet")
+        echo("nothing was issued yet")
     for each in entries:
         origin = " ".join(f"{key}={value}" for key, value in each.provenance.items())
         staged = f"  candidate {_candidate_text(each.candidate)}" if each.candidate is not None else ""
-        print(
+        echo(
             f"{clock.as_text(each.reserved)}  {each.namespace}  head {each.sequence}  version {each.version}{staged}"
             f"  {each.action}  {each.state}  {each.digest.hex()[:_DIGEST_DIGITS]}  {origin}".rstrip()
         )
@@ -421,21 +419,21 @@ def _fleet(arguments: argparse.Namespace) -> int:
         if not arguments.device:
             summary = summarize(found.fleet, found.stable, now)
             document |= {"summary": _summary_as_json(summary), "unreadable": dict(found.unreadable)}
-        print(json.dumps(document, indent=2))
+        echo_json(document)
         return DONE
     if arguments.device:
         for line in _member_lines(members[0], found.stable, now):
-            print(line)
+            echo(line)
         return DONE
     for line in _summary_lines(summarize(found.fleet, found.stable, now)):
-        print(line)
+        echo(line)
     troubled = [each for each in members if _troubles(each, found.stable, now)]
     for each in troubled[:_FLEET_LISTED]:
-        print(f"{each.device:<24} {'; '.join(_troubles(each, found.stable, now))}")
+        echo(f"{each.device:<24} {'; '.join(_troubles(each, found.stable, now))}")
     if len(troubled) > _FLEET_LISTED:
-        print(f"... and {len(troubled) - _FLEET_LISTED} more; --format json lists every device")
+        echo(f"... and {len(troubled) - _FLEET_LISTED} more; --format json lists every device")
     for topic, why in found.unreadable.items():
-        print(f"NOT A REPORT {topic}: {why}")
+        echo(f"NOT A REPORT {topic}: {why}")
     return DONE
 
 
@@ -450,7 +448,7 @@ def _usage(arguments: argparse.Namespace) -> int:
         if arguments.act == "collect":
             signal.signal(signal.SIGTERM, _leave)
             added, known = collector.collect(settings, book, _note, is_once=arguments.once)
-            print(f"batches added: {added}, known already: {known}")
+            echo(f"batches added: {added}, known already: {known}")
             return DONE
         since = now - arguments.days * 86_400
         totals = book.totals(since, arguments.namespace)
@@ -469,12 +467,12 @@ def _usage(arguments: argparse.Namespace) -> int:
                 for each in totals
             ],
         }  # fmt: skip
-        print(json.dumps(document, indent=2))
+        echo_json(document)
         return DONE
     for each in totals:
         answer = each.answer or "(none)"
-        print(f"{each.namespace:<12} {each.flag:<32} {answer:<16} {each.reason:<14} {each.evaluations:>14,}")
-    print(
+        echo(f"{each.namespace:<12} {each.flag:<32} {answer:<16} {each.reason:<14} {each.evaluations:>14,}")
+    echo(
         f"from {_count(devices, 'device')} in {_count(arguments.days, 'day')}"
         + (f"; {dropped} evaluations were dropped on devices" if dropped else "")
     )
@@ -493,7 +491,7 @@ def _broker(arguments: argparse.Namespace) -> int:
     _note(
         "warning: an open broker without persistence, for development only; use mosquitto for anything real"
     )
-    broker.run(arguments.bind, lambda line: print(line, flush=True), is_verbose=arguments.verbose)
+    broker.run(arguments.bind, echo, is_verbose=arguments.verbose)
     return DONE
 
 
@@ -925,8 +923,16 @@ COMMANDS: Final = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    # A script may pass on a stranger's words as arguments; what is wrong with them is printed.
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        echo_error(f"{self.prog}: error: {message}")
+        self.exit(UNUSABLE)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="flagcast",
         description="Publish feature flags, signed, to devices that are often offline.",
         epilog="exit codes: 0 done, 1 failed or refused, 2 command line or configuration, 3 broker, "
@@ -952,20 +958,20 @@ def _parser() -> argparse.ArgumentParser:
 def _show_plan(each: Plan) -> None:
     stable = each.head.stable
     if each.action is Action.UNCHANGED:
-        print(f"{each.namespace}: unchanged at version {stable.version}, head {each.head.sequence}")
+        echo(f"{each.namespace}: unchanged at version {stable.version}, head {each.head.sequence}")
         return
     was = f"was {each.previous}" if each.previous is not None else "nothing before"
     staged = each.head.candidate
     beside = f", candidate {staged.offering.version}" if staged is not None else ""
-    print(
+    echo(
         f"{each.namespace}: {each.action}, version {stable.version} ({was}){beside}, head {each.head.sequence}: {each.why}"
     )
     for identity in each.diff.added:
-        print(f"  + {identity.kind} {identity.key}")
+        echo(f"  + {identity.kind} {identity.key}")
     for changed in each.diff.changed:
-        print(f"  ~ {changed.id.kind} {changed.id.key}: {changed.what}")
+        echo(f"  ~ {changed.id.kind} {changed.id.key}: {changed.what}")
     for identity in each.diff.removed:
-        print(f"  - {identity.kind} {identity.key}")
+        echo(f"  - {identity.kind} {identity.key}")
     for content in each.contents:
         offering = stable
         if staged is not None and staged.offering.version == content.version:
@@ -978,7 +984,7 @@ def _show_plan(each: Plan) -> None:
             how += f"; {'a delta' if len(offering.deltas) == 1 else 'deltas'} for devices at version "
             how += ", ".join(str(version) for version in offering.deltas)
         size = f"{offering.size} bytes in {_count(offering.parts, 'part')}"
-        print(f"  version {content.version} holds {_count(len(content.records), 'record')}, {size}{how}")
+        echo(f"  version {content.version} holds {_count(len(content.records), 'record')}, {size}{how}")
 
 
 def _seen_as_json(settings: Project, seen: "OnBroker") -> Mapping[str, object]:
@@ -1016,36 +1022,36 @@ def _seen_as_json(settings: Project, seen: "OnBroker") -> Mapping[str, object]:
 
 def _print_seen(settings: Project, seen: "OnBroker") -> None:
     now = clock.now()
-    print(
+    echo(
         f"environment {settings.environment} on {settings.broker.url}, verified by root {seen.root.number} of {settings.folder}"
     )
     if not seen.live and not seen.refused:
-        print("nothing is published")
+        echo("nothing is published")
     for name, live in sorted(seen.live.items()):
         head, stable = live.head, live.head.stable
         size = f"{stable.size} bytes in {_count(stable.parts, 'part')}"
-        print(f"\n{name}")
-        print(f"  version   {stable.version} (epoch {head.epoch}), head {head.sequence}")
-        print(f"  digest    {stable.digest.hex()[:_DIGEST_DIGITS]}...")
-        print(f"  issued    {clock.as_text(head.issued)}")
-        print(
+        echo("", name)
+        echo(f"  version   {stable.version} (epoch {head.epoch}), head {head.sequence}")
+        echo(f"  digest    {stable.digest.hex()[:_DIGEST_DIGITS]}...")
+        echo(f"  issued    {clock.as_text(head.issued)}")
+        echo(
             f"  expires   {clock.as_text(head.expires)} ({'fresh' if now < head.expires else 'STALE: publish again'})"
         )
         if live.records is None:
-            print(f"  content   NOT WHOLE on the broker, of {size}: publish again")
+            echo(f"  content   NOT WHOLE on the broker, of {size}: publish again")
         else:
-            print(f"  content   {_count(len(live.records), 'record')}, {size}")
+            echo(f"  content   {_count(len(live.records), 'record')}, {size}")
         if head.candidate is not None:
             whole = "" if live.candidate is not None else ", NOT WHOLE on the broker: publish again"
-            print(f"  candidate {_candidate_text(head.candidate)}{whole}")
+            echo(f"  candidate {_candidate_text(head.candidate)}{whole}")
         for lost in live.lost:
-            print(f"  delta     LOST {settings.topics.of(lost)}: publish again")
+            echo(f"  delta     LOST {settings.topics.of(lost)}: publish again")
         for key, value in head.provenance.items():
-            print(f"  {key:<9} {value}")
+            echo(f"  {key:<9} {value}")
     for address, error in seen.refused.items():
-        print(f"\nREFUSED {settings.topics.of(address)}: {error.attack}: {error}")
+        echo("", f"REFUSED {settings.topics.of(address)}: {error.attack}: {error}")
     if any(isinstance(address, HeadAddress) for address in seen.refused):
-        print("Devices refuse this too; publish again to replace it.")
+        echo("Devices refuse this too; publish again to replace it.")
 
 
 def _rollout_status(found: Sequence["RolloutStatus"], output: str) -> int:
@@ -1061,21 +1067,21 @@ def _rollout_status(found: Sequence["RolloutStatus"], output: str) -> int:
             }
             for each in found
         ]
-        print(json.dumps(listed, indent=2))
+        echo_json(listed)
         return DONE
     if not found:
-        print("nothing is published")
+        echo("nothing is published")
     for each in found:
         staged = each.head.candidate
         if staged is None:
-            print(f"{each.namespace}: version {each.head.stable.version}, no candidate")
+            echo(f"{each.namespace}: version {each.head.stable.version}, no candidate")
             continue
         since = "" if each.since is None else f", since {clock.as_text(each.since)}"
         paused = ""
         if each.is_paused:
             before = "" if each.share_before is None else f" (was {percent(each.share_before)})"
             paused = f", PAUSED{before}"
-        print(
+        echo(
             f"{each.namespace}: version {each.head.stable.version}, candidate {_candidate_text(staged)}{paused}{since}"
         )
     return DONE
@@ -1216,16 +1222,17 @@ def _summary_as_json(summary: "Summary") -> dict[str, object]:
 
 def _provenance(arguments: argparse.Namespace) -> Mapping[str, str]:
     given = _pairs("--provenance", "NAME=TEXT", arguments.provenance, PROVENANCE_MAX_ENTRIES)
-    return given or {"source": arguments.path.resolve().name[:PROVENANCE_TEXT_MAX_CHARACTERS]}
+    return given or {"source": printable(arguments.path.resolve().name)[:PROVENANCE_TEXT_MAX_CHARACTERS]}
 
 
 def _pairs(option: str, form: str, pairs: Sequence[str], most: int) -> dict[str, str]:
     given: dict[str, str] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals or not name or max(len(name), len(text)) > PROVENANCE_TEXT_MAX_CHARACTERS:
+        is_long = max(len(name), len(text)) > PROVENANCE_TEXT_MAX_CHARACTERS
+        if not equals or not name or is_long or not pair.isprintable():
             raise InvalidInput(
-                f"{option} {pair!r}: allowed is {form}, each of at most {PROVENANCE_TEXT_MAX_CHARACTERS} characters"
+                f"{option} {pair!r}: allowed is {form}, each of at most {PROVENANCE_TEXT_MAX_CHARACTERS} characters that print"
             )
         given[name] = text
     if len(given) > most:
@@ -1234,11 +1241,11 @@ def _pairs(option: str, form: str, pairs: Sequence[str], most: int) -> dict[str,
 
 
 def _note(line: str) -> None:
-    print(f"flagcast: {line}", file=sys.stderr, flush=True)
+    echo_error(f"flagcast: {line}")
 
 
 def _fail(error: FlagcastError, code: int) -> int:
-    print(f"flagcast: error: {error}", file=sys.stderr)
+    echo_error(f"flagcast: error: {error}")
     return code
 
 

@@ -4,13 +4,13 @@ One thread works: it waits for events, and a turn runs in it from beginning to e
 puts events into the queue; a turn has a connection of its own, and the ledger only for as long as it lasts.
 """
 
-import json
 import signal
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from flagcast_shared.errors import FlagcastError
+from flagcast_shared.printing import logfmt_value
 from flagcast_shared.records import digest_of
 from flagcast_shared.topics import DeviceAddress
 
@@ -214,11 +214,4 @@ class _Daemon:
             ("message", line.message),
             *line.fields,
         ]
-        self._log(" ".join(f"{name}={_quoted(value)}" for name, value in fields))
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    if text and all(character.isprintable() and character not in ' "=\\' for character in text):
-        return text
-    return json.dumps(text, ensure_ascii=False)
+        self._log(" ".join(f"{name}={logfmt_value(value)}" for name, value in fields))

@@ -25,6 +25,7 @@ from flagcast_shared.messages import Head, Place, decode_head, encode_head
 from flagcast_shared.topics import Address, HeadAddress, Kind, Topics
 
 from . import clock, mqtt, project, publisher, signer, validate
+from .output import echo
 
 PATIENCE_SECONDS: Final = 20.0
 DEVICE: Final = "charger-17"
@@ -241,10 +242,10 @@ class _Agent:
         """The time at which a line with `text` was logged, past the last line with `after`."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: self._find(text, after) is not None, PATIENCE_SECONDS):
-                logged = "\n".join(line for _, line in self._lines[-20:])
-                raise DemoFailed(
-                    f"the agent did not log {text!r} within {PATIENCE_SECONDS:.0f} s; it logged:\n{logged}"
-                )
+                _say("the agent logged:")
+                for _, line in self._lines[-20:]:
+                    _say(line)
+                raise DemoFailed(f"the agent did not log {text!r} within {PATIENCE_SECONDS:.0f} s")
             found = self._find(text, after)
             assert found is not None
             return found
@@ -314,7 +315,8 @@ def _run(arguments: list[str]) -> str:
         _say("$ " + " ".join([Path(arguments[0]).name, *arguments[1:]]))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     if done.returncode:
-        raise DemoFailed(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        _show(done.stdout + done.stderr)
+        raise DemoFailed(f"{' '.join(arguments)}: exit code {done.returncode}")
     return done.stdout
 
 
@@ -324,11 +326,11 @@ def _require(holds: bool, otherwise: str) -> None:  # noqa: FBT001  # an asserti
 
 
 def _title(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    echo("", f"== {text}")
 
 
 def _say(text: str) -> None:
-    print(f"   {text}", flush=True)
+    echo(f"   {text}")
 
 
 def _show(text: str, most: int = 40) -> None:

@@ -335,7 +335,7 @@ class _Reader:
             "key",
             f"{what}, variant",
             node.at,
-            lambda each: self._reference(each, f"{what}, variant key"),
+            lambda each: self._variant_key(each, f"{what}, variant key"),
         )
         if key is not None:
             what = f"{what}, variant {key.value!r}"
@@ -395,7 +395,7 @@ class _Reader:
         if fields is None:
             return None
         variant = self._required(
-            fields, "variant", what, node.at, lambda each: self._reference(each, f"{what}, variant")
+            fields, "variant", what, node.at, lambda each: self._variant_key(each, f"{what}, variant")
         )
         rollout = self._required(
             fields, "rollout", what, node.at, lambda each: self._number(each, f"{what}, rollout")
@@ -576,6 +576,16 @@ class _Reader:
         """A name that is compared with others."""
         self._dispute(node, what)
         return self._name(node, what)
+
+    def _variant_key(self, node: Node, what: str) -> Text | None:
+        """A name in any script that is printed on terminals, in logs and in reports: all of it prints."""
+        key = self._reference(node, what)
+        if key is not None and not key.value.isprintable():
+            said = f"{what} {key.value[:60]!r} has a character that does not print"
+            hint = "Use letters of any script, digits, punctuation and plain spaces; no control, mark of direction or joiner."
+            self._say("FC116", key.at, said, hint)
+            return None
+        return key
 
     def _dispute(self, node: Node, what: str) -> None:
         if isinstance(node, Scalar) and node.is_disputed:

@@ -5,11 +5,12 @@ probably does not do what its author thinks, or Flipt's own engines disagree abo
 Every code has an entry in `docs/validation.md`.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
+
+from flagcast_shared.printing import json_text, printable
 
 Severity = Literal["error", "warning"]
 
@@ -122,20 +123,19 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     )
 
 
-def as_text(each: Finding) -> str:
-    """`file:line:column: error FC111: message`, and the hint on a line of its own."""
-    # Names from the file may hold control characters; a terminal must not obey them.
+def as_lines(each: Finding) -> tuple[str, ...]:
+    """`file:line:column: error FC111: message`, and the hint on a line of its own, in characters that print."""
     where = f"{each.file}:{each.line}:{each.column}"
     lines = [f"{where}: {each.severity} {each.code}: {each.message}"]
     if each.hint:
         lines.append(f"    {each.hint}")
-    return "\n".join(_printable(line) for line in lines)
+    return tuple(printable(line) for line in lines)
 
 
 def as_json(path: str, findings: Iterable[Finding]) -> str:
     """One JSON object: `path`, the counts `errors` and `warnings`, and `findings` in the order given."""
     listed = list(findings)
-    return json.dumps(
+    return json_text(
         {
             "path": path,
             "errors": sum(each.severity == "error" for each in listed),
@@ -156,11 +156,5 @@ def as_json(path: str, findings: Iterable[Finding]) -> str:
             ],
         },
         indent=2,
-    )
-
-
-def _printable(text: str) -> str:
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
+        ascii_only=True,
     )

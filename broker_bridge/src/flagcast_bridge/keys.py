@@ -41,7 +41,8 @@ def make(path: Path, name: str, passphrase: bytes | None, say: Say) -> None:
             raise InvalidConfiguration(f"{each}: already there, and keys are never overwritten")
     signer.save_public(made.public, path)
     made.save(path, passphrase)
-    say(signer.encode_public(made.public).decode().rstrip("\n"))
+    for line in signer.encode_public(made.public).decode().splitlines():
+        say(line)
     say(f"key {ceremony.shown_key(made.public)}")
     say(f"  {path}    signs; keep it here, and one copy in another place")
     say(f"  {public_file(path)}    goes to whoever makes the next root: flagcast keys rotate ROLE --add")

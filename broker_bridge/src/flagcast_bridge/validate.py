@@ -8,8 +8,9 @@ from flagcast_shared.errors import InvalidDocument
 
 from .compiler import Compilation, compile_documents
 from .document import Document, parse
-from .findings import DOCUMENTATION, Finding, Position, as_json, as_text, finding, in_order
+from .findings import DOCUMENTATION, Finding, Position, as_json, as_lines, finding, in_order
 from .lint import lint
+from .output import echo
 from .sources import SourceFile, read_path
 
 
@@ -48,7 +49,7 @@ def run(
         hint = "Name a flags file (.yml, .yaml, .json) or a folder of them."
         compilation = Compilation({}, (finding("FC101", str(path), Position(1, 1), said, hint),))
     if output_format == "json":
-        print(as_json(str(path), compilation.findings), file=out)
+        echo(*as_json(str(path), compilation.findings).split("\n"), out=out)
     else:
         _write_text(path, compilation, out)
     return 1 if compilation.has_errors or (strict and compilation.findings) else 0
@@ -56,18 +57,18 @@ def run(
 
 def _write_text(path: Path, compilation: Compilation, out: TextIO) -> None:
     for each in compilation.findings:
-        print(as_text(each), file=out)
+        echo(*as_lines(each), out=out)
     errors = sum(each.severity == "error" for each in compilation.findings)
     warnings = len(compilation.findings) - errors
     counts = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
     if compilation.has_errors:
-        print(f"{path}: {counts}; nothing can be published", file=out)
+        echo(f"{path}: {counts}; nothing can be published", out=out)
     else:
         entries = sum(len(each) for each in compilation.namespaces.values())
         held = f"{_count(entries, 'flag or segment', 'flags and segments')} in"
-        print(f"{path}: {held} {_count(len(compilation.namespaces), 'namespace')}; {counts}", file=out)
+        echo(f"{path}: {held} {_count(len(compilation.namespaces), 'namespace')}; {counts}", out=out)
     if compilation.findings:
-        print(f"Each code is explained in {DOCUMENTATION}", file=out)
+        echo(f"Each code is explained in {DOCUMENTATION}", out=out)
 
 
 def _count(number: int, one: str, many: str = "") -> str:

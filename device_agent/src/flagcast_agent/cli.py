@@ -10,9 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from flagcast_shared.errors import FlagcastError, InvalidInput
+from flagcast_shared.printing import json_text, printable, printable_line
 
 from .limits import SYNC_MAX_SECONDS, SYNC_SECONDS
 
@@ -59,13 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _echo(*lines: str, out: TextIO | None = None) -> None:
+    # The one place that prints: every character does, and a line break within a line cannot forge another.
+    print("\n".join(printable_line(line) for line in lines), file=out or sys.stdout, flush=True)
+
+
 def _fail(error: Exception, code: int) -> int:
-    print(f"flagcast-agent: error: {error}", file=sys.stderr)
+    _echo(f"flagcast-agent: error: {error}", out=sys.stderr)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="flagcast-agent",
         description="Feature flags on this device: verified, persisted, answered with or without a network.",
         epilog=_EPILOG,
@@ -194,17 +200,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    # A script may pass on a stranger's words as arguments; what is wrong with them is printed.
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        _echo(f"{self.prog}: error: {message}", out=sys.stderr)
+        self.exit(WRONG_INPUT)
+
+
 class _Version(argparse.Action):
     # Reading the installed release costs an import that no other command needs.
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from .config import agent_version
 
-        print(f"flagcast-agent {agent_version()}")
+        _echo(f"flagcast-agent {agent_version()}")
         parser.exit()
 
 
 def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    commands: "argparse._SubParsersAction[_Parser]",
     name: str,
     summary: str,
     perform: object,
@@ -306,13 +320,13 @@ def _caught(caught: "Caught", how: str) -> int:
     if how == "json":
         _print_json(caught.as_json())
     elif caught.is_current:
-        print("up to date")
+        _echo("up to date")
         for namespace in caught.status.namespaces:
-            print(f"  {namespace.namespace}: {namespace.held}")
+            _echo(f"  {namespace.namespace}: {namespace.held}")
     else:
-        print("not up to date")
+        _echo("not up to date")
         for line in caught.why:
-            print(f"  {line}")
+            _echo(f"  {line}")
     return OK if caught.is_current else FAILED
 
 
@@ -321,7 +335,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.format == "json":
         _print_json(status.as_json())
     else:
-        print("\n".join(status.as_text()))
+        _echo(*status.as_text())
     return OK
 
 
@@ -330,10 +344,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.format == "json":
         _print_json(evaluation.as_json())
         return OK
-    print(
-        f"{evaluation.value or '(none)'}\t{evaluation.reason}"
-        + (f"\t{evaluation.attachment}" if evaluation.attachment else "")
-    )
+    columns = [evaluation.value or "(none)", evaluation.reason]
+    if evaluation.attachment:
+        columns.append(evaluation.attachment)
+    # A tab in a variant's key must not make a column.
+    _echo("\t".join(printable(column) for column in columns))
     return OK
 
 
@@ -349,7 +364,7 @@ def _explain(options: argparse.Namespace) -> int:
             }
         )
         return OK
-    print("\n".join(explained.lines))
+    _echo(*explained.lines)
     return OK
 
 
@@ -373,11 +388,11 @@ def _flags(options: argparse.Namespace) -> int:
             }
         )
         return OK
-    print(f"{listed.namespace}: version {listed.version}, {len(listed.flags)} flags")
+    _echo(f"{listed.namespace}: version {listed.version}, {len(listed.flags)} flags")
     width = max((len(flag.key) for flag in listed.flags), default=0)
     for flag in listed.flags:
         state = "enabled" if flag.enabled else "disabled"
-        print(f"  {flag.key:<{width}}  {flag.type:<8} {flag.problem or state}")
+        _echo(f"  {flag.key:<{width}}  {flag.type:<8} {flag.problem or state}")
     return OK
 
 
@@ -388,7 +403,7 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in doctor.examine(options.folder):
         findings.append(finding)
         if options.format == "text":
-            print(finding.as_text(), flush=True)
+            _echo(finding.as_text())
     has_failed = any(finding.verdict == "failed" for finding in findings)
     if options.format == "json":
         _print_json({"ok": not has_failed, "checks": [finding.as_json() for finding in findings]})
@@ -425,10 +440,10 @@ def _provision(options: argparse.Namespace) -> int:
     # What is written must be what `run` will accept.
     config.parse(document, options.folder, "provision")
     written = config.write(options.folder, config.render(document), data)
-    print(f"environment {environment}, root {root.number}, epoch {root.epoch}")
+    _echo(f"environment {environment}, root {root.number}, epoch {root.epoch}")
     for path in written:
-        print(f"wrote {path}")
-    print(f"next: flagcast-agent run --dir {options.folder}")
+        _echo(f"wrote {path}")
+    _echo(f"next: flagcast-agent run --dir {options.folder}")
     return OK
 
 
@@ -457,7 +472,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    _echo(*json_text(value, indent=2).split("\n"))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Structured logs on standard error: one line an event, as logfmt or JSON.
+"""Structured logs on standard error: one line an event, as logfmt or JSON, in characters that print.
 
 Whoever holds the broker can make an agent refuse as often as they like, and an application can make it fail as often; neither
 may fill its disk. Warnings and errors of one kind are written so many times a minute and counted beyond that; the count stands
 in a line of its own once the minute is over.
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
 from typing import Final, TextIO
+
+from flagcast_shared.printing import json_text, logfmt_value
 
 LOGGER: Final = logging.getLogger("flagcast.agent")
 
@@ -95,12 +96,12 @@ class _LimitedHandler(logging.StreamHandler[TextIO]):
 
 class _Logfmt(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return " ".join(f"{name}={_quoted(value)}" for name, value in _event(self, record).items())
+        return " ".join(f"{name}={logfmt_value(value)}" for name, value in _event(self, record).items())
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_event(self, record), default=str, ensure_ascii=False)
+        return json_text(_event(self, record))
 
 
 def _event(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, object]:
@@ -120,10 +121,3 @@ def _short(value: object) -> object:
         return value
     written = str(value)
     return written if len(written) <= FIELD_MAX_CHARACTERS else f"{written[:FIELD_MAX_CHARACTERS]}…"
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    if text and all(character.isprintable() and character not in ' "=\\' for character in text):
-        return text
-    return json.dumps(text, ensure_ascii=False)

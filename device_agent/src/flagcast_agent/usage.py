@@ -42,7 +42,7 @@ class Tally:
 
     def take(self) -> "tuple[tuple[Count, ...], int]":
         """The counts since the last call, in order, and how many evaluations are in none of them."""
-        from flagcast_shared.reports import Count
+        from flagcast_shared.reports import Count, may_travel
 
         counts, dropped = self._counts, self._dropped
         self._counts, self._dropped = {}, 0
@@ -50,7 +50,10 @@ class Tally:
             Count(namespace, answer_flag, _word(value), str(reason), evaluations)
             for (namespace, answer_flag, value, reason), evaluations in counts.items()
         ]
-        return tuple(sorted(rows)), dropped
+        travelling = [row for row in rows if may_travel(row)]
+        # Whoever collects refuses a batch whole that holds one name outside its alphabet.
+        dropped += sum(row.evaluations for row in rows) - sum(row.evaluations for row in travelling)
+        return tuple(sorted(travelling)), dropped
 
 
 def _word(value: str | bool) -> str:  # noqa: FBT001  # a value to write down, not a switch

@@ -46,9 +46,18 @@ A leaf's `attack` is the word that logs, reports and metrics use for it.
 
 from typing import ClassVar
 
+from .printing import printable
+
 
 class FlagcastError(Exception):
-    """Base of every error that Flagcast raises on purpose."""
+    """Base of every error that Flagcast raises on purpose.
+
+    Its text is one line that prints, whatever it repeats of a stranger's.
+    """
+
+    def __str__(self) -> str:
+        """The message in characters that print."""
+        return printable(super().__str__())
 
 
 class Refused(FlagcastError):

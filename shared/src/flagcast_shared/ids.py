@@ -25,6 +25,7 @@ Sequence = NewType("Sequence", int)
 Version = NewType("Version", int)
 
 _NAME = re.compile(r"[-_,A-Za-z0-9]{1,100}")
+_KEY = re.compile(r"[-_,A-Za-z0-9]{1,256}")
 _DEVICE = re.compile(r"[A-Za-z0-9][-_.:A-Za-z0-9]{0,99}")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9][-_.A-Za-z0-9]{0,63}")
 _PREFIX = re.compile(r"[A-Za-z0-9][-_.A-Za-z0-9]{0,31}")
@@ -51,6 +52,13 @@ def parse_namespace(text: str) -> Namespace:
     if not _NAME.fullmatch(text):
         raise InvalidIdentifier(f"namespace {text!r}: 1 to 100 letters, digits, '-', '_' or ','")
     return Namespace(text)
+
+
+def parse_flag_key(text: str) -> FlagKey:
+    """A flag's key in Flipt's alphabet, as a publisher takes it: 1 to 256 of letters, digits, `-`, `_`, `,`."""
+    if not _KEY.fullmatch(text):
+        raise InvalidIdentifier(f"flag key {text!r}: 1 to 256 letters, digits, '-', '_' or ','")
+    return FlagKey(text)
 
 
 def parse_device(text: str) -> DeviceId:

@@ -77,6 +77,9 @@ DELTAS_MAX = 64
 REPORT_MAX_BYTES = 2_048
 """A device's report; thousands of devices write one each into the broker's retained store."""
 
+WORD_MAX_CHARACTERS = 64
+"""An attack's word, a reason or an agent's release in what devices report; the longest of ours has 18 characters."""
+
 REFRESH_NAMESPACES_MAX = 16
 """Namespaces that a device names when it asks for heads; a publisher that hears one publishes everything that is missing."""
 

@@ -4,13 +4,14 @@ All of it is a device's own word, not signed and never an acknowledgement of the
 context value.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from .codec import Fields, Value, array, decode, encode, integer, text
 from .errors import InvalidIdentifier, Malformed, TooLarge, UnknownFormat
-from .ids import Epoch, FlagKey, Namespace, Version, parse_namespace
+from .ids import Epoch, FlagKey, Namespace, Version, parse_flag_key, parse_namespace
 from .limits import (
     KEY_MAX_BYTES,
     REFRESH_NAMESPACES_MAX,
@@ -19,6 +20,7 @@ from .limits import (
     USAGE_COUNT_MAX,
     USAGE_COUNTS_MAX,
     USAGE_MAX_BYTES,
+    WORD_MAX_CHARACTERS,
 )
 from .topics import FORMAT
 
@@ -34,7 +36,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The last update that a device refused; `at` is its clock, Unix seconds."""
+    """The last update that a device refused: the attack's word, the namespace ("" for a root), its clock in Unix seconds."""
 
     attack: str
     namespace: str
@@ -129,19 +131,25 @@ def decode_report(data: bytes) -> Report:
         raise Malformed("report, applied: not a map")
     for namespace, value in listed.items():
         one = Fields(value, "report, applied")
-        applied[Namespace(text(namespace, "report, applied", KEY_MAX_BYTES))] = Applied(
+        applied[_named(parse_namespace, namespace, "report, applied")] = Applied(
             Epoch(one.integer(1)), Version(one.integer(2)), one.integer(3)
         )
+    release = fields.get(6) if 6 in fields else ""
     rejection = None
     if 9 in fields:
         last = Fields(fields.get(9), "report, rejection")
-        rejection = Rejection(last.text(1, KEY_MAX_BYTES), last.text(2, KEY_MAX_BYTES), last.integer(3))
+        at = last.get(2)
+        rejection = Rejection(
+            _matching(_WORD, last.get(1), "report, rejection: the word"),
+            "" if at == "" else _named(parse_namespace, at, "report, rejection"),
+            last.integer(3),
+        )
     return Report(
         fields.integer(2),
         fields.integer(3),
         fields.boolean(4),
         fields.integer(5) if 5 in fields else 0,
-        fields.text(6, KEY_MAX_BYTES) if 6 in fields else "",
+        "" if release == "" else _matching(_RELEASE, release, "report: the agent's release"),
         fields.integer(7) if 7 in fields else 0,
         applied,
         rejection,
@@ -159,15 +167,9 @@ def decode_refresh(data: bytes) -> Refresh:
     if len(data) > REPORT_MAX_BYTES:
         raise TooLarge(f"refresh: {len(data)} bytes, at most {REPORT_MAX_BYTES}")
     fields = _open(data, "refresh")
-    try:
-        return Refresh(
-            tuple(
-                parse_namespace(text(name, "refresh, namespace", KEY_MAX_BYTES))
-                for name in fields.array(2, REFRESH_NAMESPACES_MAX)
-            )
-        )
-    except InvalidIdentifier as error:
-        raise Malformed(f"refresh: {error}") from error
+    return Refresh(
+        tuple(_named(parse_namespace, name, "refresh") for name in fields.array(2, REFRESH_NAMESPACES_MAX))
+    )
 
 
 def encode_usage(usage: Usage) -> bytes:
@@ -195,18 +197,18 @@ def decode_usage(data: bytes) -> Usage:
         raise TooLarge(f"usage: {len(data)} bytes, at most {USAGE_MAX_BYTES}")
     fields = _open(data, "usage")
     counts: list[Count] = []
-    for namespace, flags in _by_name(fields.get(6), "usage, namespaces"):
-        for flag, rows in _by_name(flags, "usage, flags"):
+    for namespace, flags in _by_name(parse_namespace, fields.get(6), "usage, namespaces"):
+        for flag, rows in _by_name(parse_flag_key, flags, "usage, flags"):
             for row in array(rows, "usage, counts", USAGE_COUNTS_MAX):
                 cells = array(row, "usage, count", 3)
                 if len(cells) != 3:
                     raise Malformed(f"usage, count: {len(cells)} elements, not 3")
                 counts.append(
                     Count(
-                        Namespace(namespace),
-                        FlagKey(flag),
-                        text(cells[0], "usage, answer", KEY_MAX_BYTES),
-                        text(cells[1], "usage, reason", KEY_MAX_BYTES),
+                        namespace,
+                        flag,
+                        _answer(cells[0]),
+                        _matching(_WORD, cells[1], "usage: the reason"),
                         integer(cells[2], "usage, evaluations", 1, USAGE_COUNT_MAX),
                     )
                 )
@@ -217,6 +219,17 @@ def decode_usage(data: bytes) -> Usage:
         tuple(counts),
         fields.integer(5, 0, USAGE_COUNT_MAX) if 5 in fields else 0,
     )
+
+
+def may_travel(count: Count) -> bool:
+    """Whether a reader takes this count: flag key, answer and reason are within their alphabets."""
+    try:
+        parse_flag_key(count.flag)
+        _answer(count.answer)
+        _matching(_WORD, count.reason, "reason")
+    except (InvalidIdentifier, Malformed):
+        return False
+    return True
 
 
 def split_counts(counts: Sequence[Count]) -> list[tuple[Count, ...]]:
@@ -233,6 +246,12 @@ def split_counts(counts: Sequence[Count]) -> list[tuple[Count, ...]]:
     return [tuple(group) for group in groups]
 
 
+_Name = TypeVar("_Name", Namespace, FlagKey)
+
+# An alphabet, not a list: an agent of a later release may know more attacks and more reasons.
+_WORD: Final = re.compile(rf"[a-z][a-z0-9_]{{0,{WORD_MAX_CHARACTERS - 1}}}")
+_RELEASE: Final = re.compile(rf"[A-Za-z0-9][-A-Za-z0-9.+_!~]{{0,{WORD_MAX_CHARACTERS - 1}}}")
+
 _MAP_ROOM_BYTES: Final = 4
 # The field's number and the head of a map of up to 65,535 entries.
 _USAGE_ROOM_BYTES: Final = 96
@@ -248,10 +267,32 @@ def _open(data: bytes, what: str) -> Fields:
     return fields
 
 
-def _by_name(value: Value, what: str) -> list[tuple[str, Value]]:
+def _by_name(parse: Callable[[str], _Name], value: Value, what: str) -> list[tuple[_Name, Value]]:
     if not isinstance(value, Mapping):
         raise Malformed(f"{what}: not a map")
-    return [(text(name, what, KEY_MAX_BYTES), entry) for name, entry in value.items()]
+    return [(_named(parse, name, what), entry) for name, entry in value.items()]
+
+
+def _named(parse: Callable[[str], _Name], value: Value, what: str) -> _Name:
+    try:
+        return parse(text(value, what, KEY_MAX_BYTES))
+    except InvalidIdentifier as error:
+        raise Malformed(f"{what}: {error}") from error
+
+
+def _matching(alphabet: re.Pattern[str], value: Value, what: str) -> str:
+    word = text(value, what, KEY_MAX_BYTES)
+    if not alphabet.fullmatch(word):
+        raise Malformed(f"{what} {word!r} is outside its alphabet or length")
+    return word
+
+
+def _answer(value: Value) -> str:
+    # A variant's key may be in any script, but a publisher takes none that does not print.
+    answer = text(value, "usage, answer", KEY_MAX_BYTES)
+    if not answer.isprintable():
+        raise Malformed(f"usage: the answer {answer!r} does not print")
+    return answer
 
 
 def _applied_fields(applied: Mapping[Namespace, Applied], room: int) -> dict[str, Value]:
