@@ -260,13 +260,14 @@ def _not_values() -> list[dict[str, str]]:
 def _edge_records() -> list[dict[str, str]]:
     # Where two readers could differ: "usable", "unusable" (kept, without an answer), or the word of a refusal.
     def flag(body: Mapping[int, object]) -> list[object]:
-        return ["flag", "x", dict(body)]
+        return ["flag", "x", {**body}]
 
     def segment(*constraints: Mapping[int, object]) -> list[object]:
         return ["segment", "x", {1: "all", 2: [dict(one) for one in constraints]}]
 
     def variant(change: Mapping[int, object]) -> list[object]:
-        return flag({1: "variant", 2: True, 4: [["a"]], **change})
+        body: dict[int, object] = {1: "variant", 2: True, 4: [["a"]]}
+        return flag(body | dict(change))
 
     def number(text: str) -> list[object]:
         return segment({1: "number", 2: "p", 3: "eq", 4: text})
