@@ -263,7 +263,7 @@ def _edge_records() -> list[dict[str, str]]:
         return ["flag", "x", {**body}]
 
     def segment(*constraints: Mapping[int, object]) -> list[object]:
-        return ["segment", "x", {1: "all", 2: [dict(one) for one in constraints]}]
+        return ["segment", "x", {1: "all", 2: list(constraints)}]
 
     def variant(change: Mapping[int, object]) -> list[object]:
         body: dict[int, object] = {1: "variant", 2: True, 4: [["a"]]}
