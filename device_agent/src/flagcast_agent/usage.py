@@ -46,11 +46,12 @@ class Tally:
 
         counts, dropped = self._counts, self._dropped
         self._counts, self._dropped = {}, 0
-        rows = [
-            Count(namespace, answer_flag, _word(value), str(reason), evaluations)
-            for (namespace, answer_flag, value, reason), evaluations in counts.items()
-        ]
-        return tuple(sorted(rows)), dropped
+        rows: dict[tuple[Namespace, FlagKey, str, str], int] = {}
+        for (namespace, flag, value, reason), evaluations in counts.items():
+            # A flag that has become one of variants may have answered true, and then a variant called "true".
+            row = (namespace, flag, _word(value), str(reason))
+            rows[row] = rows.get(row, 0) + evaluations
+        return tuple(sorted(Count(*row, evaluations) for row, evaluations in rows.items())), dropped
 
 
 def _word(value: str | bool) -> str:  # noqa: FBT001  # a value to write down, not a switch
