@@ -3,23 +3,25 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from publishing import Flagcast, make_project
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import mqtt, project
+from flagcast_bridge import ledger, mqtt, project
 from flagcast_bridge.collector import QUIET_SECONDS
-from flagcast_bridge.ledger import USAGE_REMEMBERED_SECONDS, LedgerError, UsageBook
+from flagcast_bridge.ledger import USAGE_REMEMBERED_SECONDS, LedgerError, TooManyBatches, UsageBook
 from flagcast_shared.ids import DeviceId, Environment, FlagKey, Namespace
-from flagcast_shared.limits import USAGE_COUNT_MAX
-from flagcast_shared.reports import Count, Usage, encode_usage
+from flagcast_shared.limits import NUMBER_MAX, USAGE_COUNT_MAX
+from flagcast_shared.reports import Count, Usage, decode_usage, encode_usage
 from flagcast_shared.topics import DeviceAddress
 
 NOW = 1_750_000_000
@@ -88,6 +90,83 @@ def test_the_largest_counts_add_up(book: UsageBook) -> None:
     for number in range(100):
         book.take(A, batch(number, USAGE_COUNT_MAX), NOW)
     assert total(book) == 100 * USAGE_COUNT_MAX
+
+
+def test_sums_end_at_the_largest_number_and_stay_there(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    with closing(UsageBook(path, TEST, NOW)) as book:
+        for number in range(4):
+            book.take(A, batch(number, NUMBER_MAX - 1, dropped=NUMBER_MAX), NOW)
+            book.take(A, batch(number + 10, NUMBER_MAX + 5, flag="theme"), NOW + number * DAY)
+        book.take(A, batch(20, USAGE_COUNT_MAX), NOW)
+        assert [each.evaluations for each in book.totals(0)] == [NUMBER_MAX, NUMBER_MAX]
+        assert book.batches(0) == (1, 9, NUMBER_MAX)
+    with closing(sqlite3.connect(path)) as found:
+        kinds = found.execute("SELECT DISTINCT typeof(evaluations) FROM usage").fetchall()
+        assert kinds == [("integer",)], "SQLite makes a fraction of an integer that overflows"
+
+
+def named(number: int, first: int, names: int) -> Usage:
+    counts = tuple(
+        Count(Namespace("default"), FlagKey(f"flag-{name}"), "true", "match", 2)
+        for name in range(first, first + names)
+    )
+    return Usage(number.to_bytes(16, "big"), NOW, NOW + 60, counts)
+
+
+def test_names_that_a_device_invents_end_and_take_none_from_others(
+    book: UsageBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "NEW_ROWS_PER_DAY_MAX", 100)
+    book.take(B, named(1, 0, 10), NOW)
+    for number in range(20):
+        assert book.take(A, named(number, number * 10, 10), NOW)
+    assert len(book.totals(0)) == 110, "the ten of the other device, and a hundred of its own"
+    assert book.uncounted(0) == {A: 2 * 90}
+    assert book.take(A, named(30, 0, 10), NOW), "rows that are there go on counting"
+    assert book.uncounted(0) == {A: 2 * 90}
+    assert book.take(B, named(31, 5_000, 100), NOW)
+    assert book.uncounted(0) == {A: 2 * 90, B: 2 * 10}
+    assert not book.take(A, named(19, 190, 10), NOW), "what was not counted is not counted again"
+    assert book.take(A, named(40, 9_000, 100), NOW + DAY)
+    assert book.uncounted(NOW + DAY) == {}
+
+
+def test_batches_of_one_device_in_a_day_end(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "BATCHES_PER_DAY_MAX", 5)
+    for number in range(5):
+        assert book.take(A, batch(number), NOW)
+    for number in range(5, 10):
+        with pytest.raises(TooManyBatches, match="more than 5 batches in a day"):
+            book.take(A, batch(number, 3), NOW)
+    assert not book.take(A, batch(0), NOW), "a known one is known"
+    assert (book.batches(0), total(book), book.uncounted(0)) == ((1, 5, 0), 5, {A: 15})
+    assert book.take(B, batch(1), NOW)
+    assert book.take(A, batch(11), NOW + DAY)
+
+
+def test_a_device_s_own_dates_make_no_day(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    with closing(UsageBook(path, TEST, NOW)) as book:
+        for number, at in enumerate((0, 1, NOW + 10**9, NUMBER_MAX)):
+            sent = replace(batch(number), since=at, until=NUMBER_MAX - at)
+            assert book.take(A, decode_usage(encode_usage(sent)), NOW)
+    with closing(sqlite3.connect(path)) as found:
+        assert found.execute("SELECT DISTINCT day FROM usage").fetchall() == [(NOW // DAY,)]
+        assert found.execute("SELECT DISTINCT received FROM batch").fetchall() == [(NOW,)]
+
+
+@pytest.mark.mosquitto
+def test_what_is_beyond_a_day_s_names_is_shown(
+    site: tuple[Broker, Flagcast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker, flagcast = site
+    monkeypatch.setattr(ledger, "NEW_ROWS_PER_DAY_MAX", 100)
+    flagcast.on_project("usage", "collect", "--once")
+    send(broker, flagcast, (A, encode_usage(named(1, 0, 150))))
+    flagcast.on_project("usage", "collect", "--once")
+    assert "NOT COUNTED: 100 evaluations of 1 device" in flagcast.on_project("usage").out
+    assert json.loads(flagcast.on_project("usage", "--format", "json").out)["uncounted"] == {"a": 100}
 
 
 def test_a_file_that_is_no_database_is_one_error(tmp_path: Path) -> None:

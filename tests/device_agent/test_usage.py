@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from flagcast_agent.sync import (
 )
 from flagcast_agent.usage import Tally
 from flagcast_shared.answers import BooleanAnswer, Reason, Resolution, VariantAnswer
-from flagcast_shared.errors import InvalidCall
+from flagcast_shared.errors import InvalidCall, Malformed
 from flagcast_shared.ids import Environment, FlagKey, Namespace
 from flagcast_shared.reports import Count, Usage, decode_usage, encode_usage, split_counts
 
@@ -52,6 +53,24 @@ def batch(number: int, evaluations: int = 1, flag: str = "lights") -> Usage:
 
 
 # What is counted
+
+
+def test_a_flag_that_changed_its_kind_within_a_span_is_one_row() -> None:
+    tally = Tally()
+    tally.count(DEFAULT, boolean("lights"))
+    tally.count(DEFAULT, replace(variant("lights", "true"), reason=Reason.MATCH))
+    counts, _ = tally.take()
+    assert counts == (Count(DEFAULT, FlagKey("lights"), "true", "match", 2),)
+    assert decode_usage(encode_usage(Usage(bytes(16), 1, 2, counts))).counts == counts
+
+
+def test_a_batch_with_equal_rows_is_refused() -> None:
+    row = Count(DEFAULT, FlagKey("lights"), "true", "match", 1)
+    twice = Usage(bytes(16), 1, 2, (row, row._replace(evaluations=2)))
+    with pytest.raises(Malformed, match="the same flag, answer and reason twice"):
+        decode_usage(encode_usage(twice))
+    others = (row._replace(answer="false"), row._replace(reason="default"), row._replace(flag=FlagKey("x")))
+    assert len(decode_usage(encode_usage(replace(twice, counts=(row, *others)))).counts) == 4
 
 
 def test_answers_are_counted_by_namespace_flag_answer_and_reason() -> None:

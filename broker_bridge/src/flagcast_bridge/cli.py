@@ -447,12 +447,16 @@ def _usage(arguments: argparse.Namespace) -> int:
     try:
         if arguments.act == "collect":
             signal.signal(signal.SIGTERM, _leave)
-            added, known = collector.collect(settings, book, _note, is_once=arguments.once)
-            echo(f"batches added: {added}, known already: {known}")
+            collected = collector.Collected()
+            try:
+                collector.collect(settings, book, _note, collected, is_once=arguments.once)
+            finally:
+                echo(str(collected))
             return DONE
         since = now - arguments.days * 86_400
         totals = book.totals(since, arguments.namespace)
         devices, batches, dropped = book.batches(since)
+        uncounted = book.uncounted(since)
     finally:
         book.close()
     if arguments.format == "json":
@@ -461,6 +465,7 @@ def _usage(arguments: argparse.Namespace) -> int:
             "devices": devices,
             "batches": batches,
             "dropped": dropped,
+            "uncounted": uncounted,
             "usage": [
                 {"namespace": each.namespace, "flag": each.flag, "answer": each.answer, "reason": each.reason,
                  "evaluations": each.evaluations}
@@ -476,6 +481,12 @@ def _usage(arguments: argparse.Namespace) -> int:
         f"from {_count(devices, 'device')} in {_count(arguments.days, 'day')}"
         + (f"; {dropped} evaluations were dropped on devices" if dropped else "")
     )
+    if uncounted:
+        listed = ", ".join(list(uncounted)[:_FLEET_LISTED])
+        print(
+            f"NOT COUNTED: {sum(uncounted.values())} evaluations of {_count(len(uncounted), 'device')}, which sent more names or "
+            f"batches in a day than any device should: {listed}"
+        )
     return DONE
 
 

@@ -4,18 +4,20 @@ A batch of counts is acknowledged to the broker when the disk has it, so a colle
 gives again what was not acknowledged, and what was counted already is not counted twice.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import DeviceId, Epoch, Namespace, Version
+from flagcast_shared.limits import USAGE_MAX_BYTES
 from flagcast_shared.reports import Report, decode_report, decode_usage
 from flagcast_shared.topics import DeviceAddress
 
 from . import clock, publisher
 from .fleet import Fleet, gather
-from .ledger import UsageBook
+from .ledger import TooManyBatches, UsageBook
 from .mqtt import BrokerError
 from .project import Project
 
@@ -24,6 +26,27 @@ QUIET_SECONDS: Final = 2.0
 RETRY_FIRST_SECONDS: Final = 1.0
 RETRY_CAP_SECONDS: Final = 60.0
 """Waits between attempts double from the first to the cap, each with a random part."""
+NOTICE_SECONDS: Final = 60.0
+"""At most one line on messages that were dropped, and one on batches that were not counted, in so long: a flood fills no log."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """Totals of one collection: batches, and messages that were none, by the reason."""
+
+    added: int = 0
+    known: int = 0
+    refused: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        """All of it in one line."""
+        line = f"batches added: {self.added}, known already: {self.known}"
+        dropped = self.dropped + Counter({"not counted": self.refused})
+        if dropped:
+            why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+            line += f"; messages dropped: {dropped.total()} ({why})"
+        return line
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +90,41 @@ def muster(settings: Project, device: DeviceId | None = None) -> Muster:
 
 
 def collect(
-    settings: Project, book: UsageBook, say: Callable[[str], None], *, is_once: bool
-) -> tuple[int, int]:
+    settings: Project, book: UsageBook, say: Callable[[str], None], collected: Collected, *, is_once: bool
+) -> None:
     """Add what devices counted to the book: all that the broker kept for us (`is_once`), or for ever.
 
-    Returns the batches added and those that were known already.
+    `collected` grows meanwhile, and holds also where this ends by an exception.
 
     Raises:
         BrokerError: with `is_once`; otherwise it is said, and tried again.
         LedgerError, InvalidConfiguration
     """
-    added = known = failures = 0
+    failures = 0
+    refusals = _Notices(say)
+    drops = _Notices(say)
+    name = f"flagcast-usage-{settings.environment}"
+    quiet = QUIET_SECONDS if is_once else None
     while True:
         try:
-            with publisher.connect(settings, f"flagcast-usage-{settings.environment}") as connection:
+            with publisher.connect(settings, name, USAGE_MAX_BYTES) as connection:
                 say(f"collecting from {settings.broker.url}")
-                quiet = QUIET_SECONDS if is_once else None
-                for topic, payload in connection.incoming(
-                    [settings.topics.all_devices("metrics")], quiet_seconds=quiet
-                ):
-                    failures = 0
-                    is_new = _take(settings, book, topic, payload, say)
-                    added += is_new is True
-                    known += is_new is False
+                before = collected.dropped
+                try:
+                    for found in connection.incoming(
+                        [settings.topics.all_devices("metrics")], quiet_seconds=quiet
+                    ):
+                        collected.dropped = before + Counter(connection.dropped)
+                        drops.note(
+                            collected.dropped.total(), "messages were dropped: too large, or not of QoS 1"
+                        )
+                        if found is not None:
+                            failures = 0
+                            _take(settings, book, found, collected, refusals)
+                finally:
+                    collected.dropped = before + Counter(connection.dropped)
                 if is_once:
-                    return added, known
+                    return
         except BrokerError as error:
             if is_once:
                 raise
@@ -101,16 +134,41 @@ def collect(
             clock.pause(RETRY_FIRST_SECONDS + span * clock.jitter())
 
 
+class _Notices:
+    # A line about what others cause, at most once in NOTICE_SECONDS however often it happens.
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._due = clock.monotonic()
+        self._noted = 0
+
+    def note(self, total: int, text: str) -> None:
+        # `total` counts from the beginning of the run.
+        if total > self._noted and clock.monotonic() >= self._due:
+            more = f" ({total - self._noted} since the last such line)" if total - self._noted > 1 else ""
+            self._say(f"warning: {text}{more}")
+            self._noted = total
+            self._due = clock.monotonic() + NOTICE_SECONDS
+
+
 def _take(
-    settings: Project, book: UsageBook, topic: str, payload: bytes, say: Callable[[str], None]
-) -> bool | None:
-    # None for a message that is no batch: it is acknowledged too, or it would come for ever.
+    settings: Project,
+    book: UsageBook,
+    message: tuple[str, bytes],
+    collected: Collected,
+    refusals: _Notices,
+) -> None:
+    topic, payload = message
+    # A message that is no batch is acknowledged too, or it would come for ever.
     address = settings.topics.address(topic)
     if not isinstance(address, DeviceAddress):
-        return None
+        collected.refused += 1
+        return
     try:
-        usage = decode_usage(payload)
-    except Refused as error:
-        say(f"warning: {topic}: not counted: {error}")
-        return None
-    return book.take(address.device, usage, clock.now())
+        is_new = book.take(address.device, decode_usage(payload), clock.now())
+    except (Refused, TooManyBatches) as error:
+        collected.refused += 1
+        refusals.note(collected.refused, f"{topic}: not counted: {error}")
+        return
+    collected.added += is_new
+    collected.known += not is_new

@@ -26,10 +26,10 @@ from typing import Any, Final
 from flagcast_shared.codec import inflated
 from flagcast_shared.errors import FlagcastError, Refused
 from flagcast_shared.ids import DeviceId, Digest, Environment, Epoch, Namespace, RecordId, Sequence, Version
-from flagcast_shared.limits import CONTENT_MAX_BYTES
+from flagcast_shared.limits import CONTENT_MAX_BYTES, NUMBER_MAX
 from flagcast_shared.messages import Candidate, Head, Place, decode_head, encode_head
 from flagcast_shared.records import content_digest, decode_record, digest_of, split_content
-from flagcast_shared.reports import Usage
+from flagcast_shared.reports import Count, Usage
 from flagcast_shared.topics import Address, HeadAddress, Kind, Topics
 
 from . import clock, database
@@ -52,7 +52,13 @@ _HOLDER_MAX_CHARACTERS: Final = 255
 USAGE_REMEMBERED_SECONDS: Final = 400 * 86_400
 """How long a batch's name is known. A device sends a batch again when its power was cut between sending it and the broker's
 answer; it may then have been switched off for a season."""
+NEW_ROWS_PER_DAY_MAX: Final = 50_000
+"""Rows that one device may add to a day's sums: as many different answers as an agent counts at all in one span."""
+BATCHES_PER_DAY_MAX: Final = 100_000
+"""Batches of one device in a day: one a second, and all that it has kept while it was offline."""
 _SECONDS_PER_DAY: Final = 86_400
+_HALF: Final = 2**32
+# Sums are made of halves of numbers, so that no sum of SQLite's overflows, which would be an error.
 _PREFIX: Final = "flagcast"
 # Under which addresses are written down here, whatever prefix the project is configured with.
 _ANY_EPOCH: Final = Epoch(0)
@@ -69,6 +75,7 @@ class LedgerError(FlagcastError):
     ├── LedgerBusy      another bridge is at work; says who
     ├── LeaseLost       another bridge has taken the lease from this one
     ├── NumberUsed      a version or sequence that was issued before
+    ├── TooManyBatches  a device sent more in a day than is counted
     ├── LedgerCorrupt   it does not hold what was written
     └── LedgerTooNew    a later release wrote it
     """
@@ -90,6 +97,10 @@ class LeaseLost(LedgerError):
 
 class NumberUsed(LedgerError):
     """A number that was issued before; nothing was reserved."""
+
+
+class TooManyBatches(LedgerError):
+    """A device's batch beyond BATCHES_PER_DAY_MAX of a day; its evaluations are noted as not counted."""
 
 
 class LedgerCorrupt(LedgerError):
@@ -717,7 +728,9 @@ class Used:
 class UsageBook:
     """What devices counted, in a database of its own: sums by day, and which batches they hold.
 
-    A batch is added once, however often it comes: within USAGE_REMEMBERED_SECONDS, after which its name is forgotten.
+    A batch is added once, however often it comes: within USAGE_REMEMBERED_SECONDS, after which its name is forgotten. Numbers
+    end at NUMBER_MAX and stay there. One device adds NEW_ROWS_PER_DAY_MAX rows and BATCHES_PER_DAY_MAX batches in a day; what
+    is beyond is in no sum, and `uncounted` tells how much it was.
     """
 
     def __init__(self, path: Path, environment: Environment, now: int) -> None:
@@ -734,6 +747,10 @@ class UsageBook:
                 self._database.change(
                     "DELETE FROM batch WHERE received < :since", {"since": now - USAGE_REMEMBERED_SECONDS}
                 )
+                self._database.change(
+                    "DELETE FROM device_day WHERE day < :since",
+                    {"since": (now - USAGE_REMEMBERED_SECONDS) // _SECONDS_PER_DAY},
+                )
         except LedgerError:
             self._database.close()
             raise
@@ -741,70 +758,145 @@ class UsageBook:
     def take(self, device: DeviceId, usage: Usage, now: int) -> bool:
         """Add one batch, on the day that `now` (Unix seconds) is in; when this returns, the disk has it.
 
-        Returns whether it is a new one. Raises LedgerError.
+        The day is never the device's own word: its `since` and `until` are stored nowhere.
+
+        Returns whether it is a new one. Raises TooManyBatches, LedgerError.
         """
         day = now // _SECONDS_PER_DAY
+        own = {"environment": self._environment, "device": device, "day": day}
         with self._explained(), self._database.atomic():
-            added = self._database.change(
-                "INSERT OR IGNORE INTO batch VALUES (:environment, :device, :batch, :now, :evaluations, :dropped)",
+            known = self._database.rows(
+                "SELECT 1 FROM batch WHERE environment = :environment AND device = :device AND batch = :batch",
+                {"environment": self._environment, "device": device, "batch": usage.batch},
+            )
+            if known:
+                return False
+            self._database.change(
+                "INSERT OR IGNORE INTO device_day VALUES (:environment, :device, :day, 0, 0, 0)", own
+            )
+            ((batches, rows),) = self._database.rows(
+                "SELECT batches, new_rows FROM device_day"
+                " WHERE environment = :environment AND device = :device AND day = :day",
+                own,
+            )
+            is_counted = batches < BATCHES_PER_DAY_MAX
+            left = NEW_ROWS_PER_DAY_MAX - rows
+            uncounted = 0 if is_counted else usage.evaluations
+            if is_counted:
+                self._remember(device, usage, now)
+                for each in usage.counts:
+                    if self._add(day, each):
+                        continue
+                    if left > 0:
+                        self._insert(day, each)
+                        left -= 1
+                    else:
+                        uncounted += each.evaluations
+            self._database.change(
+                "UPDATE device_day SET batches = batches + :batches, new_rows = :rows,"
+                " uncounted = CASE WHEN uncounted > :most - :uncounted THEN :most ELSE uncounted + :uncounted END"
+                " WHERE environment = :environment AND device = :device AND day = :day",
                 {
-                    "environment": self._environment,
-                    "device": device,
-                    "batch": usage.batch,
-                    "now": now,
-                    "evaluations": usage.evaluations,
-                    "dropped": usage.dropped,
+                    **own,
+                    "batches": int(is_counted),
+                    "rows": NEW_ROWS_PER_DAY_MAX - left,
+                    "uncounted": min(uncounted, NUMBER_MAX),
+                    "most": NUMBER_MAX,
                 },
             )
-            if not added:
-                return False
-            for namespace, flag, answer, reason, evaluations in usage.counts:
-                self._database.change(
-                    "INSERT INTO usage VALUES (:environment, :day, :namespace, :flag, :answer, :reason, :evaluations)"
-                    " ON CONFLICT DO UPDATE SET evaluations = evaluations + excluded.evaluations",
-                    {
-                        "environment": self._environment,
-                        "day": day,
-                        "namespace": namespace,
-                        "flag": flag,
-                        "answer": answer,
-                        "reason": reason,
-                        "evaluations": evaluations,
-                    },
-                )
-            return True
+        if not is_counted:
+            raise TooManyBatches(f"more than {BATCHES_PER_DAY_MAX} batches in a day")
+        return True
 
     def totals(self, since: int, namespace: str = "") -> list[Used]:
         """Sums over all devices from the day of `since` (Unix seconds) on, by name. Raises LedgerError."""
         with self._explained():
             rows = self._database.rows(
-                "SELECT namespace, flag, answer, reason, sum(evaluations) FROM usage"
+                "SELECT namespace, flag, answer, reason, sum(evaluations / :half), sum(evaluations % :half) FROM usage"
                 " WHERE environment = :environment AND day >= :day AND :namespace IN ('', namespace)"
-                " GROUP BY namespace, flag, answer, reason ORDER BY namespace, flag, sum(evaluations) DESC, answer, reason",
+                " GROUP BY namespace, flag, answer, reason",
                 {
                     "environment": self._environment,
                     "day": since // _SECONDS_PER_DAY,
                     "namespace": namespace,
+                    "half": _HALF,
                 },
             )
-        return [Used(*row) for row in rows]
+        totals = [
+            Used(namespace, flag, answer, reason, _whole(high, low))
+            for namespace, flag, answer, reason, high, low in rows
+        ]
+        return sorted(
+            totals, key=lambda each: (each.namespace, each.flag, -each.evaluations, each.answer, each.reason)
+        )
 
     def batches(self, since: int) -> tuple[int, int, int]:
         """How many devices sent how many batches since then, and how many evaluations they had to drop. Raises LedgerError."""
         with self._explained():
             (row,) = self._database.rows(
-                "SELECT count(DISTINCT device), count(*), coalesce(sum(dropped), 0) FROM batch"
-                " WHERE environment = :environment AND received >= :since",
-                {"environment": self._environment, "since": since},
+                "SELECT count(DISTINCT device), count(*), coalesce(sum(dropped / :half), 0), coalesce(sum(dropped % :half), 0)"
+                " FROM batch WHERE environment = :environment AND received >= :since",
+                {"environment": self._environment, "since": since, "half": _HALF},
             )
-        return int(row[0]), int(row[1]), int(row[2])
+        return int(row[0]), int(row[1]), _whole(row[2], row[3])
+
+    def uncounted(self, since: int) -> dict[DeviceId, int]:
+        """Evaluations beyond the limits of a day, by device, most first, from the day of `since` on. Raises LedgerError."""
+        with self._explained():
+            rows = self._database.rows(
+                "SELECT device, sum(uncounted / :half), sum(uncounted % :half) FROM device_day"
+                " WHERE environment = :environment AND day >= :day AND uncounted > 0 GROUP BY device",
+                {"environment": self._environment, "day": since // _SECONDS_PER_DAY, "half": _HALF},
+            )
+        found = {DeviceId(device): _whole(high, low) for device, high, low in rows}
+        return dict(sorted(found.items(), key=lambda each: (-each[1], each[0])))
 
     def close(self) -> None:
         """Close; the write-ahead log is folded in."""
         self._database.close()
 
+    def _remember(self, device: DeviceId, usage: Usage, now: int) -> None:
+        self._database.change(
+            "INSERT INTO batch VALUES (:environment, :device, :batch, :now, :evaluations, :dropped)",
+            {
+                "environment": self._environment,
+                "device": device,
+                "batch": usage.batch,
+                "now": now,
+                "evaluations": min(usage.evaluations, NUMBER_MAX),
+                "dropped": min(usage.dropped, NUMBER_MAX),
+            },
+        )
+
+    def _add(self, day: int, count: Count) -> bool:
+        # To a row that is there; whether there is one.
+        return bool(
+            self._database.change(
+                "UPDATE usage SET evaluations ="
+                " CASE WHEN evaluations > :most - :evaluations THEN :most ELSE evaluations + :evaluations END"
+                " WHERE environment = :environment AND day = :day AND namespace = :namespace AND flag = :flag"
+                " AND answer = :answer AND reason = :reason",
+                {**self._row(day, count), "most": NUMBER_MAX},
+            )
+        )
+
+    def _insert(self, day: int, count: Count) -> None:
+        self._database.change(
+            "INSERT INTO usage VALUES (:environment, :day, :namespace, :flag, :answer, :reason, :evaluations)",
+            self._row(day, count),
+        )
+
+    def _row(self, day: int, count: Count) -> dict[str, object]:
+        row = {**count._asdict(), "evaluations": min(count.evaluations, NUMBER_MAX)}
+        return {**row, "environment": self._environment, "day": day}
+
     def _create(self) -> None:
         with self._database.atomic():
+            self._database.change(
+                "CREATE TABLE IF NOT EXISTS device_day (environment TEXT NOT NULL, device TEXT NOT NULL,"
+                " day INTEGER NOT NULL, batches INTEGER NOT NULL, new_rows INTEGER NOT NULL, uncounted INTEGER NOT NULL,"
+                " PRIMARY KEY (environment, device, day)) WITHOUT ROWID"
+            )
             self._database.change(
                 "CREATE TABLE IF NOT EXISTS batch (environment TEXT NOT NULL, device TEXT NOT NULL, batch BLOB NOT NULL,"
                 " received INTEGER NOT NULL, evaluations INTEGER NOT NULL, dropped INTEGER NOT NULL,"
@@ -863,6 +955,11 @@ _SCHEMA: Final[Mapping[int, tuple[str, ...]]] = {
         ),
     ),
 }
+
+
+def _whole(high: int, low: int) -> int:
+    # Of the sums of halves.
+    return min(int(high) * _HALF + int(low), NUMBER_MAX)
 
 
 def _lease_ms() -> int:

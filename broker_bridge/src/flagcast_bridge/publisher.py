@@ -31,6 +31,7 @@ from flagcast_shared.ids import (
 )
 from flagcast_shared.ids import Sequence as HeadSequence
 from flagcast_shared.keyring import verify
+from flagcast_shared.limits import MESSAGE_MAX_BYTES
 from flagcast_shared.messages import Head, Offering, Place
 from flagcast_shared.model import Entry
 from flagcast_shared.records import Record
@@ -926,7 +927,7 @@ def _keep(settings: Project, connection: mqtt.Connection, messages: Mapping[Addr
         )
 
 
-def connect(settings: Project, client_id: str = "") -> mqtt.Connection:
+def connect(settings: Project, client_id: str = "", limit_bytes: int = MESSAGE_MAX_BYTES) -> mqtt.Connection:
     """A connection to the project's broker; see `mqtt.connect`. Raises BrokerError, InvalidConfiguration."""
     broker = settings.broker
     login = mqtt.Login(
@@ -940,7 +941,13 @@ def connect(settings: Project, client_id: str = "") -> mqtt.Connection:
         broker.alpn,
     )
     return mqtt.connect(
-        broker.host, broker.port, login, path=broker.path, protocol=broker.protocol, client_id=client_id
+        broker.host,
+        broker.port,
+        login,
+        path=broker.path,
+        protocol=broker.protocol,
+        client_id=client_id,
+        limit_bytes=limit_bytes,
     )
 
 

@@ -46,14 +46,16 @@ class Tally:
 
         counts, dropped = self._counts, self._dropped
         self._counts, self._dropped = {}, 0
-        rows = [
-            Count(namespace, answer_flag, _word(value), str(reason), evaluations)
-            for (namespace, answer_flag, value, reason), evaluations in counts.items()
-        ]
-        travelling = [row for row in rows if may_travel(row)]
-        # Whoever collects refuses a batch whole that holds one name outside its alphabet.
-        dropped += sum(row.evaluations for row in rows) - sum(row.evaluations for row in travelling)
-        return tuple(sorted(travelling)), dropped
+        rows: dict[tuple[Namespace, FlagKey, str, str], int] = {}
+        for (namespace, flag, value, reason), evaluations in counts.items():
+            # A flag that has become one of variants may have answered true, and then a variant called "true".
+            row = (namespace, flag, _word(value), str(reason))
+            rows[row] = rows.get(row, 0) + evaluations
+        merged = [Count(*row, evaluations) for row, evaluations in rows.items()]
+        # A collector refuses a batch whole that holds one name outside its alphabet.
+        travelling = sorted(row for row in merged if may_travel(row))
+        dropped += sum(row.evaluations for row in merged) - sum(row.evaluations for row in travelling)
+        return tuple(travelling), dropped
 
 
 def _word(value: str | bool) -> str:  # noqa: FBT001  # a value to write down, not a switch

@@ -175,6 +175,8 @@ def decode_refresh(data: bytes) -> Refresh:
 def encode_usage(usage: Usage) -> bytes:
     """1 format, 2 batch, 3 since, 4 until, 5 dropped, 6 namespace to flag to a list of [answer, reason, evaluations].
 
+    The same flag, answer and reason may not be in `counts` twice: no reader takes such a batch.
+
     Raises:
         TooLarge: more than one message takes; `split_counts` keeps below that.
     """
@@ -192,7 +194,7 @@ def encode_usage(usage: Usage) -> bytes:
 
 
 def decode_usage(data: bytes) -> Usage:
-    """Counts from their bytes. Raises Malformed or one of its leaves."""
+    """Counts from their bytes, each flag, answer and reason at most once. Raises Malformed or one of its leaves."""
     if len(data) > USAGE_MAX_BYTES:
         raise TooLarge(f"usage: {len(data)} bytes, at most {USAGE_MAX_BYTES}")
     fields = _open(data, "usage")
@@ -212,6 +214,8 @@ def decode_usage(data: bytes) -> Usage:
                         integer(cells[2], "usage, evaluations", 1, USAGE_COUNT_MAX),
                     )
                 )
+    if len({each[:4] for each in counts}) != len(counts):
+        raise Malformed("usage, counts: the same flag, answer and reason twice")
     return Usage(
         fields.bytes(2, USAGE_BATCH_ID_BYTES, USAGE_BATCH_ID_BYTES),
         fields.integer(3),
