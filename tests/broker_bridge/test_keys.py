@@ -19,9 +19,10 @@ from thief import forged
 from brokers import start_mosquitto
 from flagcast_bridge import clock, files, keychain, mqtt, passphrase, project, signer
 from flagcast_bridge.cli import main
+from flagcast_bridge.signer import encode_public
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.limits import NUMBER_MAX
-from flagcast_shared.root import Role
+from flagcast_shared.root import PublicKey, Role
 
 PROGRAM = Path(sys.executable).with_name("flagcast")
 ACTS = ("list", "make", "rotate", "revoke", "sign", "apply")
@@ -179,6 +180,9 @@ def test_a_name_prints_in_one_line(site: Site, tmp_path: Path, name: str) -> Non
         (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a public key"),
         (b"x" * 20_000, "not a public key"),
         (b"\xff\xfe-----BEGIN PUBLIC KEY-----", "not a public key"),
+        (encode_public(PublicKey(b"\x01" + bytes(31), "x")), "of small order: anybody can sign for it"),
+        (encode_public(PublicKey(b"\xf0" + b"\xff" * 30 + b"\x7f", "x")), "not in its canonical encoding"),
+        (encode_public(PublicKey(b"\x02" + bytes(31), "x")), "not a point of the curve"),
         (None, "a private key, which stays where it is; take alice.key.pub"),
     ],
 )

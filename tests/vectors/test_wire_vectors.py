@@ -25,7 +25,7 @@ from flagcast_shared.records import (
     split_delta,
 )
 from flagcast_shared.reports import decode_report, encode_report
-from flagcast_shared.root import key_id
+from flagcast_shared.root import decode_root, key_id
 from flagcast_shared.topics import Kind, Topics
 from flagcast_shared.trust import (
     AdmittedRoot,
@@ -73,6 +73,15 @@ def test_keys() -> None:
         seed = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(row["seed"]))
         assert seed.public_key().public_bytes_raw() == public
         assert key_id(public).hex() == row["id"]
+
+
+@pytest.mark.parametrize("row", rows("not_keys"), ids=lambda row: row["name"])
+def test_keys_that_may_not_count(row: dict[str, str]) -> None:
+    assert bytes.fromhex(row["public"]) in bytes.fromhex(row["root"])
+    with pytest.raises(Refused) as refused:
+        decode_root(bytes.fromhex(row["root"]), Environment(DOCUMENT["life"]["environment"]))
+    assert refused.value.attack == row["attack"]
+    assert row["public"] in str(refused.value)
 
 
 def test_values_have_one_spelling() -> None:

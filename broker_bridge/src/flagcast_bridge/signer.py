@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from flagcast_shared.ed25519 import flaw
 from flagcast_shared.envelope import seal, to_sign
 from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
 from flagcast_shared.limits import KEY_MAX_BYTES
@@ -145,7 +146,11 @@ def save_public(key: PublicKey, path: Path) -> None:
 
 
 def load_public(path: Path) -> PublicKey:
-    """The public key of a file; one without a name gets that of the file. Raises InvalidConfiguration."""
+    """The public key of a file; one without a name gets that of the file.
+
+    Raises:
+        InvalidConfiguration: no such file, not an Ed25519 key, or one that devices refuse.
+    """
     try:
         content = files.read(path, KEY_FILE_MAX_BYTES)
     except OSError as error:
@@ -169,7 +174,10 @@ def load_public(path: Path) -> PublicKey:
         name = parse_name(named[0] if named else path.name.removesuffix(PUBLIC_SUFFIX))
     except InvalidIdentifier as error:
         raise InvalidConfiguration(f"{path}: {error}") from error
-    return PublicKey(key.public_bytes(Encoding.Raw, PublicFormat.Raw), name)
+    raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    if reason := flaw(raw):
+        raise InvalidConfiguration(f"{path}: no key that may sign: {reason}; devices would refuse its root")
+    return PublicKey(raw, name)
 
 
 def parse_name(text: str) -> str:
