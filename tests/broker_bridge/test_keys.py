@@ -562,6 +562,35 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next(
     assert steps > 10
 
 
+# Clocks
+
+
+@pytest.mark.parametrize("act", ["sign", "apply"])
+@pytest.mark.parametrize("ahead", [299, 301])
+def test_a_root_that_is_issued_ahead_of_the_clock_is_neither_signed_nor_applied(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, ahead: int
+) -> None:
+    root_key = tmp_path / "root.key"
+    (site.folder / "keys" / "root.key").rename(root_key)
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + ahead)
+    assert site.keys("rotate", "publisher").code == 0
+    if act == "apply":
+        assert site.flagcast("keys", "sign", "root-2.ceremony", "--key", root_key, "--yes").code == 0
+    monkeypatch.setattr(clock, "now", lambda: now)
+    before = tree(tmp_path)
+    words = ("--key", root_key, "--yes") if act == "sign" else ("--project", site.folder)
+    done = site.flagcast("keys", act, "root-2.ceremony", *words)
+    if ahead < 300:
+        assert done.code == 0, done.err
+        return
+    says = f"root 2 is issued at {clock.as_text(now + ahead)}, and this machine's clock is at {clock.as_text(now)}"
+    assert (done.code, says in done.err, "Set this clock if it is behind" in done.err) == (1, True, True), (
+        done.err
+    )
+    assert tree(tmp_path) == before
+
+
 # Passphrases
 
 
@@ -956,6 +985,26 @@ def test_a_release_is_refused_when_things_moved_on(
 
 
 @pytest.mark.mosquitto
+def test_a_release_that_is_issued_ahead_of_the_clock_is_neither_signed_nor_published(
+    live: Site, team: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + 3_600)
+    assert live.publish({"a": True}, "--prepare", "next.release").code == 0
+    for name in ("alice", "bob"):
+        monkeypatch.setattr(clock, "now", lambda: now)
+        words = ("keys", "sign", "next.release", "--key", team[name], "--yes")
+        refused = live.flagcast(*words)
+        assert (refused.code, "is issued at" in refused.err) == (1, True), refused.err
+        monkeypatch.setattr(clock, "now", lambda: now + 3_600)
+        assert live.flagcast(*words).code == 0
+    monkeypatch.setattr(clock, "now", lambda: now)
+    before = live.retained()
+    refused = live.release(Path("next.release"))
+    assert (refused.code, "default: head 1 is issued at" in refused.err) == (1, True), refused.err
+    assert live.retained() == before
+
+
 def test_a_release_is_published_where_it_was_prepared(live: Site, team: dict[str, Path]) -> None:
     assert live.publish({"a": True}, "--prepare", "one.release").code == 0
     sign(live, "one.release", team["alice"], team["bob"])

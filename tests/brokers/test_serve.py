@@ -265,10 +265,14 @@ def test_a_key_file_of_before_is_logged_with_what_to_do(site: Site, tmp_path: Pa
     weak = BestAvailableEncryption(b"correct horse")
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, weak))
     with Serve(folder, tmp_path / "weak.log", "--passphrase-file", secret) as serve:
-        serve.wait_for(f"write it anew with: flagcast keys passphrase {path}")
+        serve.wait_until(
+            lambda: f"write it anew with: flagcast keys passphrase {path}" in serve.log, "a warning"
+        )
     path.chmod(0o640)
     with Serve(folder, tmp_path / "group.log", "--passphrase-file", secret, "--allow-group") as serve:
-        serve.wait_for(f"write it anew with: flagcast keys passphrase {path}")
+        serve.wait_until(
+            lambda: f"write it anew with: flagcast keys passphrase {path}" in serve.log, "a warning"
+        )
 
 
 def test_at_a_terminal_it_asks_once_and_begins_when_the_passphrase_is_right(

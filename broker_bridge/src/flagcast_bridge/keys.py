@@ -219,6 +219,7 @@ def sign(
         InvalidInput, CeremonyRefused, NotAgreed
     """
     opened = read(path)
+    ceremony.require_issued(opened, clock.now(), clock.as_text)
     key = signer.load(key_file, key_file.stem, unlock, allow_group=allow_group)
     known = ceremony.voters(opened).get(key.public.id, key.public)
     to_sign = ceremony.messages_to_sign(opened, key.public)
@@ -247,6 +248,7 @@ def apply(settings: Project, path: Path, say: Say) -> None:
         raise CeremonyRefused(
             f"{path}: for environment {opened.environment!r}, and this project is {settings.environment!r}"
         )
+    ceremony.require_issued(opened, clock.now(), clock.as_text)
     chain, new = keychain.chain(settings), opened.successor
     if new.number <= chain.root.number:
         if chain.links[new.number - 1].root != new:
