@@ -43,7 +43,7 @@ from flagcast_shared.model import (
 )
 from flagcast_shared.records import content_digest, encode_content, encode_delta, encode_record
 from flagcast_shared.reports import Applied, Rejection, Report, encode_report
-from flagcast_shared.root import encode_root, root_place
+from flagcast_shared.root import PublicKey, encode_root, root_place
 from flagcast_shared.topics import Kind
 
 FILE = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "wire.json"
@@ -96,6 +96,7 @@ def main() -> None:
     publisher = PublisherSimulator()
     document = {
         "keys": [_key(name) for name in ("root-a", "root-b", "publisher-a", "publisher-b", "mallory")],
+        "not_keys": _not_keys(),
         "values": _values(),
         "not_values": _not_values(),
         "records": [
@@ -131,6 +132,44 @@ def _key(name: str) -> dict[str, str]:
         "public": raw.hex(),
         "id": hashlib.sha256(raw).hexdigest()[:16],
     }
+
+
+# The eight points of small order as "Taming the Many EdDSAs" and libsodium list them, and their other encodings.
+_SMALL_ORDER = (
+    ("order 1", "01" + 31 * "00"),
+    ("order 2", "ec" + 30 * "ff" + "7f"),
+    ("order 4", 32 * "00"),
+    ("order 4, other sign", 31 * "00" + "80"),
+    ("order 8", "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+    ("order 8, other sign", "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85"),
+    ("order 8, other y", "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+    ("order 8, other y and sign", "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa"),
+    ("order 1, sign of x = 0", "01" + 30 * "00" + "80"),
+    ("order 2, sign of x = 0", "ec" + 31 * "ff"),
+    ("order 4, y = p", "ed" + 30 * "ff" + "7f"),
+    ("order 4, y = p, other sign", "ed" + 31 * "ff"),
+    ("order 1, y = p + 1", "ee" + 30 * "ff" + "7f"),
+    ("order 1, y = p + 1, sign of x = 0", "ee" + 31 * "ff"),
+)
+
+
+def _not_keys() -> list[dict[str, str]]:
+    # What a root may not list, each in a root that is right otherwise.
+    rows = [(f"small order: {name}", digits) for name, digits in _SMALL_ORDER]
+    for number in range(2, 19):  # 2^255 - 1 is p + 18
+        low = f"{0xED + number:02x}"
+        rows += [
+            (f"not canonical: y = p + {number}", low + 30 * "ff" + "7f"),
+            (f"not canonical: y = p + {number}, other sign", low + 31 * "ff"),
+        ]
+    rows += [("no point: y = 2", "02" + 31 * "00"), ("no point: y = 2, other sign", "02" + 30 * "00" + "80")]
+    publisher = PublisherSimulator()
+    made = []
+    for name, digits in rows:
+        key = PublicKey(bytes.fromhex(digits))
+        root = replace(publisher.root, keys={**publisher.root.keys, key.id: key})
+        made.append({"name": name, "public": digits, "root": encode_root(root).hex(), "attack": "malformed"})
+    return made
 
 
 # Values: null, true and false, texts and lists as in JSON; {"int": "-1"}, {"bytes": HEX}, {"map": [[KEY, VALUE]]}.

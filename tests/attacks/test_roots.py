@@ -8,16 +8,19 @@ from typing import Any
 import cbor2
 import pytest
 from agent_shell import AgentShell, ignored, refused
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from publisher_simulator import DAY, NOW, ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey, flip_last_bit
 from releases import EVIL, OFF, ON
 
 from flagcast_agent.link import RECONNECT_MIN_SECONDS
 from flagcast_agent.sync import EARLY_HEADS_MAX_BYTES, Subscribe, Subscribed
+from flagcast_shared.envelope import seal, to_sign
 from flagcast_shared.errors import BadSignature
 from flagcast_shared.ids import Environment, Epoch, KeyId
 from flagcast_shared.limits import ROOT_MAX_BYTES
-from flagcast_shared.messages import InlineDelta
+from flagcast_shared.messages import InlineDelta, encode_head
 from flagcast_shared.root import PublicKey, Quorum, Role, Root, encode_root, root_place
+from flagcast_shared.topics import Kind
 from flagcast_shared.trust import clock_is_trusted
 
 ALICE = SigningKey("root-a")
@@ -236,9 +239,12 @@ def test_root_of_endless_bytes(agent: AgentShell, publisher: PublisherSimulator)
     [
         pytest.param(8, NOW - 1, id="expires before it is issued"),
         pytest.param(
-            9, [*KEYS, *([number.to_bytes(32, "big"), ""] for number in range(31))], id="keys without end"
+            9,
+            [*KEYS, *([SigningKey(str(number)).public.raw, ""] for number in range(31))],
+            id="keys without end",
         ),
-        pytest.param(9, [[bytes(31), ""]], id="key of 31 bytes"),
+        # With a zero byte more it would be a point of the curve.
+        pytest.param(9, [*KEYS, [b"\x03" + bytes(30), ""]], id="key of 31 bytes"),
         pytest.param(9, [[bytes(32)]], id="key without a name"),
         pytest.param(9, [["x" * 32, ""]], id="key that is a text"),
         pytest.param(10, [], id="roles that are no map"),
@@ -256,6 +262,51 @@ def test_root_of_a_wrong_shape(
 ) -> None:
     with refused(agent, "malformed", "too_large"):
         agent.deliver(publisher.root_topic(2), signed_fields(publisher, {field: value}))
+
+
+ANYBODYS_KEY = b"\x01" + bytes(31)
+"""The neutral point of the curve, whose order is 1."""
+ANYBODYS_SIGNATURE = ANYBODYS_KEY + bytes(32)
+"""Fits every message under that key: R is the neutral point, and S is 0."""
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(ANYBODYS_KEY, id="small order"),
+        pytest.param((2**255 - 16).to_bytes(32, "little"), id="not canonical"),
+        pytest.param(b"\x02" + bytes(31), id="no point"),
+    ],
+)
+def test_root_with_a_key_that_may_not_count(
+    agent: AgentShell, publisher: PublisherSimulator, raw: bytes
+) -> None:
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.root_topic(2), signed_fields(publisher, {9: [*KEYS, [raw, "anybody"]]}))
+
+
+def test_head_that_nobody_signed_under_a_key_that_is_anybodys(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    anybody = PublicKey(ANYBODYS_KEY, "anybody")
+    publishers = Quorum(frozenset([anybody.id]), 1)
+    opened_up = replace(
+        second_root(publisher),
+        epoch=Epoch(2),
+        keys={**publisher.root.keys, anybody.id: anybody},
+        roles={**publisher.root.roles, Role.PUBLISHER: publishers},
+    )
+    publisher.release(EVIL)
+    place = publisher.place(Kind.HEAD)
+    head = encode_head(replace(publisher.head, epoch=Epoch(2)))
+    unsigned = seal(head, place, [(anybody.id, ANYBODYS_SIGNATURE)], several=False)
+    Ed25519PublicKey.from_public_bytes(ANYBODYS_KEY).verify(
+        ANYBODYS_SIGNATURE, to_sign(head, place, anybody.id, several=False)
+    )
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.root_topic(2), publisher.root_message(opened_up))
+    with refused(agent, "unknown_key"):
+        agent.deliver(publisher.head_topic, unsigned)
 
 
 def test_root_in_an_envelope_for_one_signer(agent: AgentShell, publisher: PublisherSimulator) -> None:

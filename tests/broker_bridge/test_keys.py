@@ -13,18 +13,25 @@ from typing import Any
 
 import pytest
 from believing import Believer
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from publishing import Flagcast, Result, features, make_project
 from thief import forged
 
 from brokers import start_mosquitto
-from flagcast_bridge import clock, files, keychain, mqtt, passphrase, project, signer
+from flagcast_bridge import clock, files, keychain, mqtt, passphrase, pkcs8, project, signer
 from flagcast_bridge.cli import main
+from flagcast_bridge.signer import encode_public
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.limits import NUMBER_MAX
-from flagcast_shared.root import Role
+from flagcast_shared.root import PublicKey, Role
 
 PROGRAM = Path(sys.executable).with_name("flagcast")
-ACTS = ("list", "make", "rotate", "revoke", "sign", "apply")
+ACTS = ("list", "make", "rotate", "revoke", "sign", "apply", "passphrase")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,9 @@ def test_a_name_prints_in_one_line(site: Site, tmp_path: Path, name: str) -> Non
         (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a public key"),
         (b"x" * 20_000, "not a public key"),
         (b"\xff\xfe-----BEGIN PUBLIC KEY-----", "not a public key"),
+        (encode_public(PublicKey(b"\x01" + bytes(31), "x")), "of small order: anybody can sign for it"),
+        (encode_public(PublicKey(b"\xf0" + b"\xff" * 30 + b"\x7f", "x")), "not in its canonical encoding"),
+        (encode_public(PublicKey(b"\x02" + bytes(31), "x")), "not a point of the curve"),
         (None, "a private key, which stays where it is; take alice.key.pub"),
     ],
 )
@@ -493,9 +503,14 @@ def hook(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         left[0] -= 1
 sys.addaudithook(hook)
+from flagcast_bridge import pkcs8
+pkcs8.SCRYPT_N, pkcs8.SCRYPT_P = int(sys.argv[4]), 1
 from flagcast_bridge.cli import main
 sys.exit(main(["keys", "rotate", sys.argv[3], "--project", folder]))
 """
+
+
+CHEAP_N = 2**4
 
 
 @pytest.mark.parametrize(("role", "protected"), [("publisher", True), ("root", False)])
@@ -509,15 +524,20 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next(
     flagcast = Flagcast(tmp_path, capsys)
     monkeypatch.delenv(passphrase.VARIABLE, raising=False)
     if protected:
-        (tmp_path / "secret").write_text("open sesame\n")
+        write_secret(tmp_path / "secret", "open sesame\n")
         monkeypatch.setenv(passphrase.VARIABLE, str(tmp_path / "secret"))
     unlock = passphrase.from_environment
+    # Hundreds of keys are opened here, and the order of files does not depend on how hard that is.
+    monkeypatch.setattr(pkcs8, "SCRYPT_N", CHEAP_N)
+    monkeypatch.setattr(pkcs8, "SCRYPT_P", 1)
     for steps in range(100):
         folder = tmp_path / str(steps)
         assert flagcast("init", folder, "--environment", "test").code == 0
         old = signer.load(folder / "keys" / f"{role}.key", "x", unlock).public.id
         killed = subprocess.run(
-            [sys.executable, "-c", DIE_AT, str(steps), folder, role], capture_output=True, check=False
+            [sys.executable, "-c", DIE_AT, str(steps), folder, role, str(CHEAP_N)],
+            capture_output=True,
+            check=False,
         )
         if killed.returncode == 0:
             break
@@ -542,14 +562,47 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next(
     assert steps > 10
 
 
+# Clocks
+
+
+@pytest.mark.parametrize("act", ["sign", "apply"])
+@pytest.mark.parametrize("ahead", [299, 301])
+def test_a_root_that_is_issued_ahead_of_the_clock_is_neither_signed_nor_applied(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, ahead: int
+) -> None:
+    root_key = tmp_path / "root.key"
+    (site.folder / "keys" / "root.key").rename(root_key)
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + ahead)
+    assert site.keys("rotate", "publisher").code == 0
+    if act == "apply":
+        assert site.flagcast("keys", "sign", "root-2.ceremony", "--key", root_key, "--yes").code == 0
+    monkeypatch.setattr(clock, "now", lambda: now)
+    before = tree(tmp_path)
+    words = ("--key", root_key, "--yes") if act == "sign" else ("--project", site.folder)
+    done = site.flagcast("keys", act, "root-2.ceremony", *words)
+    if ahead < 300:
+        assert done.code == 0, done.err
+        return
+    says = f"root 2 is issued at {clock.as_text(now + ahead)}, and this machine's clock is at {clock.as_text(now)}"
+    assert (done.code, says in done.err, "Set this clock if it is behind" in done.err) == (1, True, True), (
+        done.err
+    )
+    assert tree(tmp_path) == before
+
+
 # Passphrases
+
+
+def write_secret(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.chmod(mode)
+    return path
 
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    path = tmp_path / "secret"
-    path.write_text("open sesame\n")
-    return path
+    return write_secret(tmp_path / "secret", "open sesame\n")
 
 
 def test_a_protected_key_opens_with_its_passphrase_alone(site: Site, tmp_path: Path, secret: Path) -> None:
@@ -575,7 +628,7 @@ def test_a_protected_key_opens_with_its_passphrase_alone(site: Site, tmp_path: P
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"x" * 1_024, b"x" * 5_000])
 def test_a_passphrase_has_a_length(site: Site, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad").write_bytes(content)
+    write_secret(tmp_path / "bad", content)
     done = site.flagcast(
         "keys", "make", tmp_path / "a.key", "--name", "a", "--passphrase-file", tmp_path / "bad"
     )
@@ -609,7 +662,7 @@ def test_a_project_of_protected_keys_publishes_and_rotates_with_their_passphrase
     assert site.keys("rotate", "publisher").code == 0
     assert signer.is_encrypted(folder / "keys" / "publisher.key")
     assert site.publish({"a": False}).code == 0
-    (tmp_path / "other").write_text("wrong")
+    write_secret(tmp_path / "other", "wrong")
     wrong = site.publish({"a": True}, "--passphrase-file", tmp_path / "other")
     assert (wrong.code, "the passphrase is wrong" in wrong.err, len(wrong.err.splitlines())) == (2, True, 1)
     device = site.device()
@@ -712,6 +765,142 @@ def test_a_public_half_of_another_key_beside_a_protected_one_is_found(
         keychain.publishers(project.load(site.folder), site.chain.root, lambda _: b"open sesame")
 
 
+# Files that others may read
+
+
+@pytest.mark.parametrize(
+    ("mode", "words", "says"),
+    [
+        (0o640, (), "its group may use this signing key; run: chmod 600"),
+        (0o660, (), "its group may use this signing key"),
+        (0o604, (), "every user of this machine may use this signing key; run: chmod 600"),
+        (0o644, ("--allow-group",), "every user of this machine may use this signing key"),
+        (
+            0o660,
+            ("--allow-group",),
+            "its group may write this signing key, which --allow-group does not cover",
+        ),
+    ],
+)
+def test_a_key_that_others_may_read_is_refused_by_every_command_that_signs(
+    live: Site, mode: int, words: tuple[str, ...], says: str
+) -> None:
+    key = live.folder / "keys" / "publisher.key"
+    key.chmod(mode)
+    before = tree(live.folder)
+    path = live.folder / "default.yml"
+    done = live.publish({"a": True}, *words)
+    assert (done.code, says in done.err, len(done.err.splitlines())) == (2, True, 1), done.err
+    assert live.retained() == {}
+    assert says in live.keys("list", *words).out
+    (live.folder / "keys" / "root.key").chmod(mode)
+    done = live.keys("rotate", "publisher", "--key", live.folder / "keys" / "root.key", *words)
+    assert (done.code, says in done.err) == (2, True), done.err
+    after = tree(live.folder)
+    kept = {name: data for name, data in after.items() if name.startswith(("keys/", "roots/"))}
+    assert kept.items() >= {name: data for name, data in before.items() if name.startswith("keys/")}.items()
+    assert [name for name in kept if name.startswith("roots/")] == ["roots/1.root"]
+    assert path.exists()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o440])
+def test_a_key_and_a_passphrase_of_the_group_are_read_where_that_is_meant(
+    live: Site, tmp_path: Path, secret: Path, mode: int
+) -> None:
+    folder = tmp_path / "protected"
+    words = (
+        "--environment",
+        "test",
+        "--broker",
+        f"mqtt://127.0.0.1:{live.port}",
+        "--passphrase-file",
+        secret,
+    )
+    assert live.flagcast("init", folder, *words).code == 0
+    site = Site(folder, live.flagcast, live.port)
+    for path in (secret, *(folder / "keys").glob("*.key")):
+        path.chmod(mode)
+    assert site.publish({"a": True}, "--passphrase-file", secret).code == 2
+    assert site.publish({"a": True}, "--passphrase-file", secret, "--allow-group").code == 0
+    done = site.keys("rotate", "publisher", "--passphrase-file", secret, "--allow-group")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+def test_a_passphrase_file_that_others_may_read_is_refused(site: Site, tmp_path: Path, mode: int) -> None:
+    secret = write_secret(tmp_path / "secret", "open sesame", mode)
+    made = ("keys", "make", tmp_path / "a.key", "--name", "a", "--passphrase-file", secret)
+    done = site.flagcast(*made)
+    assert (done.code, "may use this passphrase; run: chmod 600" in done.err) == (2, True), done.err
+    assert not (tmp_path / "a.key").exists()
+    assert site.flagcast(*made, "--allow-group").code == (0 if mode == 0o640 else 2)
+
+
+# Key files of before
+
+
+def weaken(path: Path, phrase: bytes) -> None:
+    """The same key as releases before wrote it."""
+    key = load_pem_private_key(path.read_bytes(), password=phrase)
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(phrase)))
+
+
+def test_a_key_file_of_before_signs_with_a_warning_until_it_is_written_anew(
+    live: Site, tmp_path: Path, secret: Path
+) -> None:
+    folder = tmp_path / "protected"
+    words = (
+        "--environment",
+        "test",
+        "--broker",
+        f"mqtt://127.0.0.1:{live.port}",
+        "--passphrase-file",
+        secret,
+    )
+    assert live.flagcast("init", folder, *words).code == 0
+    site = Site(folder, live.flagcast, live.port)
+    path = folder / "keys" / "publisher.key"
+    public = signer.load_public(pub(path))
+    weaken(path, b"open sesame")
+    says = f"PBKDF2 with 2048 rounds alone; write it anew with: flagcast keys passphrase {path}"
+    assert says in site.keys("list").out
+    assert [each["weakness"] for each in site.listed()["held"]] == ["PBKDF2 with 2048 rounds", None]
+    done = site.publish({"a": True}, "--passphrase-file", secret)
+    assert (done.code, done.err.count(says)) == (0, 1), done.err
+
+    before = path.read_bytes()
+    wrong = write_secret(tmp_path / "wrong", "close sesame")
+    assert site.flagcast("keys", "passphrase", path, "--passphrase-file", wrong).code == 2
+    assert path.read_bytes() == before
+    done = site.flagcast("keys", "passphrase", path, "--passphrase-file", secret)
+    assert done.code == 0, done.err
+    assert signer.load(path, "x", lambda _: b"open sesame").public.raw == public.raw
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert site.listed()["held"][0]["weakness"] is None
+    done = site.publish({"a": False}, "--passphrase-file", secret)
+    assert (done.code, "rounds" in done.err) == (0, False), done.err
+
+
+def test_a_key_gets_its_first_passphrase_and_another_one(site: Site, tmp_path: Path, secret: Path) -> None:
+    key = make(site.flagcast, tmp_path / "alice", "alice")
+    public = signer.load_public(pub(key))
+    done = site.flagcast("keys", "passphrase", key)
+    assert (done.code, "has no passphrase yet; give --new-passphrase" in done.err) == (2, True)
+    assert site.flagcast("keys", "passphrase", key, "--new-passphrase-file", secret).code == 0
+    assert signer.load(key, "alice", lambda _: b"open sesame").public == public
+    other = write_secret(tmp_path / "other", "correct horse")
+    link = tmp_path / "link.key"
+    link.symlink_to(key)
+    words: list[str | Path] = ["keys", "passphrase", link, "--passphrase-file", secret]
+    assert site.flagcast(*words, "--new-passphrase-file", other).code == 0
+    assert link.is_symlink()
+    assert signer.load(key, "alice", lambda _: b"correct horse").public == public
+    asked: list[str | Path] = ["keys", "passphrase", key, "--passphrase", "--new-passphrase"]
+    code, shown = at_terminal(asked, ["correct horse", "battery", "battery"], tmp_path)
+    assert (code, "correct" in shown) == (0, False), shown
+    assert signer.load(key, "alice", lambda _: b"battery").public == public
+
+
 # Several publishers
 
 
@@ -796,6 +985,26 @@ def test_a_release_is_refused_when_things_moved_on(
 
 
 @pytest.mark.mosquitto
+def test_a_release_that_is_issued_ahead_of_the_clock_is_neither_signed_nor_published(
+    live: Site, team: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + 3_600)
+    assert live.publish({"a": True}, "--prepare", "next.release").code == 0
+    for name in ("alice", "bob"):
+        monkeypatch.setattr(clock, "now", lambda: now)
+        words = ("keys", "sign", "next.release", "--key", team[name], "--yes")
+        refused = live.flagcast(*words)
+        assert (refused.code, "is issued at" in refused.err) == (1, True), refused.err
+        monkeypatch.setattr(clock, "now", lambda: now + 3_600)
+        assert live.flagcast(*words).code == 0
+    monkeypatch.setattr(clock, "now", lambda: now)
+    before = live.retained()
+    refused = live.release(Path("next.release"))
+    assert (refused.code, "default: head 1 is issued at" in refused.err) == (1, True), refused.err
+    assert live.retained() == before
+
+
 def test_a_release_is_published_where_it_was_prepared(live: Site, team: dict[str, Path]) -> None:
     assert live.publish({"a": True}, "--prepare", "one.release").code == 0
     sign(live, "one.release", team["alice"], team["bob"])

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from devices import provision
 from publishing import Flagcast, configure, features, make_project
 from serving import Serve
@@ -226,7 +232,9 @@ def test_it_signs_with_a_key_that_a_passphrase_protects(
 ) -> None:
     folder, secret, wrong = tmp_path / "locked", tmp_path / "passphrase", tmp_path / "wrong"
     secret.write_text("correct horse\n")
+    secret.chmod(0o600)
     wrong.write_text("battery staple\n")
+    wrong.chmod(0o600)
     publisher.found(folder, "test", site.broker.url, passphrase=b"correct horse")
     configure(folder, {"head_lifetime_hours": "1"})
     (tmp_path / "features.yml").write_text(features({"a": True}))
@@ -245,6 +253,26 @@ def test_it_signs_with_a_key_that_a_passphrase_protects(
     with Serve(folder, tmp_path / "serve.log", "--passphrase-file", secret) as serve:
         serve.wait_for("published")
         assert "action=refresh" in serve.lines("published")[0]
+
+
+def test_a_key_file_of_before_is_logged_with_what_to_do(site: Site, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "locked", tmp_path / "passphrase"
+    secret.write_text("correct horse\n")
+    secret.chmod(0o600)
+    publisher.found(folder, "test", site.broker.url, passphrase=b"correct horse")
+    path = folder / "keys" / "publisher.key"
+    key = load_pem_private_key(path.read_bytes(), b"correct horse")
+    weak = BestAvailableEncryption(b"correct horse")
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, weak))
+    with Serve(folder, tmp_path / "weak.log", "--passphrase-file", secret) as serve:
+        serve.wait_until(
+            lambda: f"write it anew with: flagcast keys passphrase {path}" in serve.log, "a warning"
+        )
+    path.chmod(0o640)
+    with Serve(folder, tmp_path / "group.log", "--passphrase-file", secret, "--allow-group") as serve:
+        serve.wait_until(
+            lambda: f"write it anew with: flagcast keys passphrase {path}" in serve.log, "a warning"
+        )
 
 
 def test_at_a_terminal_it_asks_once_and_begins_when_the_passphrase_is_right(

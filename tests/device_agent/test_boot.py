@@ -1,5 +1,7 @@
 """What an agent starts from: the anchor that it is provisioned with, and what its disk gives back."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +83,29 @@ def test_a_namespace_that_is_not_followed_any_more_is_not_answered_from(
     booted.store.close()
     assert booted.evaluator.namespaces() == ()
     assert Namespace("default") not in booted.trusted.holdings
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_what_a_device_starts_from_has_mode_0640_whatever_the_umask(
+    publisher: PublisherSimulator, tmp_path: Path, umask: int
+) -> None:
+    (tmp_path / "anchor").write_bytes(publisher.anchor)
+    program = Path(sys.executable).with_name("flagcast-agent")
+    subprocess.run(
+        [
+            program,
+            "provision",
+            "--anchor",
+            tmp_path / "anchor",
+            "--device",
+            "a",
+            "--broker",
+            "mqtt://127.0.0.1:1",
+            "device",
+        ],
+        cwd=tmp_path,
+        check=True,
+        umask=umask,
+    )
+    for name in (config.CONFIG_NAME, config.ANCHOR_NAME):
+        assert (tmp_path / "device" / name).stat().st_mode & 0o777 == 0o640

@@ -522,7 +522,10 @@ with Client(sys.argv[1]) as client:
 @pytest.mark.parametrize("state", ["running", "killed", "ended"])
 def test_a_user_who_may_only_read_is_told_the_flags(state: str) -> None:
     folder = Path("/tmp") / f"flagcast-reader-{os.getpid()}-{state}"
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
+    # Files in it get the reader's group; the reader has no other right to them.
+    os.chown(folder, -1, NOBODY)
+    folder.chmod(0o2750)
     try:
         path = folder / "agent.sqlite"
         agent = FollowedAgent(path)

@@ -598,3 +598,46 @@ def test_full_disk(small_disk: Path, publisher: PublisherSimulator) -> None:
     assert len(reborn.sync.trusted.holdings[publisher.namespace].records) == 3000
     assert RecordId("flag", "flag-7") in reborn.sync.trusted.holdings[publisher.namespace].records
     reborn.close()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_the_database_has_mode_0640_whatever_the_umask(path: Path, umask: int) -> None:
+    script = (
+        "import os, pathlib, sys; os.umask(int(sys.argv[2])); from flagcast_agent.store import Store;"
+        "store = Store(pathlib.Path(sys.argv[1])); store.persist_broker(None);"
+        "[print(name, oct(os.stat(name).st_mode & 0o777)) for name in sorted(os.listdir('.'))]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path, str(umask)],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        *("agent.db", "0o640"),
+        *("agent.db-shm", "0o640"),
+        *("agent.db-wal", "0o640"),
+        *("agent.db.lock", "0o600"),
+    ]
+
+
+def test_a_database_that_is_there_keeps_its_mode(path: Path) -> None:
+    Store(path).close()
+    path.chmod(0o600)
+    Store(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_no_lock_is_taken_through_a_link(path: Path, tmp_path: Path, read_only: bool) -> None:
+    Store(path).close()
+    elsewhere = tmp_path / "elsewhere"
+    lock = path.with_name(f"{path.name}.lock")
+    lock.unlink()
+    lock.symlink_to(elsewhere)
+    with pytest.raises(StoreError, match=r"agent\.db\.lock: a symbolic link.*remove it"):
+        Store(path, may_be_read_only=read_only)
+    assert not elsewhere.exists()
+    lock.unlink()
+    Store(path).close()

@@ -47,6 +47,7 @@ def check(name: str, file: str, old: str, test: str) -> Defence:
 
 
 CODEC = f"{SHARED}/codec.py"
+ED25519 = f"{SHARED}/ed25519.py"
 ENVELOPE = f"{SHARED}/envelope.py"
 KEYRING = f"{SHARED}/keyring.py"
 MESSAGES = f"{SHARED}/messages.py"
@@ -729,6 +730,30 @@ _ROOT = (
         ROOT,
         "if len(pair) != 2 or not isinstance(pair[0], bytes) or len(pair[0]) != PUBLIC_KEY_BYTES:",
         "attacks/test_roots.py::test_root_of_a_wrong_shape[key of 31 bytes]",
+    ),
+    check(
+        "key of a root that may not count",
+        ROOT,
+        "if reason := flaw(pair[0]):",
+        "attacks/test_roots.py::test_head_that_nobody_signed_under_a_key_that_is_anybodys",
+    ),
+    check(
+        "key that anybody can sign for",
+        ED25519,
+        "if y % PRIME in _SMALL_ORDER_Y:",
+        "attacks/test_roots.py::test_root_with_a_key_that_may_not_count[small order]",
+    ),
+    check(
+        "key with a second encoding",
+        ED25519,
+        "if y >= PRIME:",
+        "attacks/test_roots.py::test_root_with_a_key_that_may_not_count[not canonical]",
+    ),
+    check(
+        "key that is no point",
+        ED25519,
+        "if not _has_x(y):",
+        "attacks/test_roots.py::test_root_with_a_key_that_may_not_count[no point]",
     ),
     check(
         "roles that are no map",

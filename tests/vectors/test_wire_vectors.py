@@ -76,6 +76,15 @@ def test_keys() -> None:
         assert key_id(public).hex() == row["id"]
 
 
+@pytest.mark.parametrize("row", rows("not_keys"), ids=lambda row: row["name"])
+def test_keys_that_may_not_count(row: dict[str, str]) -> None:
+    assert bytes.fromhex(row["public"]) in bytes.fromhex(row["root"])
+    with pytest.raises(Refused) as refused:
+        decode_root(bytes.fromhex(row["root"]), Environment(DOCUMENT["life"]["environment"]))
+    assert refused.value.attack == row["attack"]
+    assert row["public"] in str(refused.value)
+
+
 def test_values_have_one_spelling() -> None:
     for row in rows("values"):
         data = bytes.fromhex(row["bytes"])

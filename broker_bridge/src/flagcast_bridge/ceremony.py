@@ -87,6 +87,9 @@ CEREMONY_MAX_BYTES: Final = 64 * 1024 * 1024
 MESSAGES_MAX: Final = 16 * PARTS_MAX
 """Messages of one release: more than fit into the file."""
 
+CLOCK_AHEAD_MAX_SECONDS: Final = 300
+"""How far two machines' clocks may differ in a ceremony: five minutes, as in Kerberos (RFC 4120, 8.2)."""
+
 _MAGIC: Final = "flagcast ceremony"
 _FORMAT: Final = 1
 _WORD_MAX_BYTES: Final = 32
@@ -289,6 +292,23 @@ def sealed(ceremony: Ceremony) -> dict[Address, bytes]:
         )
         for place, draft in enumerate(ceremony.drafts)
     }
+
+
+def require_issued(ceremony: Ceremony, now: int, when: Callable[[int], str]) -> None:
+    """Refuse what is issued later than `now` (Unix seconds), which devices would take for a lower bound of the time.
+
+    Raises:
+        CeremonyRefused: a root or a head of it is; says what to do.
+    """
+    times = [(f"root {ceremony.successor.number}", ceremony.successor.issued)] if ceremony.successor else []
+    times += [(f"{head.namespace}: head {head.sequence}", head.issued) for head in ceremony.heads]
+    for name, issued in times:
+        if issued > now + CLOCK_AHEAD_MAX_SECONDS:
+            raise CeremonyRefused(
+                f"{name} is issued at {when(issued)}, and this machine's clock is at {when(now)}; devices take that for a lower "
+                "bound of the time. Set this clock if it is behind; if it is right, the machine that made this is ahead: set "
+                "that one, and make this anew"
+            )
 
 
 def encode_ceremony(ceremony: Ceremony) -> bytes:

@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -90,7 +90,7 @@ def _init(arguments: argparse.Namespace) -> int:
         arguments.environment,
         arguments.broker,
         arguments.prefix,
-        passphrase=passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase),
+        passphrase=_new_passphrase(arguments),
     )
     echo(f"made a project for environment {made.environment!r} in {made.folder}")
     echo(f"  {made.folder / project.CONFIG_NAME}    what is published where; every key is explained in it")
@@ -111,7 +111,7 @@ def _publish(arguments: argparse.Namespace) -> int:
     from . import publisher, validate
     from .findings import as_lines
 
-    settings = project.load(arguments.project)
+    settings = _settings(arguments)
     if arguments.release is not None:
         return _release(settings, arguments)
     provenance = _provenance(arguments)
@@ -208,7 +208,7 @@ def _keys(arguments: argparse.Namespace) -> int:
 def _keys_list(arguments: argparse.Namespace) -> int:
     from . import keys
 
-    settings = project.load(arguments.project)
+    settings = _settings(arguments)
     if arguments.format == "json":
         echo_json(keys.as_json(settings))
     else:
@@ -219,7 +219,7 @@ def _keys_list(arguments: argparse.Namespace) -> int:
 def _keys_make(arguments: argparse.Namespace) -> int:
     from . import keys
 
-    new = passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase)
+    new = _new_passphrase(arguments)
     keys.make(arguments.file, arguments.name, new, echo)
     return DONE
 
@@ -230,7 +230,7 @@ def _keys_rotate(arguments: argparse.Namespace) -> int:
     from . import keys
 
     keys.rotate(
-        project.load(arguments.project),
+        _settings(arguments),
         Role(arguments.role),
         add=arguments.add,
         remove=arguments.remove,
@@ -238,7 +238,7 @@ def _keys_rotate(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         key_files=arguments.key,
         unlock=_unlock(arguments),
-        protect=lambda: passphrase.for_new_key(arguments.passphrase_file, asks=arguments.passphrase),
+        protect=lambda: _new_passphrase(arguments),
         say=echo,
     )
     return DONE
@@ -248,7 +248,7 @@ def _keys_revoke(arguments: argparse.Namespace) -> int:
     from . import keys
 
     keys.revoke(
-        project.load(arguments.project),
+        _settings(arguments),
         arguments.name,
         out=arguments.out,
         key_files=arguments.key,
@@ -267,6 +267,28 @@ def _keys_sign(arguments: argparse.Namespace) -> int:
         unlock=_unlock(arguments),
         agrees=lambda question: arguments.yes or _agrees(question),
         say=echo,
+        allow_group=arguments.allow_group,
+    )
+    return DONE
+
+
+def _keys_passphrase(arguments: argparse.Namespace) -> int:
+    from . import keys
+
+    def protect() -> bytes:
+        new = passphrase.for_new_key(
+            arguments.new_passphrase_file, asks=arguments.new_passphrase, allow_group=arguments.allow_group
+        )
+        assert new is not None  # one of both options was given
+        return new
+
+    has_new = arguments.new_passphrase or arguments.new_passphrase_file is not None
+    keys.change_passphrase(
+        arguments.file,
+        unlock=_passphrase_source(arguments),
+        protect=protect if has_new else None,
+        allow_group=arguments.allow_group,
+        say=echo,
     )
     return DONE
 
@@ -274,7 +296,7 @@ def _keys_sign(arguments: argparse.Namespace) -> int:
 def _keys_apply(arguments: argparse.Namespace) -> int:
     from . import keys
 
-    keys.apply(project.load(arguments.project), arguments.file, echo)
+    keys.apply(_settings(arguments), arguments.file, echo)
     return DONE
 
 
@@ -283,8 +305,37 @@ def _agrees(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
+def _settings(arguments: argparse.Namespace) -> Project:
+    return replace(project.load(arguments.project), allow_group=arguments.allow_group)
+
+
+def _new_passphrase(arguments: argparse.Namespace) -> bytes | None:
+    return passphrase.for_new_key(
+        arguments.passphrase_file, asks=arguments.passphrase, allow_group=arguments.allow_group
+    )
+
+
+def _passphrase_source(arguments: argparse.Namespace) -> passphrase.Unlock:
+    return passphrase.source(
+        arguments.passphrase_file, asks=arguments.passphrase, allow_group=arguments.allow_group
+    )
+
+
 def _unlock(arguments: argparse.Namespace) -> passphrase.Unlock:
-    return passphrase.source(arguments.passphrase_file, asks=arguments.passphrase)
+    # Whoever gives a passphrase is told once that its file protects it badly.
+    from . import signer
+
+    source = _passphrase_source(arguments)
+    warned: set[Path] = set()
+
+    def unlock(path: Path) -> bytes | None:
+        reason = "" if path in warned else signer.weakness(path, allow_group=arguments.allow_group)
+        if reason:
+            warned.add(path)
+            _note(f"warning: {signer.weak_file(path, reason)}")
+        return source(path)
+
+    return unlock
 
 
 def _patience(arguments: argparse.Namespace) -> float:
@@ -300,7 +351,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
     namespaces = frozenset(parse_namespace(name) for name in arguments.namespace)
     if (arguments.percent is not None) != (arguments.step == "set"):
         raise InvalidInput("PERCENT belongs to set: flagcast rollout set PERCENT")
-    settings = project.load(arguments.project)
+    settings = _settings(arguments)
     match arguments.step:
         case "status":
             return _rollout_status(publisher.read_rollouts(settings, namespaces), arguments.format)
@@ -324,14 +375,14 @@ def _rollback(arguments: argparse.Namespace) -> int:
         None if arguments.namespace is None else parse_namespace(arguments.namespace),
         None if arguments.to is None else Version(arguments.to),
     )
-    return _carry_out(project.load(arguments.project), order, arguments)
+    return _carry_out(_settings(arguments), order, arguments)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     from . import daemon, keychain
 
-    settings = project.load(arguments.project)
-    unlock = _unlock(arguments)
+    settings = _settings(arguments)
+    unlock = _passphrase_source(arguments)  # the daemon logs what is weak
     if arguments.passphrase:
         # While somebody is there to type it again.
         unlock = passphrase.remembered(unlock)
@@ -483,7 +534,7 @@ def _usage(arguments: argparse.Namespace) -> int:
     )
     if uncounted:
         listed = ", ".join(list(uncounted)[:_FLEET_LISTED])
-        print(
+        echo(
             f"NOT COUNTED: {sum(uncounted.values())} evaluations of {_count(len(uncounted), 'device')}, which sent more names or "
             f"batches in a day than any device should: {listed}"
         )
@@ -640,6 +691,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
         "flagcast keys list --project fleet --format json",
     )
     _add_project(shown)
+    _add_allow_group(shown)
     _add_format(shown)
     made = act(
         "make",
@@ -707,6 +759,24 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     )
     applied.add_argument("file", type=Path, metavar="FILE", help="the ceremony file")
     _add_project(applied)
+    _add_allow_group(applied)
+    changed = act(
+        "passphrase",
+        _keys_passphrase,
+        "write a key file anew, encrypted as new keys are, under its passphrase or another one",
+        "flagcast keys passphrase alice.key --passphrase --new-passphrase",
+    )
+    changed.add_argument("file", type=Path, metavar="FILE", help="the private key")
+    _add_passphrase(changed, "be asked for the passphrase that it has")
+    new = changed.add_mutually_exclusive_group()
+    new.add_argument(
+        "--new-passphrase",
+        action="store_true",
+        help="be asked for another passphrase (default: the same as before)",
+    )
+    new.add_argument(
+        "--new-passphrase-file", type=Path, metavar="FILE", help="a file that holds another passphrase alone"
+    )
 
 
 def _add_rollout(parser: argparse.ArgumentParser) -> None:
@@ -828,6 +898,15 @@ def _add_passphrase(parser: argparse.ArgumentParser, text: str) -> None:
         type=Path,
         metavar="FILE",
         help=f"a file that holds the passphrase alone (default: ${passphrase.VARIABLE})",
+    )
+    _add_allow_group(parser)
+
+
+def _add_allow_group(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-group",
+        action="store_true",
+        help="the group of a key's or a passphrase's file may read it (default: only its owner may)",
     )
 
 

@@ -14,7 +14,7 @@ from flagcast_shared.printing import logfmt_value
 from flagcast_shared.records import digest_of
 from flagcast_shared.topics import DeviceAddress
 
-from . import clock, mqtt, project, publisher
+from . import clock, keychain, mqtt, project, publisher, signer
 from .ledger import LedgerBusy
 from .passphrase import Unlock, from_environment
 from .planner import Action
@@ -82,6 +82,9 @@ class _Daemon:
                 (("environment", self._settings.environment), ("broker", self._settings.broker.url)),
             )
         )
+        for key in keychain.held(self._settings):
+            if key.weakness:
+                self._say(Say(Level.WARNING, signer.weak_file(key.path, key.weakness)))
         while True:
             try:
                 found = self._queue.get(timeout=max(0.0, self._core.next_deadline() - clock.monotonic()))

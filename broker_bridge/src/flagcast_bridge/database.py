@@ -7,6 +7,7 @@ The *guard* is a lock that vanishes with the process that took it, however that 
 PostgreSQL with the session. It says that a holder is dead; it cannot say that one is well.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -22,6 +23,8 @@ from sqlite_utils import Database as Tables
 
 from . import clock
 
+FILE_MODE: Final = 0o640
+"""Of a new database and what SQLite keeps beside it, whatever the umask: backups may read it by its group."""
 BUSY_TIMEOUT_MS: Final = 5_000
 """How long a reader (a backup, `flagcast log`) may make a commit of SQLite wait."""
 CONNECT_TIMEOUT_SECONDS: Final = 10
@@ -100,6 +103,18 @@ def connect(where: Path | str) -> Database:
     return Sqlite(where) if isinstance(where, Path) else Postgres(where)
 
 
+def _create(path: Path) -> None:
+    # SQLite gives a new file 0644 less the umask, and its log and index the mode of the file.
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    except OSError:
+        return  # it is there, or SQLite has the words for what is wrong
+    try:
+        os.fchmod(descriptor, FILE_MODE)
+    finally:
+        os.close(descriptor)
+
+
 class Sqlite:
     """A file; its clock is this machine's. The guard is a lock on a file beside it."""
 
@@ -111,6 +126,7 @@ class Sqlite:
         self.where = str(path)
         self._path = path
         self._guard: int | None = None
+        _create(path)
         with self._explained():
             self._connection = sqlite3.connect(path, isolation_level=None)
         try:
@@ -180,8 +196,12 @@ class Sqlite:
         del name
         beside = self._path.with_name(self._path.name + ".lock")
         try:
-            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise DatabaseError(
+                    f"{beside}: a symbolic link, and a lock is never taken through one; remove it"
+                ) from error
             raise DatabaseError(f"{beside}: cannot be opened: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,10 @@ The temporary file has a name of its own beside each file, so that what a killed
 """
 
 import os
+import stat
 from pathlib import Path
+
+from flagcast_shared.errors import InvalidConfiguration
 
 PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
@@ -47,6 +50,38 @@ def read(path: Path, limit: int) -> bytes | None:
     with path.open("rb") as file:
         content = file.read(limit + 1)
     return None if len(content) > limit else content
+
+
+def read_secret(path: Path, limit: int, what: str, *, allow_group: bool = False) -> bytes | None:
+    """The content of a file that its owner alone may read; with `allow_group` its group may too, and may not write.
+
+    A terminal is everybody's who may write to it, and no file. None where the content is larger than `limit` bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+        InvalidConfiguration: others may read it.
+    """
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISCHR(mode):
+            _require_private(path, mode, what, allow_group=allow_group)
+        content = file.read(limit + 1)
+    return None if len(content) > limit else content
+
+
+def _require_private(path: Path, mode: int, what: str, *, allow_group: bool) -> None:
+    if mode & stat.S_IRWXO:
+        raise InvalidConfiguration(
+            f"{path}: every user of this machine may use this {what}; run: chmod 600 {path}"
+        )
+    if mode & stat.S_IRWXG and not allow_group:
+        raise InvalidConfiguration(
+            f"{path}: its group may use this {what}; run: chmod 600 {path}, or give --allow-group where that is meant"
+        )
+    if mode & stat.S_IWGRP:
+        raise InvalidConfiguration(
+            f"{path}: its group may write this {what}, which --allow-group does not cover; run: chmod g-w {path}"
+        )
 
 
 def sync_folder(folder: Path) -> None:

@@ -64,12 +64,16 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class HeldKey:
-    """A key file of the project. `public` is None, with the reason in `problem`, where it is not known without a passphrase."""
+    """A key file of the project. `public` is None, with the reason in `problem`, where it is not known without a passphrase.
+
+    `weakness` is the reason why its passphrase is tried too fast, blank where it is not.
+    """
 
     path: Path
     public: PublicKey | None
     is_encrypted: bool = False
     problem: str = ""
+    weakness: str = ""
 
 
 def chain(settings: Project) -> Chain:
@@ -95,7 +99,10 @@ def walk(environment: Environment, roots: Iterable[bytes]) -> Chain:
 
 def held(settings: Project) -> list[HeldKey]:
     """Every key file of the project, also those that no root lists. Needs no passphrase."""
-    return [_look_at(path) for path in sorted((settings.folder / project.KEYS_NAME).glob(_KEY_FILES))]
+    return [
+        _look_at(path, allow_group=settings.allow_group)
+        for path in sorted((settings.folder / project.KEYS_NAME).glob(_KEY_FILES))
+    ]
 
 
 def publishers(settings: Project, root: Root, unlock: Unlock) -> list[Signer]:
@@ -116,7 +123,7 @@ def publishers(settings: Project, root: Root, unlock: Unlock) -> list[Signer]:
         if key.public is None and not key.is_encrypted and key.path != main:
             continue  # no key of ours
         try:
-            loaded = load(key.path, root, unlock)
+            loaded = load(key.path, root, unlock, allow_group=settings.allow_group)
         except InvalidConfiguration as error:
             if key.public is not None:
                 raise
@@ -135,11 +142,12 @@ def publishers(settings: Project, root: Root, unlock: Unlock) -> list[Signer]:
     return list(found.values())
 
 
-def load(path: Path, root: Root, unlock: Unlock) -> Signer:
+def load(path: Path, root: Root, unlock: Unlock, *, allow_group: bool = False) -> Signer:
     """The key of a file, under the name that the root gives it. Raises InvalidConfiguration."""
-    loaded = signer.load(path, path.stem, unlock)
+    loaded = signer.load(path, path.stem, unlock, allow_group=allow_group)
     beside = public_file(path)
-    if signer.is_encrypted(path) and beside.exists() and signer.load_public(beside).id != loaded.public.id:
+    is_hint = signer.is_encrypted(path, allow_group=allow_group) and beside.exists()
+    if is_hint and signer.load_public(beside).id != loaded.public.id:
         raise InvalidConfiguration(f"{path}: {beside.name} beside it is the public half of another key")
     known = root.keys.get(loaded.public.id)
     return loaded if known is None else _Named(loaded, known)
@@ -164,7 +172,7 @@ def settle(settings: Project, root: Root, say: Callable[[str], None]) -> bool:
         coming, main = next_key(settings, role), _main(settings, role)
         try:
             if coming.exists():
-                found = _look_at(coming).public
+                found = _look_at(coming, allow_group=settings.allow_group).public
                 if found is None or found.id not in root.roles[role].keys:
                     continue
                 if main.exists():
@@ -208,21 +216,23 @@ def _link(trusted: trust.Trusted) -> Link:
     )
 
 
-def _look_at(path: Path) -> HeldKey:
-    is_encrypted = False
+def _look_at(path: Path, *, allow_group: bool) -> HeldKey:
+    is_encrypted, weakness = False, ""
     try:
-        is_encrypted = signer.is_encrypted(path)
+        is_encrypted = signer.is_encrypted(path, allow_group=allow_group)
         if not is_encrypted:
-            return HeldKey(path, signer.load(path, path.stem).public)
+            return HeldKey(path, signer.load(path, path.stem, allow_group=allow_group).public)
+        weakness = signer.weakness(path, allow_group=allow_group)
         if public_file(path).exists():
-            return HeldKey(path, signer.load_public(public_file(path)), is_encrypted=True)
+            return HeldKey(path, signer.load_public(public_file(path)), is_encrypted=True, weakness=weakness)
     except InvalidConfiguration as error:
-        return HeldKey(path, None, is_encrypted, str(error))
+        return HeldKey(path, None, is_encrypted, str(error), weakness)
     return HeldKey(
         path,
         None,
         is_encrypted=True,
         problem=f"{path}: protected by a passphrase, and no {public_file(path).name}",
+        weakness=weakness,
     )
 
 

@@ -17,7 +17,7 @@ from flagcast_shared.topics import RootAddress
 from . import ceremony, clock, files, keychain, project, signer
 from .ceremony import CEREMONY_MAX_BYTES, Ceremony, CeremonyRefused, Change, Subject
 from .keychain import Chain
-from .passphrase import Unlock
+from .passphrase import Unlock, remembered
 from .project import Project
 from .signer import Signer, public_file
 
@@ -70,6 +70,8 @@ def shown(settings: Project) -> list[str]:
     held = keychain.held(settings)
     for key in held:
         locked = ", protected by a passphrase" if key.is_encrypted else ""
+        if key.weakness:
+            locked += f", by {key.weakness} alone; write it anew with: flagcast keys passphrase {key.path}"
         if key.public is None:
             lines.append(f"  {key.path.name}: {key.problem}")
             continue
@@ -118,6 +120,7 @@ def as_json(settings: Project) -> Mapping[str, object]:
                 "roles": [] if key.public is None else _roles(root, key.public.id),
                 "is_encrypted": key.is_encrypted,
                 "problem": key.problem or None,
+                "weakness": key.weakness or None,
             }
             for key in keychain.held(settings)
         ],
@@ -178,14 +181,47 @@ def revoke(
     _advance(settings, chain, changes, out=out, key_files=key_files, unlock=unlock, say=say)
 
 
-def sign(path: Path, key_file: Path, *, unlock: Unlock, agrees: Callable[[str], bool], say: Say) -> None:
+def change_passphrase(
+    path: Path, *, unlock: Unlock, protect: Callable[[], bytes] | None, allow_group: bool, say: Say
+) -> None:
+    """Write a key file anew, encrypted as new keys are, under what `protect` gives or else its present passphrase.
+
+    The file has its old content or its new one at any instant. Raises InvalidInput.
+    """
+    unlock = remembered(unlock)
+    key = signer.load(path, path.stem, unlock, allow_group=allow_group)
+    if protect is not None:
+        new: bytes | None = protect()
+    else:
+        new = unlock(path) if signer.is_encrypted(path, allow_group=allow_group) else None
+    if new is None:
+        raise InvalidConfiguration(
+            f"{path}: has no passphrase yet; give --new-passphrase to be asked for one, or --new-passphrase-file"
+        )
+    key.save_again(path, new)
+    say(f"{path} is written anew; key {key.public.id.hex()} is the same")
+    say(
+        "  copies of the old file still open as they did: replace them, and destroy the ones that you cannot replace"
+    )
+
+
+def sign(
+    path: Path,
+    key_file: Path,
+    *,
+    unlock: Unlock,
+    agrees: Callable[[str], bool],
+    say: Say,
+    allow_group: bool = False,
+) -> None:
     """Add a key's signatures to a ceremony file, once a person has seen what is signed. Needs no project and no network.
 
     Raises:
         InvalidInput, CeremonyRefused, NotAgreed
     """
     opened = read(path)
-    key = signer.load(key_file, key_file.stem, unlock)
+    ceremony.require_issued(opened, clock.now(), clock.as_text)
+    key = signer.load(key_file, key_file.stem, unlock, allow_group=allow_group)
     known = ceremony.voters(opened).get(key.public.id, key.public)
     to_sign = ceremony.messages_to_sign(opened, key.public)
     try:
@@ -213,6 +249,7 @@ def apply(settings: Project, path: Path, say: Say) -> None:
         raise CeremonyRefused(
             f"{path}: for environment {opened.environment!r}, and this project is {settings.environment!r}"
         )
+    ceremony.require_issued(opened, clock.now(), clock.as_text)
     chain, new = keychain.chain(settings), opened.successor
     if new.number <= chain.root.number:
         if chain.links[new.number - 1].root != new:
@@ -276,14 +313,14 @@ def _replacement(settings: Project, chain: Chain, role: Role, protect: Callable[
         except OSError as error:
             raise InvalidConfiguration(f"{path}: the key cannot be written: {error.strerror}") from error
         made.save(path, passphrase)
-    return Change(role, (_public_of(path),), frozenset(going))
+    return Change(role, (_public_of(path, allow_group=settings.allow_group),), frozenset(going))
 
 
-def _public_of(path: Path) -> PublicKey:
+def _public_of(path: Path, *, allow_group: bool) -> PublicKey:
     beside = signer.load_public(public_file(path)) if public_file(path).exists() else None
-    if beside is not None and signer.is_encrypted(path):
+    if beside is not None and signer.is_encrypted(path, allow_group=allow_group):
         return beside
-    found = signer.load(path, path.stem).public
+    found = signer.load(path, path.stem, allow_group=allow_group).public
     return beside if beside is not None and beside.id == found.id else found
 
 
@@ -325,7 +362,10 @@ def _at_hand(
     paths = [
         key.path for key in keychain.held(settings) if key.public is not None and key.public.id in have_say
     ]
-    return [keychain.load(path, chain.root, unlock) for path in dict.fromkeys([*paths, *key_files])]
+    return [
+        keychain.load(path, chain.root, unlock, allow_group=settings.allow_group)
+        for path in dict.fromkeys([*paths, *key_files])
+    ]
 
 
 def _take_in(settings: Project, chain: Chain, made: Ceremony, say: Say) -> None:

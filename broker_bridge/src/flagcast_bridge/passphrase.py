@@ -29,12 +29,12 @@ def from_environment(path: Path) -> bytes | None:
     return source()(path)
 
 
-def source(file: Path | None = None, *, asks: bool = False) -> Unlock:
-    """A person where `asks`, else the file, else the file that the environment names."""
+def source(file: Path | None = None, *, asks: bool = False, allow_group: bool = False) -> Unlock:
+    """A person where `asks`, else the file, else the file that the environment names; with `allow_group` also its group's."""
     if asks:
         return lambda path: _ask(f"passphrase of {path}: ")
     named = _named(file)
-    return lambda _: None if named is None else _read(named)
+    return lambda _: None if named is None else _read(named, allow_group=allow_group)
 
 
 def remembered(unlock: Unlock) -> Unlock:
@@ -42,11 +42,11 @@ def remembered(unlock: Unlock) -> Unlock:
     return cache(unlock)
 
 
-def for_new_key(file: Path | None = None, *, asks: bool = False) -> bytes | None:
+def for_new_key(file: Path | None = None, *, asks: bool = False, allow_group: bool = False) -> bytes | None:
     """The passphrase that new keys get; None where none is wanted. A person is asked twice. Raises InvalidConfiguration."""
     if not asks:
         named = _named(file)
-        return None if named is None else _read(named)
+        return None if named is None else _read(named, allow_group=allow_group)
     first = _ask("passphrase of the new key: ")
     if _ask("the same again: ") != first:
         raise InvalidConfiguration("the two passphrases differ; nothing was done")
@@ -58,9 +58,9 @@ def _named(file: Path | None) -> Path | None:
     return file or (Path(from_variable) if from_variable else None)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, allow_group: bool) -> bytes:
     try:
-        content = files.read(path, PASSPHRASE_MAX_BYTES + 2)
+        content = files.read_secret(path, PASSPHRASE_MAX_BYTES + 2, "passphrase", allow_group=allow_group)
     except OSError as error:
         raise InvalidConfiguration(f"{path}: the passphrase cannot be read: {error.strerror}") from error
     return _checked((content or b"").rstrip(b"\r\n") if content is not None else None, str(path))

@@ -145,7 +145,10 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """Everything a publisher is told; all paths are absolute, spans are seconds, sizes bytes."""
+    """Everything a publisher is told; all paths are absolute, spans are seconds, sizes bytes.
+
+    `allow_group` is for this run alone: the group of a key file may read it.
+    """
 
     folder: Path
     topics: Topics
@@ -157,6 +160,7 @@ class Project:
     deltas_total: int
     grace: int
     ledger_url: str = ""
+    allow_group: bool = False
 
     @property
     def environment(self) -> Environment:

@@ -365,6 +365,7 @@ def release(
         )
     messages = ceremony.sealed(signed)
     with _run(settings, patience, say) as run:
+        ceremony.require_issued(signed, run.now, clock.as_text)
         if signed.in_force_data != run.root_data:
             raise CeremonyRefused(
                 f"it was signed under root {signed.in_force.number}, and root {run.seen.root.number} is in force; {_PREPARE_ANEW}"

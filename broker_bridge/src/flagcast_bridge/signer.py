@@ -14,7 +14,6 @@ from typing import Final, Protocol
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from flagcast_shared.ed25519 import flaw
 from flagcast_shared.envelope import seal, to_sign
 from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
 from flagcast_shared.limits import KEY_MAX_BYTES
@@ -30,7 +30,7 @@ from flagcast_shared.messages import Place
 from flagcast_shared.root import PublicKey
 from flagcast_shared.topics import Kind
 
-from . import files
+from . import files, pkcs8
 from .passphrase import VARIABLE, Unlock, from_environment
 
 KEY_FILE_MAX_BYTES: Final = 16_384
@@ -38,8 +38,6 @@ KEY_FILE_MAX_BYTES: Final = 16_384
 PUBLIC_SUFFIX: Final = ".pub"
 """What the name of a key's file gets for that of its public half."""
 
-_WORLD: Final = stat.S_IRWXO
-_ENCRYPTED: Final = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"  # RFC 7468, 11
 _PEM: Final = b"-----BEGIN "
 _NAME: Final = b"name: "
 
@@ -83,9 +81,31 @@ class FileSigner:
         Raises:
             InvalidConfiguration: the file exists or cannot be written.
         """
-        protection = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
-        pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
-        _write_new(path, pem, files.PRIVATE_MODE)
+        _write_new(path, self._encoded(passphrase), files.PRIVATE_MODE)
+
+    def save_again(self, path: Path, passphrase: bytes) -> None:
+        """Put the key, under this passphrase, in the place of the file that it was read from; a link stays one.
+
+        Raises:
+            InvalidConfiguration: the file cannot be written.
+        """
+        try:
+            place = path.resolve()
+            found = place.stat()
+            if found.st_uid != os.geteuid():
+                raise InvalidConfiguration(
+                    f"{path}: belongs to another user, who could not read the new file; run this as that user"
+                )
+            mode = files.PRIVATE_MODE | found.st_mode & stat.S_IRGRP
+            files.replace(place, self._encoded(passphrase), mode)
+        except OSError as error:
+            raise InvalidConfiguration(f"{path}: the key cannot be written: {error.strerror}") from error
+
+    def _encoded(self, passphrase: bytes | None) -> bytes:
+        if passphrase is None:
+            return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        der = self._key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        return pkcs8.encrypt(der, passphrase)
 
 
 def create(name: str) -> FileSigner:
@@ -93,15 +113,18 @@ def create(name: str) -> FileSigner:
     return FileSigner(Ed25519PrivateKey.generate(), name)
 
 
-def load(path: Path, name: str, unlock: Unlock = from_environment) -> FileSigner:
+def load(
+    path: Path, name: str, unlock: Unlock = from_environment, *, allow_group: bool = False
+) -> FileSigner:
     """The key of a file. `unlock` is asked for the passphrase of one that is encrypted.
 
     Raises:
-        InvalidConfiguration: no such file, not an Ed25519 key, readable by everybody, or the passphrase is missing or wrong.
+        InvalidConfiguration: no such file, not an Ed25519 key, readable by others than its owner (and its group, with
+            `allow_group`), or the passphrase is missing or wrong.
     """
-    pem = _read_private(path)
+    pem = _read_private(path, allow_group=allow_group)
     passphrase = None
-    if _ENCRYPTED in pem:
+    if pkcs8.is_encrypted(pem):
         passphrase = unlock(path)
         if passphrase is None:
             raise InvalidConfiguration(
@@ -121,9 +144,20 @@ def load(path: Path, name: str, unlock: Unlock = from_environment) -> FileSigner
     return FileSigner(key, name)
 
 
-def is_encrypted(path: Path) -> bool:
+def is_encrypted(path: Path, *, allow_group: bool = False) -> bool:
     """Whether a key file takes a passphrase. Raises InvalidConfiguration."""
-    return _ENCRYPTED in _read_private(path)
+    return pkcs8.is_encrypted(_read_private(path, allow_group=allow_group))
+
+
+def weakness(path: Path, *, allow_group: bool = False) -> str:
+    """The reason why passphrases of a key file are tried too fast; blank where it has none. Raises InvalidConfiguration."""
+    pem = _read_private(path, allow_group=allow_group)
+    return pkcs8.weakness(pem) if pkcs8.is_encrypted(pem) else ""
+
+
+def weak_file(path: Path, reason: str) -> str:
+    """The line about a key file with a weakness, and the command that writes it anew."""
+    return f"{path}: its passphrase is protected by {reason} alone; write it anew with: flagcast keys passphrase {path}"
 
 
 def public_file(path: Path) -> Path:
@@ -145,7 +179,11 @@ def save_public(key: PublicKey, path: Path) -> None:
 
 
 def load_public(path: Path) -> PublicKey:
-    """The public key of a file; one without a name gets that of the file. Raises InvalidConfiguration."""
+    """The public key of a file; one without a name gets that of the file.
+
+    Raises:
+        InvalidConfiguration: no such file, not an Ed25519 key, or one that devices refuse.
+    """
     try:
         content = files.read(path, KEY_FILE_MAX_BYTES)
     except OSError as error:
@@ -169,7 +207,10 @@ def load_public(path: Path) -> PublicKey:
         name = parse_name(named[0] if named else path.name.removesuffix(PUBLIC_SUFFIX))
     except InvalidIdentifier as error:
         raise InvalidConfiguration(f"{path}: {error}") from error
-    return PublicKey(key.public_bytes(Encoding.Raw, PublicFormat.Raw), name)
+    raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    if reason := flaw(raw):
+        raise InvalidConfiguration(f"{path}: no key that may sign: {reason}; devices would refuse its root")
+    return PublicKey(raw, name)
 
 
 def parse_name(text: str) -> str:
@@ -209,17 +250,11 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
         raise InvalidConfiguration(f"{path}: the key cannot be written: {error.strerror}") from error
 
 
-def _read_private(path: Path) -> bytes:
+def _read_private(path: Path, *, allow_group: bool) -> bytes:
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            pem = file.read(KEY_FILE_MAX_BYTES + 1)
+        pem = files.read_secret(path, KEY_FILE_MAX_BYTES, "signing key", allow_group=allow_group)
     except OSError as error:
         raise InvalidConfiguration(f"{path}: the signing key cannot be read: {error.strerror}") from error
-    if mode & _WORLD:
-        raise InvalidConfiguration(
-            f"{path}: every user of this machine may use this signing key; run: chmod 600 {path}"
-        )
-    if len(pem) > KEY_FILE_MAX_BYTES:
+    if pem is None:
         raise InvalidConfiguration(f"{path}: larger than {KEY_FILE_MAX_BYTES} bytes; not a signing key")
     return pem

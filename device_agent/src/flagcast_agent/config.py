@@ -30,6 +30,8 @@ CONFIG_NAME: Final = "agent.toml"
 ANCHOR_NAME: Final = "root.cbor"
 STORE_NAME: Final = "agent.sqlite"
 SOCKET_NAME: Final = "agent.sock"
+FILE_MODE: Final = 0o640
+"""Of what is written here: the agent may run as another user of the group than the one that provisions."""
 
 _Parsed = TypeVar("_Parsed")
 
@@ -213,8 +215,9 @@ def read_anchor(path: Path) -> bytes:
 
 def _write_new(path: Path, content: bytes) -> None:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, FILE_MODE)  # whatever the umask
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

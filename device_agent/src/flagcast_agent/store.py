@@ -5,6 +5,7 @@ with the standard library alone; sqlite-utils is loaded when there is something 
 touches the database: `Store` for the agent that owns it, `Reader` for everybody else on the device.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -37,6 +38,8 @@ BUSY_TIMEOUT_MS: Final = 5_000
 """How long a reader of the database (a backup, an application in process) may make a commit wait."""
 READER_TIMEOUT_MS: Final = 50
 """How long a reader waits for somebody who has locked the whole file; it has an answer without, and asks again."""
+DATABASE_MODE: Final = 0o640
+"""Of a new database and what SQLite keeps beside it, whatever the umask: applications in process read it by its group."""
 NAMESPACES_MAX: Final = 1_000
 """Namespaces that one agent follows: each is a subscription."""
 
@@ -612,8 +615,10 @@ def _lock(path: Path) -> int:
     # third one lock a new file of the same name.
     lock_path = path.with_name(f"{path.name}.lock")
     try:
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StoreUnwritable(_LINK.format(path=lock_path)) from error
         raise StoreUnwritable(
             f"{path}: {error.strerror}; check that the folder exists and is writable for the agent's user"
         ) from error
@@ -625,8 +630,21 @@ def _lock(path: Path) -> int:
     return lock
 
 
+def _create(path: Path) -> None:
+    # SQLite gives a new file 0644 less the umask, and its log and index the mode of the file.
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, DATABASE_MODE)
+    except OSError:
+        return  # it is there, or SQLite has the words for what is wrong
+    try:
+        os.fchmod(descriptor, DATABASE_MODE)
+    finally:
+        os.close(descriptor)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     _require_header(path)
+    _create(path)
     try:
         # Transactions are opened explicitly; the thread that persists is not the one that opened.
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -651,8 +669,10 @@ def _require_header(path: Path) -> None:
 def _lock_to_read(path: Path) -> int | None:
     # A read-only disk may still hold the lock file; without one, nobody can be writing there either.
     try:
-        lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StoreUnreadable(_LINK.format(path=f"{path}.lock")) from error
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -822,6 +842,7 @@ def _trust_row(name: str, value: int | bytes) -> dict[str, object]:
     return {"name": name, "value": value, "seal": _seal(name, value)}
 
 
+_LINK: Final = "{path}: a symbolic link, and a lock is never taken through one; remove it"
 _NOT_WHAT_WAS_WRITTEN: Final = (
     "{path}: not the database that was written ({why}); start with --recover to set it aside"
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .codec import Fields, Value, array, encode, text
+from .ed25519 import flaw
 from .errors import Malformed
 from .ids import Digest, Environment, Epoch, KeyId, Namespace
 from .limits import KEY_MAX_BYTES, NUMBER_MAX, ROOT_KEYS_MAX
@@ -99,7 +100,7 @@ def decode_root(payload: bytes, environment: Environment) -> Root:
     """A root from its payload.
 
     Raises:
-        Malformed: or one of its leaves; also for a threshold that its keys can never meet.
+        Malformed: or one of its leaves; also for a threshold that its keys can never meet, and a key that may not count.
         Replayed: made for another environment.
     """
     fields = open_payload(payload, root_place(environment))
@@ -108,6 +109,8 @@ def decode_root(payload: bytes, environment: Environment) -> Root:
         pair = array(item, "root, key", high=2)
         if len(pair) != 2 or not isinstance(pair[0], bytes) or len(pair[0]) != PUBLIC_KEY_BYTES:
             raise Malformed("root, key: not [32 bytes, name]")
+        if reason := flaw(pair[0]):
+            raise Malformed(f"root, key {pair[0].hex()}: {reason}")
         key = PublicKey(pair[0], text(pair[1], "root, key name", KEY_MAX_BYTES))
         if key.id in keys:
             raise Malformed(f"root: key {key.id.hex()} stands twice")
