@@ -108,7 +108,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     from . import publisher, validate
-    from .findings import as_text
+    from .findings import as_text, unlisted_as_text
 
     settings = project.load(arguments.project)
     if arguments.release is not None:
@@ -118,6 +118,8 @@ def _publish(arguments: argparse.Namespace) -> int:
     compilation = validate.load(arguments.path)
     for each in compilation.findings:
         print(as_text(each), file=sys.stderr)
+    if any(compilation.unlisted):
+        print(unlisted_as_text(compilation.unlisted), file=sys.stderr)
     if compilation.has_errors:
         print(f"flagcast: error: {arguments.path} has errors; nothing was published", file=sys.stderr)
         return FAILED
