@@ -506,6 +506,9 @@ def test_a_reader_creates_nothing_writes_nothing_and_lets_the_log_be_folded_in(
 OTHER_USER = """
 import os, sys, time
 from flagcast_agent.client import Client
+# The interpreter may stand in a folder that the other user cannot read; what it imports late is imported before.
+with Client(sys.argv[1]) as client:
+    client.boolean("a", False)
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
 os.chdir("/")
 with Client(sys.argv[1]) as client:
