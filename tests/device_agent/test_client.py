@@ -708,6 +708,7 @@ def test_a_log_that_has_lost_its_index_cannot_be_read(agent: FollowedAgent, path
 def test_a_profile_is_written_once(path: Path) -> None:
     agent = FollowedAgent(path)
     before = agent.shell.store._connection.total_changes
-    agent.shell.store.persist_profile(Reader(path).look({}).profile)  # type: ignore[union-attr,arg-type]  # it is there
+    with closing(Reader(path)) as reader:
+        agent.shell.store.persist_profile(reader.look({}).profile)  # type: ignore[union-attr,arg-type]  # it is there
     assert agent.shell.store._connection.total_changes == before
     agent.close()
