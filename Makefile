@@ -7,10 +7,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Those that measure. The others run tests or comparisons for minutes: differential, fuzz, defences.
 BENCHMARKS := evaluation local_api agent_start client storm wire cuts delta soak
+# What `make test` and `make test-pythons` run; TESTS names files or folders, and none means all.
+SUITE := -n 3 --dist worksteal -m "not (rabbitmq or aedes or ejabberd or variant)"
+TESTS ?=
 SOURCES := shared/src broker_bridge/src device_agent/src tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-brokers test-providers lint bench fuzz lock proto format clean
+.PHONY: help install demo test test-pythons test-brokers test-providers lint bench fuzz lock proto format clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -36,7 +39,12 @@ test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may) 
 	@tools/need-postgres.sh
 	@tools/need-node-modules.sh
 	@tools/need-go-application.sh
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not (rabbitmq or aedes or ejabberd or variant)"
+	$(BIN)/python -m pytest $(SUITE) $(TESTS)
+
+test-pythons: ## Run all tests, or those that TESTS names, on every Python from 3.11 on that is found
+	@tools/need-mosquitto.sh
+	@tools/need-postgres.sh
+	@tools/test-pythons.sh $(SUITE) $(TESTS)
 
 test-brokers: $(READY) ## Run every scenario on every broker (installs them when it may) and print the table
 	@tools/need-mosquitto.sh
@@ -70,5 +78,5 @@ lock: ## Resolve all versions anew into requirements.lock
 proto: $(READY) ## Generate the protobuf modules from their .proto files
 	$(BIN)/python tools/proto.py
 
-clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove the virtual environments and caches
+	rm -rf $(VENV) .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

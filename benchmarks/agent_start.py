@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
@@ -120,7 +120,7 @@ def _size_row(device: Device, flags: Path, count: int) -> Row:
     from flagcast_shared.messages import Place, decode_head
     from flagcast_shared.topics import Kind
 
-    with sqlite3.connect(device.folder / "agent.sqlite") as connection:
+    with closing(sqlite3.connect(device.folder / "agent.sqlite")) as connection:
         (data,) = connection.execute("SELECT head FROM holding").fetchone()
     place = Place(Environment("bench"), Namespace("default"), Kind.HEAD)
     head = decode_head(open_envelope(data, place).payload, place)

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 
 from flagcast_bridge import nodes as nodes_module
 from flagcast_bridge.document import Document, parse
-from flagcast_bridge.findings import CATALOGUE, Finding
+from flagcast_bridge.findings import CATALOGUE, Finding, Findings
 from flagcast_bridge.nodes import ListNode, MapNode, Node, Scalar, read_nodes
 from flagcast_bridge.sources import SourceFile
 from flagcast_bridge.validate import check
 
 
 def one(text: str, name: str = "features.yml") -> Node:
-    documents, findings = read_nodes(name, text.encode())
-    assert findings == ()
+    findings = Findings()
+    documents = read_nodes(name, text.encode(), findings)
+    assert findings.listed() == ()
     (node,) = documents
     return node
 
@@ -25,7 +26,9 @@ def one(text: str, name: str = "features.yml") -> Node:
 def found(text: str | bytes, name: str = "features.yml") -> list[tuple[str, int, int]]:
     """Code, line and column of everything that is wrong with the form of a file."""
     content = text.encode() if isinstance(text, str) else text
-    return [(each.code, each.line, each.column) for each in parse(SourceFile(name, content))[1]]
+    findings = Findings()
+    parse(SourceFile(name, content), findings)
+    return [(each.code, each.line, each.column) for each in findings.listed()]
 
 
 def plain(node: Node) -> Any:
@@ -144,8 +147,9 @@ class TestStructure:
     def test_what_cannot_be_read_is_found_where_it_stands(self, text: str, code: str) -> None:
         before = text.partition("§")[0]
         content = text.replace("§", "").encode("utf-8", "surrogateescape")
-        _, findings = read_nodes("features.yml", content)
-        assert [(each.code, each.line, each.column) for each in findings] == [
+        findings = Findings()
+        read_nodes("features.yml", content, findings)
+        assert [(each.code, each.line, each.column) for each in findings.listed()] == [
             (code, before.count("\n") + 1, len(before) - before.rfind("\n"))
         ]
 
@@ -161,9 +165,10 @@ class TestStructure:
         assert plain(one("\ufeffa: b")) == {"a": "b"}
 
     def test_a_stream_holds_several_documents(self) -> None:
-        documents, findings = read_nodes("features.yml", b"a: 1\n---\nb: 2\n...\n---\nc: 3\n")
+        findings = Findings()
+        documents = read_nodes("features.yml", b"a: 1\n---\nb: 2\n...\n---\nc: 3\n", findings)
         assert [plain(each) for each in documents] == [{"a": 1}, {"b": 2}, {"c": 3}]
-        assert findings == ()
+        assert findings.listed() == ()
 
     def test_aliases_and_merge_keys_are_followed(self) -> None:
         text = "base: &base {a: 1, b: 2}\nx: {<<: *base, b: 3}\ny: {<<: [{a: 0}, *base]}\nz: *base\n"
@@ -361,8 +366,9 @@ def test_what_came_with_a_version_is_not_expected_before(text: str, version: str
 
 
 def document(text: str) -> Document:
-    (read,), findings = parse(SourceFile("features.yml", text.encode()))
-    assert findings == ()
+    findings = Findings()
+    (read,) = parse(SourceFile("features.yml", text.encode()), findings)
+    assert findings.listed() == ()
     return read
 
 
@@ -402,8 +408,9 @@ def test_all_errors_are_reported_at_once() -> None:
 
 
 def test_a_misspelled_field_gets_a_suggestion() -> None:
-    _, findings = parse(SourceFile("features.yml", (FLAG % "enabeld: true").encode()))
-    assert [each.hint for each in findings] == ["Did you mean 'enabled'?"]
+    findings = Findings()
+    parse(SourceFile("features.yml", (FLAG % "enabeld: true").encode()), findings)
+    assert [each.hint for each in findings.listed()] == ["Did you mean 'enabled'?"]
 
 
 def test_a_key_that_yaml_versions_dispute_is_warned_about() -> None:

@@ -42,7 +42,7 @@ def test_the_path_is_said_as_it_was_given(tmp_path: Path, monkeypatch: pytest.Mo
         ("missing", "No such file"),
         ("notes.txt", "must end in .yml"),
         ("empty", "no <namespace>/features.yml"),
-        ("with\0zero.yml", "null byte"),
+        ("with\0zero.yml", "embedded null (byte|character)"),
     ],
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, path: str, said: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flagcast_bridge.findings import CATALOGUE
+from flagcast_bridge.findings import CATALOGUE, FINDING_TEXT_MAX_CHARACTERS, FINDINGS_MAX
 from flagcast_bridge.validate import load, run
 from flagcast_shared import model
 from flagcast_shared.errors import InvalidDocument
@@ -86,6 +86,7 @@ def test_json_is_one_object_with_everything(tmp_path: Path) -> None:
                 "documentation": "docs/validation.md#fc111",
             }
         ],
+        "unlisted": 0,
     }
 
 
@@ -107,6 +108,57 @@ def test_findings_are_in_the_order_of_the_files(tmp_path: Path) -> None:
     places = [(each.file, each.line, each.column) for each in found]
     assert places == sorted(places)
     assert len({each.file for each in found}) == 2
+
+
+class TestMoreFindingsThanAreListed:
+    FLAGS = "\n".join(f"- {{key: f{number}, name: F, enabeld: true}}" for number in range(1_700))
+    WARNINGS = "\n".join(f"- {{key: s{number}, name: S}}" for number in range(1_500))
+
+    def test_text_lists_a_thousand_and_ends_with_the_count_of_the_rest(self, tmp_path: Path) -> None:
+        path = tmp_path / "features.yml"
+        path.write_text(f"flags:\n{self.FLAGS}\n")
+        code, text = said(path)
+        assert code == 1
+        assert text.count(" error FC111: ") == FINDINGS_MAX == 1_000
+        assert text.splitlines()[-3:] == [
+            "700 more findings are not listed; correct these first",
+            f"{path}: 1700 errors, 0 warnings; nothing can be published",
+            "Each code is explained in docs/validation.md",
+        ]
+
+    def test_json_counts_them_all(self, tmp_path: Path) -> None:
+        path = tmp_path / "features.yml"
+        path.write_text(f"flags:\n{self.FLAGS}\n")
+        code, text = said(path, "json")
+        document = json.loads(text)
+        assert (code, document["errors"], document["warnings"], document["unlisted"]) == (1, 1_700, 0, 700)
+        assert [each["line"] for each in document["findings"]] == list(range(2, 1_002))
+
+    def test_errors_come_before_warnings_wherever_they_stand(self, tmp_path: Path) -> None:
+        path = tmp_path / "features.yml"
+        path.write_text(f"segments:\n{self.WARNINGS}\nflags:\n- {{key: f, name: F, enabeld: true}}\n")
+        code, text = said(path, "json")
+        document = json.loads(text)
+        assert (code, document["errors"], document["warnings"]) == (1, 1, 1_500)
+        assert (len(document["findings"]), document["unlisted"]) == (1_000, 501)
+        assert document["findings"][-1]["code"] == "FC111"
+
+    def test_warnings_alone_fail_only_a_strict_run(self, tmp_path: Path) -> None:
+        path = tmp_path / "features.yml"
+        path.write_text(f"segments:\n{self.WARNINGS}\n")
+        compilation = load(path)
+        assert len(compilation.findings) == 1_000
+        assert sum(compilation.unlisted) > 0
+        assert not compilation.has_errors
+        assert said(path)[0] == 0
+        assert said(path, strict=True)[0] == 1
+
+    def test_a_long_name_does_not_fill_the_list(self, tmp_path: Path) -> None:
+        path = tmp_path / "features.yml"
+        path.write_text(f"version: {'9' * 20}{'x' * 1_000_000}\nflags: []\n")
+        (found,) = load(path).findings
+        assert len(found.message) == FINDING_TEXT_MAX_CHARACTERS
+        assert found.message.endswith("…")
 
 
 class TestExamples:

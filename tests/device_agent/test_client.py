@@ -506,6 +506,9 @@ def test_a_reader_creates_nothing_writes_nothing_and_lets_the_log_be_folded_in(
 OTHER_USER = """
 import os, sys, time
 from flagcast_agent.client import Client
+# The interpreter may stand in a folder that the other user cannot read; what it imports late is imported before.
+with Client(sys.argv[1]) as client:
+    client.boolean("a", False)
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
 os.chdir("/")
 with Client(sys.argv[1]) as client:
@@ -708,6 +711,7 @@ def test_a_log_that_has_lost_its_index_cannot_be_read(agent: FollowedAgent, path
 def test_a_profile_is_written_once(path: Path) -> None:
     agent = FollowedAgent(path)
     before = agent.shell.store._connection.total_changes
-    agent.shell.store.persist_profile(Reader(path).look({}).profile)  # type: ignore[union-attr,arg-type]  # it is there
+    with closing(Reader(path)) as reader:
+        agent.shell.store.persist_profile(reader.look({}).profile)  # type: ignore[union-attr,arg-type]  # it is there
     assert agent.shell.store._connection.total_changes == before
     agent.close()

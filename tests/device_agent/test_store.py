@@ -23,6 +23,8 @@ from flagcast_agent.store import (
     SCHEMA_VERSION,
     Profile,
     Reader,
+    Saved,
+    Seen,
     Store,
     StoreCorrupt,
     StoreError,
@@ -63,6 +65,16 @@ def agent(path: Path, publisher: PublisherSimulator) -> Iterator[AgentShell]:
     assert shell.evaluator.knowledge(publisher.namespace).version == 1
     yield shell
     shell.close()
+
+
+def looked_at(path: Path) -> Seen | None:
+    with closing(Reader(path)) as reader:
+        return reader.look({})
+
+
+def loaded(path: Path) -> Saved:
+    with closing(Store(path)) as store:
+        return store.load()
 
 
 def test_a_new_database_holds_nothing(path: Path) -> None:
@@ -356,7 +368,7 @@ def test_kill_at_any_instant_loses_nothing_that_was_admitted(path: Path) -> None
 def test_file_that_is_no_database(path: Path) -> None:
     path.write_bytes(b"this was a photograph" * 400)
     with pytest.raises(StoreCorrupt, match="--recover"):
-        Store(path).load()
+        loaded(path)
 
 
 def test_database_without_its_tables(path: Path) -> None:
@@ -410,12 +422,12 @@ def test_content_that_was_changed_is_not_read_by_others(agent: AgentShell, chang
     device = Device(DeviceId("device-1"))
     agent.store.persist_profile(Profile(agent.publisher.environment, device, (agent.publisher.namespace,)))
     agent.close()
-    assert Reader(agent.path).look({}) is not None
+    assert looked_at(agent.path) is not None
     with closing(sqlite3.connect(agent.path)) as connection:
         assert connection.execute(change).rowcount == 1
         connection.commit()
     with pytest.raises(StoreCorrupt, match="a row was changed"):
-        Reader(agent.path).look({})
+        looked_at(agent.path)
 
 
 def test_any_byte_of_the_file_may_change(agent: AgentShell, publisher: PublisherSimulator) -> None:
@@ -456,7 +468,7 @@ def test_truncated_file(agent: AgentShell, publisher: PublisherSimulator) -> Non
         with pytest.raises(StoreCorrupt):
             AgentShell(agent.path, publisher)
         with pytest.raises(StoreCorrupt):
-            Reader(agent.path).look({})
+            looked_at(agent.path)
 
 
 def test_file_of_no_bytes_is_new_unless_its_log_is_not(
@@ -484,7 +496,7 @@ def test_database_of_a_later_release(agent: AgentShell) -> None:
     with pytest.raises(StoreTooNew, match="later release"):
         Store(agent.path)
     with pytest.raises(StoreTooNew, match="later release"):
-        Reader(agent.path).look({})
+        looked_at(agent.path)
     assert agent.path.read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """What time it is at least, and that every protocol judges age and staleness by it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def test_it_is_on_disk_with_what_led_to_it(tmp_path: Path) -> None:
     changes = agent.store._connection.total_changes
     agent.store.persist_floor(in_this_boot)
     assert agent.store._connection.total_changes == changes, "what is there is not written again"
-    seen = Reader(agent.path).look({})
+    with closing(Reader(agent.path)) as reader:
+        seen = reader.look({})
     assert seen is not None
     assert seen.floor == in_this_boot
     agent.close()

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -123,7 +123,7 @@ def test_a_damaged_database_never_gives_a_wrong_answer_and_recovers_from_the_bro
                 assert "--recover" in done.stderr, f"at {at}, seed {seed}:\n{done.stderr}"
                 done = device.run("run", "--once", "--recover")
                 assert done.returncode == 0, f"at {at}, seed {seed}:\n{done.stderr}"
-            with sqlite3.connect(path) as connection:
+            with closing(sqlite3.connect(path)) as connection:
                 assert connection.execute("SELECT version FROM holding").fetchall() == [(2,)]
         assert refused  # the header at least
         device.start()
@@ -149,7 +149,7 @@ def test_a_log_that_was_cut_off_gives_a_whole_version_and_the_broker_gives_the_r
             log.write_bytes(whole[: int(len(whole) * share)])
             done = device.run("run", "--once")
             assert done.returncode == 0, done.stderr
-            with sqlite3.connect(device.folder / "agent.sqlite") as connection:
+            with closing(sqlite3.connect(device.folder / "agent.sqlite")) as connection:
                 assert connection.execute("SELECT version FROM holding").fetchall() == [(3,)]
                 assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 

@@ -95,6 +95,16 @@ def test_false_has_six_spellings(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["0x" + "f" * 1_000_000 + "z", "0x1." + "f" * 1_000_000, "1" * 1_000_000 + "z"],
+    ids=["digits", "fraction", "decimal"],
+)
+def test_a_text_that_is_almost_a_number_is_read_once(text: str) -> None:
+    # With two readings of its digits this takes hours, and an application may ask an agent with any text.
+    assert parse_float(text) is None
+
+
+@pytest.mark.parametrize(
     "text", ["", " true", "true ", "tRUE", "TrUe", "yes", "no", "on", "2", "01", "-1", "ｔ"]
 )
 def test_anything_else_is_no_boolean(text: str) -> None:

@@ -51,6 +51,19 @@ class Authority:
         return paths
 
 
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 def _certificate(
     name: str,
     public: ec.EllipticCurvePublicKey,
@@ -75,7 +88,10 @@ def _certificate(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
         )
     )
-    if issuer is not None:
+    if issuer is None:
+        # Python 3.13 demands it of an authority (RFC 5280, 4.2.1.3).
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
+    else:
         try:
             alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
         except ValueError:

@@ -1,13 +1,14 @@
 """The repository as its house tests see it: where it is, what it distributes, which files belong to it."""
 
 import fnmatch
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = ROOT / ".venv" / "bin"
+BIN = Path(sys.prefix) / "bin"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     from . import publisher, validate
-    from .findings import as_lines
+    from .findings import as_lines, unlisted_as_text
 
     settings = _settings(arguments)
     if arguments.release is not None:
@@ -119,6 +119,8 @@ def _publish(arguments: argparse.Namespace) -> int:
     compilation = validate.load(arguments.path)
     for each in compilation.findings:
         echo_error(*as_lines(each))
+    if any(compilation.unlisted):
+        echo_error(unlisted_as_text(compilation.unlisted))
     if compilation.has_errors:
         echo_error(f"flagcast: error: {arguments.path} has errors; nothing was published")
         return FAILED

@@ -4,13 +4,13 @@ All errors are collected. If there is one, nothing is compiled: a namespace with
 silently take that flag away from a fleet.
 """
 
-import difflib
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -24,7 +24,7 @@ from flagcast_shared.literals import format_float, parse_float, parse_instant
 from flagcast_shared.records import Extent, encode_record
 
 from .document import Constraint, Document, Flag, Rule, Segment, SegmentRollout, Text, Variant
-from .findings import Finding, Position, finding, in_order
+from .findings import ALL_LISTED, Counts, Finding, Findings, Position, finding
 from .nodes import ListNode, MapNode, Node, Scalar
 
 CONSTRAINT_TYPES: Final[Mapping[str, model.ConstraintType]] = MappingProxyType(
@@ -41,10 +41,15 @@ CONSTRAINT_TYPES: Final[Mapping[str, model.ConstraintType]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """What a flags file or folder compiles to. With an error among the findings, `namespaces` is empty."""
+    """What a flags file or folder compiles to. With an error among the findings, `namespaces` is empty.
+
+    `findings` are the first FINDINGS_MAX, in order, errors before warnings where not all are listed; `unlisted`
+    counts the others.
+    """
 
     namespaces: Mapping[Namespace, tuple[model.Entry, ...]]
     findings: tuple[Finding, ...]
+    unlisted: Counts = ALL_LISTED
 
     @property
     def has_errors(self) -> bool:
@@ -52,9 +57,8 @@ class Compilation:
         return any(each.severity == "error" for each in self.findings)
 
 
-def compile_documents(documents: Sequence[Document], findings: Iterable[Finding] = ()) -> Compilation:
-    """The entries of every namespace, by kind, then key; `findings` are what parsing the documents found."""
-    found = list(findings)
+def compile_documents(documents: Sequence[Document], found: Findings) -> Compilation:
+    """The entries of every namespace, by kind, then key; `found` has what parsing found, and gets the rest."""
     namespaces: dict[Namespace, tuple[model.Entry, ...]] = {}
     first: dict[str, Document] = {}
     for document in documents:
@@ -63,22 +67,20 @@ def compile_documents(documents: Sequence[Document], findings: Iterable[Finding]
             before = first[key]
             said = f"a second document for namespace {key!r}; the first is in {before.file}, line {before.at.line}"
             hint = "Merge the two, or give one of them a namespace of its own."
-            found.append(finding("FC121", document.file, at, said, hint))
+            found.add(finding("FC121", document.file, at, said, hint))
             continue
         first[key] = document
-        compiler = _Compiler(document)
-        namespaces[Namespace(key)] = compiler.entries()
-        found.extend(compiler.findings)
-    listed = in_order(found)
+        namespaces[Namespace(key)] = _Compiler(document, found).entries()
+    listed = found.listed()
     if any(each.severity == "error" for each in listed):
         namespaces = {}
-    return Compilation(MappingProxyType(namespaces), listed)
+    return Compilation(MappingProxyType(namespaces), listed, found.unlisted())
 
 
-def compile_constraint(constraint: Constraint, file: str) -> model.Constraint | Finding:
-    """A constraint with its value parsed, or what is wrong with it."""
+def compile_constraint(constraint: Constraint, file: str, found: Findings) -> model.Constraint | Finding:
+    """A constraint with its value parsed, or the error in it; `found` finds what a word may have meant."""
     try:
-        return _compile_constraint(constraint)
+        return _compile_constraint(constraint, found)
     except _FaultError as fault:
         return finding(fault.code, file, fault.at, fault.message, fault.hint)
 
@@ -113,10 +115,12 @@ class _FaultError(Exception):
 class _Compiler:
     """Compiles one document."""
 
-    def __init__(self, document: Document) -> None:
-        self.findings: list[Finding] = []
+    def __init__(self, document: Document, found: Findings) -> None:
+        self._found = found
+        self._before = found.added
         self._document = document
-        self._segments = {segment.key.value for segment in document.segments}
+        # In order, for what is said of a name that is not among them.
+        self._segments = dict.fromkeys(sorted(segment.key.value for segment in document.segments))
 
     def entries(self) -> tuple[model.Entry, ...]:
         document = self._document
@@ -133,7 +137,7 @@ class _Compiler:
         return tuple(entry for _, entry in compiled)
 
     def _check_sizes(self, compiled: Sequence[tuple[Position, model.Flag | model.Segment]]) -> None:
-        if self.findings:
+        if self._found.added > self._before:
             return
         total = Extent()
         for at, entry in compiled:
@@ -152,7 +156,7 @@ class _Compiler:
             self._variant(variant, what) for variant in self._unique(f"{what}: variant", flag.variants)
         )
         # Rules of a boolean flag are never evaluated; Flipt refuses a bad reference in them all the same.
-        known = {str(variant.key) for variant in variants}
+        known = dict.fromkeys(sorted(str(variant.key) for variant in variants))
         rules = tuple(self._rule(rule, known, what) for rule in flag.rules)
         if flag.is_boolean:
             rollouts: list[model.Rollout] = []
@@ -184,15 +188,14 @@ class _Compiler:
             self._say(fault.code, fault.at, f"{what}: {fault.message}", fault.hint)
         return model.Variant(VariantKey(variant.key.value), "".join(writer.parts))
 
-    def _rule(self, rule: Rule, variants: set[str], what: str) -> model.Rule:
+    def _rule(self, rule: Rule, variants: Mapping[str, None], what: str) -> model.Rule:
         what = f"{what}, rule"
         segments = self._references(rule.segments, what)
         for distribution in rule.distributions:
             name, at = distribution.variant
             if name not in variants:
-                self._say(
-                    "FC124", at, f"{what}: unknown variant {name[:60]!r}", _did_you_mean(name, variants)
-                )
+                hint = _did_you_mean(name, variants, self._found)
+                self._say("FC124", at, f"{what}: unknown variant {name[:60]!r}", hint)
         taking_part = [each for each in rule.distributions if positive(each.rollout.value)]
         bounds = share_bounds([each.rollout.value for each in taking_part])
         return model.Rule(
@@ -207,17 +210,16 @@ class _Compiler:
     def _references(self, segments: Sequence[Text], what: str) -> tuple[SegmentKey, ...]:
         for name, at in segments:
             if name not in self._segments:
-                self._say(
-                    "FC123", at, f"{what}: unknown segment {name!r}", _did_you_mean(name, self._segments)
-                )
+                hint = _did_you_mean(name, self._segments, self._found)
+                self._say("FC123", at, f"{what}: unknown segment {name!r}", hint)
         return tuple(SegmentKey(name) for name in dict.fromkeys(name for name, _ in segments))
 
     def _segment(self, segment: Segment) -> model.Segment:
         constraints = []
         for constraint in segment.constraints:
-            compiled = compile_constraint(constraint, self._document.file)
+            compiled = compile_constraint(constraint, self._document.file, self._found)
             if isinstance(compiled, Finding):
-                self.findings.append(compiled)
+                self._found.add(compiled)
             else:
                 constraints.append(compiled)
         return model.Segment(SegmentKey(segment.key.value), segment.match, tuple(constraints))
@@ -237,15 +239,18 @@ class _Compiler:
         return unique
 
     def _say(self, code: str, at: Position, message: str, hint: str = "") -> None:
-        self.findings.append(finding(code, self._document.file, at, message, hint))
+        self._found.add(finding(code, self._document.file, at, message, hint))
 
 
-def _compile_constraint(constraint: Constraint) -> model.Constraint:
+def _compile_constraint(constraint: Constraint, found: Findings) -> model.Constraint:
     kind = CONSTRAINT_TYPES.get(constraint.type.value)
     if kind is None:
         said = f"unknown constraint type {constraint.type.value[:60]!r}"
         raise _FaultError(
-            "FC131", constraint.type.at, said, _did_you_mean(constraint.type.value, CONSTRAINT_TYPES)
+            "FC131",
+            constraint.type.at,
+            said,
+            _did_you_mean(constraint.type.value, sorted(CONSTRAINT_TYPES), found),
         )
     operators = [str(operator) for type_, operator in TAKES if type_ is kind]
     word = constraint.operator.value
@@ -423,14 +428,13 @@ def _go_number(number: float) -> str:
     return format(Decimal(repr(number)), "f").removesuffix(".0")
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    listed = sorted(known)
-    near = difflib.get_close_matches(word, listed, n=1)
-    if near:
-        return f"Did you mean {near[0]!r}?"
-    if not listed:
+def _did_you_mean(word: str, known: Collection[str], found: Findings) -> str:
+    near = found.nearest(word, known)
+    if near is not None:
+        return f"Did you mean {near!r}?"
+    if not known:
         return "There are none."
-    return f"There are {', '.join(listed[:8])}{' and more' if len(listed) > 8 else ''}."
+    return f"There are {', '.join(islice(known, 8))}{' and more' if len(known) > 8 else ''}."
 
 
 _HTML: Final = re.compile("[<>&\u2028\u2029]")

@@ -4,7 +4,6 @@ What Flipt's schema refuses is an error here. References, constraint values and 
 into account are the compiler's. After an error the rest is still read: one run shows all of them.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 from flagcast_shared.limits import KEY_MAX_BYTES
 from flagcast_shared.model import Join, Match
 
-from .findings import Finding, Position, finding
+from .findings import Finding, Findings, Position, finding
 from .nodes import ListNode, MapNode, Node, Scalar, SourceFile, read_nodes
 
 DEFAULT_NAMESPACE: Final = "default"
@@ -140,22 +139,16 @@ class Document:
     segments: tuple[Segment, ...]
 
 
-def parse(source: SourceFile) -> tuple[tuple[Document, ...], tuple[Finding, ...]]:
-    """The documents of a file, as far as they can be read, and everything found wrong with their form."""
-    nodes, findings = read_nodes(source.path, source.content)
-    if not nodes and not findings:
+def parse(source: SourceFile, found: Findings) -> tuple[Document, ...]:
+    """The documents of a file, as far as they can be read; everything wrong with their form goes to `found`."""
+    before = found.added
+    nodes = read_nodes(source.path, source.content, found)
+    if not nodes and found.added == before:
         said = "the file holds no document"
         hint = "Write `namespace: default`, `flags: []` and `segments: []`, or remove the file."
-        return (), (finding("FC107", source.path, Position(1, 1), said, hint),)
-    documents: list[Document] = []
-    found = list(findings)
-    for node in nodes:
-        reader = _Reader(source)
-        document = reader.document(node)
-        found.extend(reader.findings)
-        if document is not None:
-            documents.append(document)
-    return tuple(documents), tuple(found)
+        found.add(finding("FC107", source.path, Position(1, 1), said, hint))
+    documents = (_Reader(source, found).document(node) for node in nodes)
+    return tuple(document for document in documents if document is not None)
 
 
 def disputed(file: str, node: Scalar, what: str) -> Finding:
@@ -221,8 +214,8 @@ _T = TypeVar("_T")
 class _Reader:
     """Reads one document and collects what is wrong with it. What cannot be read is None or left out."""
 
-    def __init__(self, source: SourceFile) -> None:
-        self.findings: list[Finding] = []
+    def __init__(self, source: SourceFile, found: Findings) -> None:
+        self._found = found
         self._source = source
         self._version = VERSIONS[-1]
 
@@ -487,7 +480,7 @@ class _Reader:
         return Constraint(node.at, kind, name, operator, value)
 
     def _say(self, code: str, at: Position, message: str, hint: str = "") -> None:
-        self.findings.append(finding(code, self._source.path, at, message, hint))
+        self._found.add(finding(code, self._source.path, at, message, hint))
 
     def _newer(self, version: str, at: Position, what: str) -> None:
         """What Flipt's schema takes in every version, and older Flipts do not understand."""
@@ -508,8 +501,8 @@ class _Reader:
         for key, value in node.entries:
             name = key.value
             if not isinstance(name, str) or name not in known:
-                near = difflib.get_close_matches(key.text, known, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"It may have {', '.join(known)}."
+                near = self._found.nearest(key.text, known)
+                hint = f"Did you mean {near!r}?" if near else f"It may have {', '.join(known)}."
                 self._say("FC111", key.at, f"{what}: unknown field {key.text[:60]!r}", hint)
             elif version_is_known and known[name] > self._version:
                 said = f"{what}: field {name!r} is of format {known[name]}, the document of {self._version}"
@@ -589,7 +582,7 @@ class _Reader:
 
     def _dispute(self, node: Node, what: str) -> None:
         if isinstance(node, Scalar) and node.is_disputed:
-            self.findings.append(disputed(self._source.path, node, what))
+            self._found.add(disputed(self._source.path, node, what))
 
     def _name(self, node: Node, what: str) -> Text | None:
         """Text of at least one character on one line: Flipt's schema matches it against `^.+$`."""
@@ -607,12 +600,13 @@ class _Reader:
         key = self._text(node, what)
         if key is None:
             return None
-        if not _KEY.fullmatch(key.value):
+        # The characters of more than a key may have are not worth looking at one by one.
+        if len(key.value) <= KEY_MAX_BYTES and not _KEY.fullmatch(key.value):
             said = f"{what} {key.value[:60]!r} is outside its alphabet"
             self._say("FC116", key.at, said, "Use one or more of letters, digits, '-', '_' and ','.")
             return None
         if len(key.value) > KEY_MAX_BYTES:
-            said = f"{what} {key.value[:20]!r}...: {len(key.value)} bytes"
+            said = f"{what} {key.value[:20]!r}...: {len(key.value.encode())} bytes"
             self._say(
                 "FC116", key.at, said, f"At most {KEY_MAX_BYTES}; keys stand in logs, reports and metrics."
             )
@@ -636,8 +630,8 @@ class _Reader:
         if word is None:
             return None
         if word.value not in words:
-            near = difflib.get_close_matches(word.value.upper(), words, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Write {' or '.join(words)}."
+            near = self._found.nearest(word.value.upper(), words)
+            hint = f"Did you mean {near}?" if near else f"Write {' or '.join(words)}."
             self._say("FC117", word.at, f"{what}: {word.value[:60]!r} is not known", hint)
             return None
         return words[word.value]

@@ -5,7 +5,8 @@ probably does not do what its author thinks, or Flipt's own engines disagree abo
 Every code has an entry in `docs/validation.md`.
 """
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
@@ -16,6 +17,18 @@ Severity = Literal["error", "warning"]
 
 DOCUMENTATION: Final = "docs/validation.md"
 """The page that explains every code, each under a heading of its own."""
+
+FINDINGS_MAX: Final = 1_000
+"""Findings that are listed, errors before warnings: more than a person reads, and a bound on memory."""
+
+FINDING_TEXT_MAX_CHARACTERS: Final = 500
+"""One message or hint: a name of the longest kind and a sentence; a scalar of the file can have megabytes."""
+
+SUGGESTION_MAX_CHARACTERS: Final = 256
+"""A word that is compared with known ones: a key has no more (KEY_MAX_BYTES); beyond it nothing is a slip of the pen."""
+
+SUGGESTIONS_MAX_PAIRS: Final = 10_000_000
+"""Pairs of characters compared for suggestions in one run: some seconds, or one word among 10,000 for 50 findings."""
 
 _TITLES: Final = {
     # the bytes
@@ -110,16 +123,82 @@ class Position(NamedTuple):
 def finding(code: str, file: str, at: Position, message: str, hint: str = "") -> Finding:
     """A finding with the severity that its code implies; the code must stand in the catalogue."""
     assert code in CATALOGUE, code
-    return Finding(code, "error" if code < "FC2" else "warning", file, at.line, at.column, message, hint)
+    severity: Severity = "error" if code < "FC2" else "warning"
+    return Finding(code, severity, file, at.line, at.column, _shortened(message), _shortened(hint))
 
 
-def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """By file, then as a person reads it; the same thing is said once."""
-    return tuple(
-        sorted(
-            dict.fromkeys(findings),
-            key=lambda each: (each.file, each.line, each.column, each.code, each.message),
-        )
+class Counts(NamedTuple):
+    """Numbers of errors and warnings."""
+
+    errors: int
+    warnings: int
+
+
+ALL_LISTED: Final = Counts(0, 0)
+"""Counts of the unlisted where every finding is listed."""
+
+
+class Findings:
+    """Collector of findings: keeps the first FINDINGS_MAX, errors before warnings, and counts the rest.
+
+    A finding that repeats a kept one is dropped; one that repeats a counted one is counted again. `added` counts
+    every call.
+    """
+
+    def __init__(self) -> None:
+        self.added = 0
+        self._kept: dict[Finding, None] = {}
+        self._unlisted = ALL_LISTED
+        self._pairs_left = SUGGESTIONS_MAX_PAIRS
+
+    def add(self, each: Finding) -> None:
+        """Keeps or counts a finding."""
+        self.added += 1
+        self._kept[each] = None
+        # Sorting at twice the limit instead of at each finding keeps the cost linear.
+        if len(self._kept) >= 2 * FINDINGS_MAX:
+            self._cut()
+
+    def listed(self) -> tuple[Finding, ...]:
+        """Kept findings, by file and place."""
+        self._cut()
+        return tuple(sorted(self._kept, key=_place))
+
+    def unlisted(self) -> Counts:
+        """Findings beyond those listed."""
+        self._cut()
+        return self._unlisted
+
+    def nearest(self, word: str, known: Collection[str]) -> str | None:
+        """The known word that is most like this one; None if none is, or if comparing would take too long."""
+        if len(word) > SUGGESTION_MAX_CHARACTERS or self._pairs_left <= 0:
+            return None
+        self._pairs_left -= len(word) * sum(map(len, known))
+        if self._pairs_left < 0:
+            return None
+        near = difflib.get_close_matches(word, known, n=1)
+        return near[0] if near else None
+
+    def _cut(self) -> None:
+        if len(self._kept) <= FINDINGS_MAX:
+            return
+        ordered = sorted(self._kept, key=lambda each: (each.severity, _place(each)))
+        dropped = ordered[FINDINGS_MAX:]
+        errors = sum(each.severity == "error" for each in dropped)
+        before = self._unlisted
+        self._unlisted = Counts(before.errors + errors, before.warnings + len(dropped) - errors)
+        self._kept = dict.fromkeys(ordered[:FINDINGS_MAX])
+
+
+def _place(each: Finding) -> tuple[str, int, int, str, str]:
+    return each.file, each.line, each.column, each.code, each.message
+
+
+def _shortened(text: str) -> str:
+    return (
+        text
+        if len(text) <= FINDING_TEXT_MAX_CHARACTERS
+        else text[: FINDING_TEXT_MAX_CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
     )
 
 
@@ -132,14 +211,32 @@ def as_lines(each: Finding) -> tuple[str, ...]:
     return tuple(printable(line) for line in lines)
 
 
-def as_json(path: str, findings: Iterable[Finding]) -> str:
-    """One JSON object: `path`, the counts `errors` and `warnings`, and `findings` in the order given."""
+def count(findings: Iterable[Finding], unlisted: Counts) -> Counts:
+    """Numbers of all findings, listed or not."""
+    errors, warnings = unlisted
+    for each in findings:
+        if each.severity == "error":
+            errors += 1
+        else:
+            warnings += 1
+    return Counts(errors, warnings)
+
+
+def unlisted_as_text(unlisted: Counts) -> str:
+    """The last line of a list that was cut short; "" for one that was not."""
+    rest = sum(unlisted)
+    return f"{rest} more findings are not listed; correct these first" if rest else ""
+
+
+def as_json(path: str, findings: Iterable[Finding], unlisted: Counts) -> str:
+    """One JSON object: `path`, the counts `errors` and `warnings`, `findings` in the order given, and `unlisted`."""
     listed = list(findings)
+    counts = count(listed, unlisted)
     return json_text(
         {
             "path": path,
-            "errors": sum(each.severity == "error" for each in listed),
-            "warnings": sum(each.severity == "warning" for each in listed),
+            "errors": counts.errors,
+            "warnings": counts.warnings,
             "findings": [
                 {
                     "code": each.code,
@@ -154,6 +251,7 @@ def as_json(path: str, findings: Iterable[Finding]) -> str:
                 }
                 for each in listed
             ],
+            "unlisted": sum(unlisted),
         },
         indent=2,
         ascii_only=True,

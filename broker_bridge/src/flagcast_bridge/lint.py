@@ -4,7 +4,7 @@ Only what can be proved from the file is said; a rule is called unreachable only
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf, isnan
@@ -29,16 +29,20 @@ from .document import (
     ThresholdRollout,
     disputed,
 )
-from .findings import Finding, Position, finding
+from .findings import Findings, Position, finding
 from .nodes import ListNode, MapNode, Node, Scalar
 
+CONTRADICTIONS_MAX: Final = 100
+"""Constraints of a segment that are compared with each other; people write a handful, and pairs are a square."""
 
-def lint(documents: Sequence[Document]) -> Iterator[Finding]:
-    """Every warning about documents that compile."""
+TOGETHER_MAX: Final = 100
+"""Rules with several joined segments that a later rule is compared with; as CONTRADICTIONS_MAX."""
+
+
+def lint(documents: Sequence[Document], found: Findings) -> None:
+    """Adds every warning about documents that compile."""
     for document in documents:
-        linter = _Linter(document)
-        linter.look()
-        yield from linter.findings
+        _Linter(document, found).look()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,8 @@ class _SegmentFacts:
 class _Linter:
     """Looks at one document."""
 
-    def __init__(self, document: Document) -> None:
-        self.findings: list[Finding] = []
+    def __init__(self, document: Document, found: Findings) -> None:
+        self._found = found
         self._document = document
         self._facts: dict[str, _SegmentFacts] = {}
 
@@ -79,7 +83,7 @@ class _Linter:
         self._unused_segments()
 
     def _say(self, code: str, at: Position, message: str, hint: str = "") -> None:
-        self.findings.append(finding(code, self._document.file, at, message, hint))
+        self._found.add(finding(code, self._document.file, at, message, hint))
 
     # Segments
 
@@ -88,14 +92,14 @@ class _Linter:
         pairs: list[_Pair] = []
         never = 0
         for constraint in segment.constraints:
-            compiled = compile_constraint(constraint, self._document.file)
+            compiled = compile_constraint(constraint, self._document.file, self._found)
             # Only documents that compile are linted.
             assert isinstance(compiled, CompiledConstraint)
             pairs.append((constraint, compiled))
             never += self._constraint(constraint, compiled, what)
         if segment.match is Match.ANY:
             return _SegmentFacts(not pairs, bool(pairs) and never == len(pairs))
-        contradiction = _contradiction(pairs)
+        contradiction = _contradiction(pairs[:CONTRADICTIONS_MAX])
         if contradiction is not None and not never:
             first, second = contradiction
             said = f"{what}: no value fits both {_said(pairs[first][1])} and {_said(pairs[second][1])}"
@@ -174,7 +178,7 @@ class _Linter:
             match each:
                 case Scalar():
                     if each.is_disputed:
-                        self.findings.append(disputed(self._document.file, each, what))
+                        self._found.add(disputed(self._document.file, each, what))
                 case ListNode():
                     waiting.extend(each.items)
                 case MapNode():
@@ -319,10 +323,12 @@ class _Linter:
     ) -> bool:
         """Warns about the segments of a rule or rollout; whether it decides about anybody."""
         names = [name for name, _ in segments]
-        for place, (name, here) in enumerate(segments):
-            if name in names[:place]:
+        seen: set[str] = set()
+        for name, here in segments:
+            if name in seen:
                 said = f"{what}: segment {name!r} is named twice"
                 self._say("FC233", here, said, "Name it once.")
+            seen.add(name)
         matches = _Matches.of(set(names), join, self._facts)
         if matches is None:
             said = f"{what}: no segment is named, so that it never matches"
@@ -383,7 +389,8 @@ class _Decided:
         if matches.join is Join.OR or len(matches.segments) == 1:
             self.alone |= matches.segments
         elif matches.segments:
-            self.together.append(matches.segments)
+            if len(self.together) < TOGETHER_MAX:
+                self.together.append(matches.segments)
         else:
             self.everyone = True
 

@@ -16,10 +16,16 @@ import yaml
 from flagcast_shared.errors import InvalidDocument
 from flagcast_shared.literals import parse_float
 
-from .findings import Finding, Position, finding
+from .findings import Findings, Position, finding
 
 NODES_MAX: Final = 2_000_000
 """Scalars, lists and mappings of one file, aliases expanded; 10,000 rich flags are about 600,000."""
+
+CHARACTERS_MAX: Final = 64 * 1024 * 1024
+"""Text of one file, aliases expanded: four times the largest file, so that no alias repeats a long text for hours."""
+
+DISPUTED_MAX_CHARACTERS: Final = 256
+"""Text that another reader could take for a number or a date: a key has no more (KEY_MAX_BYTES), a number far less."""
 
 DEPTH_MAX: Final = 40
 """Nesting of one file, aliases expanded; flags nest seven levels, the rest is for attachments."""
@@ -45,12 +51,16 @@ class Scalar(NamedTuple):
     @property
     def is_disputed(self) -> bool:
         """Plain text that YAML 1.1 or Go would read as a number, an instant or a boolean."""
-        return self.is_plain and isinstance(self.value, str) and _DISPUTED.fullmatch(self.text) is not None
+        return self._is_short_plain_text and _DISPUTED.fullmatch(self.text) is not None
 
     @property
     def is_date(self) -> bool:
         """Plain text that Go's YAML reads as an instant, and writes in a form of its own."""
-        return self.is_plain and isinstance(self.value, str) and _DATE.fullmatch(self.text) is not None
+        return self._is_short_plain_text and _DATE.fullmatch(self.text) is not None
+
+    @property
+    def _is_short_plain_text(self) -> bool:
+        return self.is_plain and isinstance(self.value, str) and len(self.text) <= DISPUTED_MAX_CHARACTERS
 
 
 class ListNode(NamedTuple):
@@ -79,8 +89,8 @@ def read_texts(file: str, content: bytes) -> object:
         raise InvalidDocument(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def read_nodes(file: str, content: bytes) -> tuple[tuple[Node, ...], tuple[Finding, ...]]:
-    """The documents of a file, and what is wrong with its text; a name in .json must hold strict JSON.
+def read_nodes(file: str, content: bytes, found: Findings) -> tuple[Node, ...]:
+    """The documents of a file; errors of its text go to `found`. A name in .json must hold strict JSON.
 
     After an error that leaves the rest unreadable, the documents before it are returned.
     """
@@ -90,8 +100,9 @@ def read_nodes(file: str, content: bytes) -> tuple[tuple[Node, ...], tuple[Findi
         before = content[: error.start].decode("utf-8", "replace")
         at = Position(before.count("\n") + 1, len(before) - before.rfind("\n"))
         said = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        return (), (finding("FC102", file, at, said, "Save the file as UTF-8."),)
-    composer = _Composer(file)
+        found.add(finding("FC102", file, at, said, "Save the file as UTF-8."))
+        return ()
+    composer = _Composer(file, found)
     documents: list[Node] = []
     try:
         if file.endswith(".json"):
@@ -100,20 +111,18 @@ def read_nodes(file: str, content: bytes) -> tuple[tuple[Node, ...], tuple[Findi
             text = text.replace("\t", " ")
         documents.extend(composer.documents(text))
     except _StopError as stop:
-        composer.findings.append(finding(stop.code, file, stop.at, stop.message, stop.hint))
+        found.add(finding(stop.code, file, stop.at, stop.message, stop.hint))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Position(mark.line + 1, mark.column + 1) if mark else Position(1, 1)
         said = ", ".join(each for each in (error.context, error.problem) if each)
-        composer.findings.append(finding("FC103", file, at, f"not valid YAML: {said}", _SYNTAX_HINT))
+        found.add(finding("FC103", file, at, f"not valid YAML: {said}", _SYNTAX_HINT))
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         at = Position(before.count("\n") + 1, len(before) - before.rfind("\n"))
         said = f"not valid YAML: {error.reason}"
-        composer.findings.append(
-            finding("FC103", file, at, said, "Remove the character, or escape it in quotes.")
-        )
-    return tuple(documents), tuple(composer.findings)
+        found.add(finding("FC103", file, at, said, "Remove the character, or escape it in quotes."))
+    return tuple(documents)
 
 
 _SYNTAX_HINT: Final = (
@@ -136,7 +145,8 @@ _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt ].*)?")
 _DISPUTED: Final = re.compile(
     r"(?i:yes|no|on|off)"
     r"|[-+]?(?:0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|0[0-9]+"
-    r"|[0-9][0-9_]*_[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?)"
+    # The digits before the first `_` have one reading only, so that a mismatch is found in one pass.
+    r"|[0-9]+_[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?)"
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt ].*)?"
 )
 
@@ -158,14 +168,16 @@ class _Open:
     anchor: str | None
     children: list[Node]
     nodes: int = 1
+    characters: int = 0
     height: int = 1
 
 
 class _Composer:
-    def __init__(self, file: str) -> None:
-        self.findings: list[Finding] = []
+    def __init__(self, file: str, found: Findings) -> None:
+        self._found = found
         self._file = file
         self._nodes = 0
+        self._characters = 0
 
     def documents(self, text: str) -> Iterator[Node]:
         """One tree per document of the stream.
@@ -174,7 +186,7 @@ class _Composer:
             _StopError, yaml.MarkedYAMLError, yaml.reader.ReaderError: the rest cannot be read.
         """
         stack: list[_Open] = []
-        anchors: dict[str, tuple[Node, int, int]] = {}
+        anchors: dict[str, tuple[Node, int, int, int]] = {}
         for event in yaml.parse(text, Loader=_LOADER):
             mark = event.start_mark
             assert mark is not None  # the parser marks every event; only events made by hand have none
@@ -182,44 +194,50 @@ class _Composer:
             node: Node
             if isinstance(event, yaml.ScalarEvent):
                 node, anchor, nodes, height = self._scalar(event, at), event.anchor, 1, 0
-                self._count(1, len(stack), at)
+                characters = len(node.text)
+                self._count(1, characters, len(stack), at)
             elif isinstance(event, yaml.CollectionStartEvent):
                 is_map = isinstance(event, yaml.MappingStartEvent)
                 self._check_tag(event.tag, "map" if is_map else "seq", at)
                 stack.append(_Open(at, is_map, event.anchor, []))
-                self._count(1, len(stack), at)
+                self._count(1, 0, len(stack), at)
                 continue
             elif isinstance(event, yaml.CollectionEndEvent):
                 done = stack.pop()
                 node = self._map(done) if done.is_map else ListNode(done.at, tuple(done.children))
                 anchor, nodes, height = done.anchor, done.nodes, done.height
+                characters = done.characters
             elif isinstance(event, yaml.AliasEvent):
                 if event.anchor not in anchors:
                     said = f"alias *{event.anchor} stands before the end of its anchor, or has none"
                     raise _StopError("FC106", at, said, f"Write &{event.anchor} at what it should repeat.")
-                node, nodes, height = anchors[event.anchor]
+                node, nodes, characters, height = anchors[event.anchor]
                 anchor = None
-                self._count(nodes, len(stack) + height, at)
+                self._count(nodes, characters, len(stack) + height, at)
             else:
                 # The anchors of one document are not those of the next (YAML 1.2, 9.1).
                 anchors = {}
                 continue
             if anchor is not None:
-                anchors[anchor] = node, nodes, height
+                anchors[anchor] = node, nodes, characters, height
             if stack:
                 parent = stack[-1]
                 parent.children.append(node)
                 parent.nodes += nodes
+                parent.characters += characters
                 parent.height = max(parent.height, height + 1)
             else:
                 yield node
 
-    def _count(self, nodes: int, depth: int, at: Position) -> None:
+    def _count(self, nodes: int, characters: int, depth: int, at: Position) -> None:
         self._nodes += nodes
+        self._characters += characters
         if depth > DEPTH_MAX:
             raise _StopError("FC104", at, f"nested deeper than {DEPTH_MAX} levels", "Flatten the attachment.")
-        if self._nodes > NODES_MAX:
+        if self._nodes > NODES_MAX or self._characters > CHARACTERS_MAX:
             said = f"more than {NODES_MAX} values, aliases expanded"
+            if self._nodes <= NODES_MAX:
+                said = f"more than {CHARACTERS_MAX} characters, aliases expanded"
             raise _StopError(
                 "FC104", at, said, "Repeat less by aliases, or split the flags into more namespaces."
             )
@@ -257,7 +275,7 @@ class _Composer:
             if identity in seen:
                 first = seen[identity]
                 said = f"key {key.text!r} stands twice in one mapping, first in line {first.line}"
-                self.findings.append(
+                self._found.add(
                     finding("FC105", self._file, key.at, said, "Remove one; Flipt refuses the file.")
                 )
                 continue

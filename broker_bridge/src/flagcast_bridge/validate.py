@@ -7,8 +7,17 @@ from typing import Literal, TextIO
 from flagcast_shared.errors import InvalidDocument
 
 from .compiler import Compilation, compile_documents
-from .document import Document, parse
-from .findings import DOCUMENTATION, Finding, Position, as_json, as_lines, finding, in_order
+from .document import parse
+from .findings import (
+    DOCUMENTATION,
+    Findings,
+    Position,
+    as_json,
+    as_lines,
+    count,
+    finding,
+    unlisted_as_text,
+)
 from .lint import lint
 from .output import echo
 from .sources import SourceFile, read_path
@@ -25,17 +34,14 @@ def load(path: Path) -> Compilation:
 
 def check(sources: Iterable[SourceFile]) -> Compilation:
     """Parses, compiles and, where nothing is wrong, lints. Any bytes give a Compilation."""
-    documents: list[Document] = []
-    found: list[Finding] = []
-    for source in sources:
-        parsed, findings = parse(source)
-        documents.extend(parsed)
-        found.extend(findings)
+    found = Findings()
+    documents = [document for source in sources for document in parse(source, found)]
     compilation = compile_documents(documents, found)
     if compilation.has_errors:
         # Advice about flags of which a part could not be read would be wrong as often as right.
         return compilation
-    return Compilation(compilation.namespaces, in_order((*compilation.findings, *lint(documents))))
+    lint(documents, found)
+    return Compilation(compilation.namespaces, found.listed(), found.unlisted())
 
 
 def run(
@@ -49,7 +55,7 @@ def run(
         hint = "Name a flags file (.yml, .yaml, .json) or a folder of them."
         compilation = Compilation({}, (finding("FC101", str(path), Position(1, 1), said, hint),))
     if output_format == "json":
-        echo(*as_json(str(path), compilation.findings).split("\n"), out=out)
+        echo(*as_json(str(path), compilation.findings, compilation.unlisted).split("\n"), out=out)
     else:
         _write_text(path, compilation, out)
     return 1 if compilation.has_errors or (strict and compilation.findings) else 0
@@ -58,8 +64,9 @@ def run(
 def _write_text(path: Path, compilation: Compilation, out: TextIO) -> None:
     for each in compilation.findings:
         echo(*as_lines(each), out=out)
-    errors = sum(each.severity == "error" for each in compilation.findings)
-    warnings = len(compilation.findings) - errors
+    if any(compilation.unlisted):
+        echo(unlisted_as_text(compilation.unlisted), out=out)
+    errors, warnings = count(compilation.findings, compilation.unlisted)
     counts = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
     if compilation.has_errors:
         echo(f"{path}: {counts}; nothing can be published", out=out)

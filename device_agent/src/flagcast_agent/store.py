@@ -194,20 +194,24 @@ class Store:
 
     def _open_for_reading(self) -> None:
         lock = _lock_to_read(self._path)
+        connection: sqlite3.Connection | None = None
         try:
             if self._path.exists():
-                self._connection, _ = _open_to_read(self._path)
-                _schema(self._path, self._connection)
+                connection, _ = _open_to_read(self._path)
+                _schema(self._path, connection)
+                self._connection = connection
             else:
-                self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                self._connection = connection
                 self._migrate(0)
-                self._connection.execute("PRAGMA query_only = ON")
-        except (sqlite3.Error, OSError, ValueError) as error:
+                connection.execute("PRAGMA query_only = ON")
+        except (sqlite3.Error, OSError, ValueError, StoreError) as error:
+            if connection is not None:
+                connection.close()
             _close_lock(lock)
+            if isinstance(error, StoreError):
+                raise
             raise _explain_reading(self._path, error) from error
-        except StoreError:
-            _close_lock(lock)
-            raise
         self._lock = lock
 
     def load(self) -> Saved:
@@ -648,8 +652,12 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         # Transactions are opened explicitly; the thread that persists is not the one that opened.
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise _explain(path, error) from error
+    try:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     except sqlite3.Error as error:
+        connection.close()
         raise _explain(path, error) from error
     return connection
 

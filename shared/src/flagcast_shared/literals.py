@@ -104,7 +104,8 @@ _WHITE_SPACE: Final = (
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _HEX_DIGITS = r"[0-9a-fA-F]+(?:_[0-9a-fA-F]+)*"
 _HEXADECIMAL: Final = re.compile(
-    rf"[+-]?0[xX](?:_?{_HEX_DIGITS}\.?(?:{_HEX_DIGITS})?|\.{_HEX_DIGITS})[pP][+-]?{_DIGITS}"
+    # Digits follow other digits only after a point: with one reading of each text, a mismatch is found in one pass.
+    rf"[+-]?0[xX](?:_?{_HEX_DIGITS}(?:\.(?:{_HEX_DIGITS})?)?|\.{_HEX_DIGITS})[pP][+-]?{_DIGITS}"
 ).fullmatch
 
 _WORDS: Final = {
