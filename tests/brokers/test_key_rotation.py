@@ -1,5 +1,6 @@
 """The operations guide's walk through keys, followed to the letter with real agents, of which one is away meanwhile."""
 
+import json
 import os
 import re
 import subprocess
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.mosquitto, pytest.mark.timeout(300)]
 
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 SECTION = PAGE[PAGE.index("\n## Rotating and revoking keys\n") :].partition("\n### The ceremony file\n")[0]
-LIST, ROTATE, MAKE, ADD, REVOKE, RELEASE = re.findall(
+LIST, ROTATE, MAKE, ADD, REVOKE, RELEASE, PASSPHRASE = re.findall(
     r"^```sh\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL
 )
 GOOD, BETTER, EVIL = {"a": True}, {"a": True, "b": True}, {"a": False}
@@ -140,6 +141,9 @@ def test_the_walk_through_of_the_guide_with_a_device_that_is_away(desk: Desk) ->
         for device in (one, two):
             has(device, root=4, epoch=4, version=4)
 
+        # Between the root and the heads that its key signed, a device meets the head that it holds: that is no attack.
+        for device in (one, two):
+            assert "attack=" not in device.log
         # The first key goes on signing, after its time, on the broker's retained topics.
         desk.put(forged(stolen, EVIL, number=1_000, epoch=1, now=clock.now()))
         for device in (one, two):
@@ -164,6 +168,17 @@ def test_the_walk_through_of_the_guide_with_a_device_that_is_away(desk: Desk) ->
         assert "compared with version 5:" in said
         for device in (one, two, away):
             has(device, root=5, epoch=5, version=6)
+        # There is no terminal here to ask at.
+        secret = desk.folder / "safe" / "secret"
+        secret.touch(0o600)
+        secret.write_text("correct horse")
+        desk.follow(PASSPHRASE.replace("--passphrase", "--new-passphrase-file safe/secret"))
+        assert b"ENCRYPTED" in (desk.folder / "safe" / "root.key").read_bytes()
+        # What was refused before is no longer reported.
+        seen = json.loads(desk.follow("flagcast fleet --project fleet --format json"))
+        assert len(seen["devices"]) == 3
+        assert [each["rejection"] for each in seen["devices"]] == [None] * 3
+        for device in (one, two, away):
             assert device.stop() == 0
         assert desk.chain.root.roles[Role.PUBLISHER].threshold == 2
 

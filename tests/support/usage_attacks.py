@@ -40,6 +40,8 @@ class Session:
     """Packet identifiers of PUBACK, in order."""
     others: list[int] = field(default_factory=list)
     """Types of packets that no reader of QoS 1 has a reason to send."""
+    filters: tuple[str, ...] = ()
+    """Filters of the last SUBSCRIBE."""
     sent_bytes: int = 0
     is_over: bool = False
 
@@ -124,6 +126,7 @@ class HostileBroker:
                         session.send(b"\x20\x03\x00\x00\x00" if session.is_v5 else b"\x20\x02\x00\x00")
                     case 8 | 10 if session is not None:  # SUBSCRIBE, UNSUBSCRIBE
                         if kind == _SUBSCRIBE:
+                            session.filters = tuple(_filters(kind, body, is_v5=session.is_v5))
                             self._before_suback(session)
                         session.send(_granted(kind, number, body, is_v5=session.is_v5))
                         if kind == _SUBSCRIBE:
@@ -203,16 +206,20 @@ def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
 
 def _granted(kind: int, number: int, body: bytes, *, is_v5: bool) -> bytes:
     # SUBACK or UNSUBACK: every filter is granted, at QoS 1 at most.
-    place = 3 if is_v5 else 2
-    filters = 0
-    while place < len(body):
-        place += 2 + int.from_bytes(body[place : place + 2], "big") + (kind == _SUBSCRIBE)
-        filters += 1
+    filters = sum(1 for _ in _filters(kind, body, is_v5=is_v5))
     codes = (b"\x01" if kind == _SUBSCRIBE else b"\x00") * filters
     if kind == _UNSUBSCRIBE and not is_v5:
         codes = b""
     answer = number.to_bytes(2, "big") + (b"\x00" if is_v5 else b"") + codes
     return bytes([(kind + 1) << 4]) + _length(len(answer)) + answer
+
+
+def _filters(kind: int, body: bytes, *, is_v5: bool) -> Iterator[str]:
+    place = 3 if is_v5 else 2
+    while place < len(body):
+        end = place + 2 + int.from_bytes(body[place : place + 2], "big")
+        yield body[place + 2 : end].decode()
+        place = end + (kind == _SUBSCRIBE)
 
 
 def _length(size: int) -> bytes:
