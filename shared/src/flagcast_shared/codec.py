@@ -122,6 +122,7 @@ def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
         if argument > _ARGUMENT_INLINE:
             argument, at = _long_argument(data, at, what)
         left -= 1
+        is_key = keys != _NO_MAP and left & 1
         if major <= _NEGATIVE:
             # The negative integer is -1 - argument.
             if argument > NUMBER_MAX - major:
@@ -130,29 +131,31 @@ def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
             at += argument
             if at > end:
                 raise Malformed(f"{what}: cut short")
+        elif major <= _MAP:
+            if len(containers) == DEPTH_MAX:
+                raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels")
+            if argument and not is_key:
+                containers.append((left, keys, last))
+                if major == _ARRAY:
+                    left, keys = argument, _NO_MAP
+                else:
+                    left, keys, last = 2 * argument, _ANY_KEY, b""
+                items += left
+                if items > items_max:
+                    raise TooLarge(f"{what}: more than {items_max} items")
         elif major == _TAG:
             raise NotDeterministic(f"{what}: a tag never travels")
-        elif major == _SIMPLE and not _FALSE <= argument <= _NULL:
+        elif not _FALSE <= argument <= _NULL:
             raise NotDeterministic(f"{what}: a simple value that never travels")
-        if keys != _NO_MAP and left & 1:
+        if is_key:
             if major not in (_UNSIGNED, _TEXT):
                 raise Malformed(f"{what}: a map key that is neither text nor a small non-negative integer")
             if keys not in (major, _ANY_KEY):
                 raise NotDeterministic(f"{what}: a map with both text and integer keys")
-            if data[head:at] <= last:
+            key = data[head:at]
+            if key <= last:
                 raise NotDeterministic(f"{what}: map keys that do not ascend, or one that stands twice")
-            keys, last = major, data[head:at]
-        elif major in (_ARRAY, _MAP):
-            if len(containers) == DEPTH_MAX:
-                raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels")
-            if argument:
-                containers.append((left, keys, last))
-                left, keys, last = (
-                    (argument, _NO_MAP, b"") if major == _ARRAY else (2 * argument, _ANY_KEY, b"")
-                )
-                items += left
-                if items > items_max:
-                    raise TooLarge(f"{what}: more than {items_max} items")
+            keys, last = major, key
 
 
 def deflate(data: bytes) -> bytes:
