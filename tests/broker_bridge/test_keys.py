@@ -431,7 +431,7 @@ def test_a_key_without_a_say_or_that_has_signed_is_refused(site: Site, waiting: 
 def test_a_file_that_is_no_ceremony_is_refused_in_one_line(site: Site, tmp_path: Path) -> None:
     for content, says in (
         (b"", "the file is empty"),
-        (b"not this", "not CBOR"),
+        (b"not this", "cut short"),
         (b"\xa0", "field 1: not a text"),
     ):
         (tmp_path / "x.ceremony").write_bytes(content)

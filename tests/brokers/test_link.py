@@ -328,7 +328,8 @@ def test_another_agent_that_has_this_one_s_name_is_not_fought_for_the_connection
 
 
 def test_a_device_that_may_read_no_head_is_refused(tmp_path: Path, anchor: Path) -> None:
-    not_authorized = b"\x90\x05\x00\x01\x00\x87\x87"  # MQTT 5, 3.9: both filters of the first SUBSCRIBE
+    # MQTT 5, 3.9: the next root, and the head.
+    not_authorized = b"\x90\x04\x00\x01\x00\x87" + b"\x90\x04\x00\x02\x00\x87"
     with (
         answering(not_authorized, is_late=True) as port,
         provision(tmp_path / "device", anchor, f"mqtt://127.0.0.1:{port}") as device,

@@ -191,7 +191,7 @@ def test_ten_thousand_calls_by_grpc_at_once_are_all_answered(server: RunningServ
                 grpc.insecure_channel(f"unix:{server.path}", options=[("grpc.use_local_subchannel_pool", 1)])
             )
             call = channel.unary_unary(EVALUATE)
-            futures += [call.future(request, timeout=100) for _ in range(calls)]
+            futures += [call.future(request, timeout=100, wait_for_ready=True) for _ in range(calls)]
         answers = [flipt.BooleanEvaluationResponse.FromString(future.result()) for future in futures]
     assert sum(answer.enabled for answer in answers) == connections * calls
 
