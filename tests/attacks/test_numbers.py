@@ -9,7 +9,7 @@ from publisher_simulator import DAY, HEAD_LIFE_SECONDS, NOW, PublisherSimulator,
 from releases import BETA, EVIL, OFF, ON, OTHER
 
 from flagcast_shared.context import Device
-from flagcast_shared.errors import DigestMismatch
+from flagcast_shared.errors import DigestMismatch, Equivocation
 from flagcast_shared.ids import DeviceId, Digest, EntityId, Epoch, Namespace, Sequence, Version
 from flagcast_shared.limits import NUMBER_MAX
 from flagcast_shared.messages import Candidate, Offering, encode_head
@@ -499,5 +499,25 @@ def test_content_on_disk_that_its_head_does_not_offer(
         restored, _ = restore(trusted, stored)
         assert restored.holdings[publisher.namespace].digest == digests["own"]
     else:
-        with pytest.raises(DigestMismatch):
+        with pytest.raises((DigestMismatch, Equivocation)):
             restore(trusted, stored)
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["of the content held", "of the stable content"])
+def test_two_contents_of_one_version_where_one_is_for_others(
+    agent: AgentShell, publisher: PublisherSimulator, *, is_held: bool
+) -> None:
+    # What a head offers to other devices is judged as well: what is admitted has to pass at the next boot.
+    held = publisher.release(ON)
+    agent.hear()
+    twin = replace(held.offering(), digest=Digest(bytes(32)))
+    older = publisher.contents[-2].offering()
+    later = replace(held.offering(), version=Version(3))
+    stable, candidate = (older, twin) if is_held else (later, replace(twin, version=Version(3)))
+    head = replace(publisher.make_head(stable=stable), candidate=Candidate(candidate, 0, b"salt"))
+    with refused(agent, "equivocation"):
+        agent.deliver(publisher.head_topic, publisher.head_message(head))
+    agent.close()
+    reborn = AgentShell(agent.path, publisher)
+    assert reborn.evaluator.knowledge(publisher.namespace).digest == held.digest
+    reborn.close()

@@ -12,8 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from publisher_simulator import DAY, NOW, ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey, flip_last_bit
 from releases import EVIL, OFF, ON
 
-from flagcast_agent.link import RECONNECT_MIN_SECONDS
-from flagcast_agent.sync import EARLY_HEADS_MAX_BYTES, Subscribe, Subscribed
+from flagcast_agent.sync import (
+    EARLY_HEADS_MAX,
+    EARLY_HEADS_MAX_BYTES,
+    FETCH_PATIENCE_SECONDS,
+    Subscribe,
+    Subscribed,
+)
 from flagcast_shared.envelope import seal, to_sign
 from flagcast_shared.errors import BadSignature
 from flagcast_shared.ids import Environment, Epoch, KeyId
@@ -499,14 +504,31 @@ def test_heads_that_wait_without_end(agent: AgentShell, publisher: PublisherSimu
     agent.reconnect()
     for size in (EARLY_HEADS_MAX_BYTES, EARLY_HEADS_MAX_BYTES + 1):
         agent.deliver(publisher.head_topic, bytes(size))
-        assert sum(len(each.payload) for each in agent.sync._early.values()) <= EARLY_HEADS_MAX_BYTES
+        assert sum(len(each.payload) for each in agent.sync._early) <= EARLY_HEADS_MAX_BYTES
+    for _ in range(2 * EARLY_HEADS_MAX):
+        agent.deliver(publisher.head_topic, b"")
+    assert len(agent.sync._early) == EARLY_HEADS_MAX
     # Nothing is lost: the heads are asked for again.
     agent.is_mute = False
     agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
     publisher.release(ON)
-    agent.tick(RECONNECT_MIN_SECONDS)
+    agent.tick(FETCH_PATIENCE_SECONDS)
     agent.settle()
     assert held_digest(agent) == publisher.content.digest
+
+
+def test_garbage_does_not_take_the_place_of_a_head_that_waits(
+    agent: AgentShell, publisher: PublisherSimulator
+) -> None:
+    publisher.release(ON, inline=True)
+    agent.is_mute = True
+    agent.reconnect()
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    agent.deliver(publisher.head_topic, b"garbage")
+    agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
+    assert held_digest(agent) == publisher.content.digest
+    assert agent.sync.rejections == {"malformed": 1}
+    assert not agent.sync.why_not_current()
 
 
 def test_head_held_is_no_refusal_after_its_key_was_revoked(
@@ -537,6 +559,13 @@ def test_refusal_leaves_the_report_once_something_was_admitted(
     agent.settle()
     assert agent.reports[-1].rejection is None
     assert agent.sync.rejected == 1
+    with refused(agent, "malformed"):
+        agent.deliver(publisher.root_topic(2), b"garbage")
+    publisher.sign_again()
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    rejection = agent.reports[-1].rejection
+    assert rejection is not None, "what was refused in another place is still reported"
+    assert rejection.namespace == ""
     with refused(agent, "bad_signature"):
         agent.deliver(publisher.head_topic, flip_last_bit(publisher.retained[publisher.head_topic]))
 

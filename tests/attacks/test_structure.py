@@ -186,6 +186,26 @@ def test_snapshot_of_many_records_of_empty_lists(agent: AgentShell, publisher: P
         agent.settle()
 
 
+def test_delta_of_many_records_of_empty_lists(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    # 17 KB of delta were 300 MB of variants before they were counted.
+    begin_delta(agent, publisher)
+    listed = [
+        encode(["flag", f"x{number:03}", {1: "variant", 2: True, 4: [[""]] * 30_000}])
+        for number in range(100)
+    ]
+    body = deflate(encode([[], listed]))
+    assert len(body) < 20_000
+    tracemalloc.start()
+    try:
+        with refused(agent, "too_large"):
+            deliver_delta(agent, publisher, body)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2 * sum(map(len, listed))
+    assert fetches_the_snapshot_instead(agent, publisher)
+
+
 @pytest.mark.parametrize("limit", ["RECORDS_MAX", "CONTENT_MAX_BYTES", "CONTENT_ITEMS_MAX"])
 def test_content_that_grows_by_deltas_without_end(
     agent: AgentShell, publisher: PublisherSimulator, limit: str, monkeypatch: pytest.MonkeyPatch

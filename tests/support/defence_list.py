@@ -929,17 +929,18 @@ _RECORDS = (
 )
 
 _WALLS = (
-    check(
+    Defence(
         "content that grows by deltas without end",
         TRUST,
-        "if fault := extent.over_limit():",
+        "measure(listed, namespace, held.extent)",
+        "measure(listed, namespace)",
         "attacks/test_structure.py::test_content_that_grows_by_deltas_without_end",
     ),
     Defence(
         "content of too many items in its records",
-        TRUST,
-        "        _require_room(namespace, extent)\n        if identity",
-        "        if identity",
+        RECORDS,
+        "if fault := extent.over_limit():\n            raise",
+        "if (fault := extent.over_limit()) and False:\n            raise",
         "attacks/test_structure.py::test_snapshot_of_many_records_of_empty_lists",
     ),
     Defence(
@@ -956,17 +957,24 @@ _WALLS = (
         '    except Refused:\n        pass\n    raise Equivocation(f"two different roots',
         "attacks/test_roots.py::test_second_root_of_one_number_that_the_root_keys_did_not_sign",
     ),
-    check(
+    Defence(
         "content on disk that its head does not offer",
         TRUST,
-        "if any(digest != stored.digest for digest in same) or not (same or is_newer):",
+        "    _require_one_content_each(head, (*held, stored.digest))\n",
+        "",
         "attacks/test_numbers.py::test_content_on_disk_that_its_head_does_not_offer",
     ),
     Defence(
+        "two contents of one version in a head that is not for this device",
+        TRUST,
+        "for offering in _offerings(head):\n        if known",
+        "for offering in (head.stable,):\n        if known",
+        "attacks/test_numbers.py::test_two_contents_of_one_version_where_one_is_for_others",
+    ),
+    check(
         "content on disk older than its head",
         TRUST,
-        " or not (same or is_newer):",
-        ":",
+        "if all(held < (head.epoch, offering.version) for offering in _offerings(head)):",
         "attacks/test_numbers.py::test_content_on_disk_that_its_head_does_not_offer[older than any offer]",
     ),
     check(
@@ -990,7 +998,7 @@ _WALLS = (
     check(
         "heads that wait without end",
         SYNC,
-        "if kept + len(message.payload) > EARLY_HEADS_MAX_BYTES:",
+        "if len(self._early) == EARLY_HEADS_MAX or kept + len(message.payload) > EARLY_HEADS_MAX_BYTES:",
         "attacks/test_roots.py::test_heads_that_wait_without_end",
     ),
 )
@@ -1245,7 +1253,7 @@ _TRUST_HEADS = (
     check(
         "two contents of one version",
         TRUST,
-        "if offered == (held.epoch, held.version):",
+        "if known.setdefault((head.epoch, offering.version), offering.digest) != offering.digest:",
         "attacks/test_numbers.py::test_two_contents_of_one_version",
     ),
     Defence(

@@ -48,7 +48,6 @@ from flagcast_shared.limits import (
     KEY_MAX_BYTES,
     MESSAGE_MAX_BYTES,
     PARTS_MAX,
-    RECORDS_MAX,
     ROOT_KEYS_MAX,
     ROOT_MAX_BYTES,
     ROOTS_MAX,
@@ -67,7 +66,7 @@ from flagcast_shared.messages import (
     encode_part,
 )
 from flagcast_shared.printing import printable
-from flagcast_shared.records import Record, content_digest, decode_record, split_content, split_delta
+from flagcast_shared.records import Record, content_digest, decode_record, measure, split_content, split_delta
 from flagcast_shared.root import (
     KEY_ID_BYTES,
     PublicKey,
@@ -720,8 +719,9 @@ def _content_of(name: Namespace, offering: Offering, parts: Mapping[int, bytes])
         raise Malformed(f"ceremony: {name}: not all parts of version {offering.version}")
     bodies = (parts[part] for part in sorted(parts))
     found = split_content(inflated(bodies, CONTENT_MAX_BYTES, f"{name}, version {offering.version}"))
+    measure(found, f"{name}, version {offering.version}")
     records = [decode_record(data) for data in found]
-    if len(records) > RECORDS_MAX or content_digest(each.digest for each in records) != offering.digest:
+    if content_digest(each.digest for each in records) != offering.digest:
         raise Malformed(
             f"ceremony: {name}: version {offering.version} is not the content that its head names"
         )
@@ -743,6 +743,7 @@ def _changes_of(
         return None
     base = max(bodies)
     removed, listed = split_delta(inflated([bodies[base]], CONTENT_MAX_BYTES, f"{head.namespace}, delta"))
+    measure(listed, f"{head.namespace}, delta")
     return (
         base,
         [(identity.kind, identity.key) for identity in removed],

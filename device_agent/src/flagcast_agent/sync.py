@@ -92,9 +92,10 @@ REFRESH_INTERVAL_SECONDS: Final = 600.0
 FETCH_PATIENCE_SECONDS: Final = 15.0
 """How long content may take before it is asked for otherwise, or again. Where the head itself had to be asked for, the content is
 not expected to be there either, and REFRESH_PATIENCE_SECONDS is enough."""
+EARLY_HEADS_MAX: Final = 64
+"""Heads that are kept until the broker has answered for the next root: a few of each namespace. The rest is asked for again."""
 EARLY_HEADS_MAX_BYTES: Final = 262_144
-"""Heads that are kept until the broker has answered for the next root: one of each of a dozen namespaces. What does not fit is
-asked for again."""
+"""The same in bytes: as much as the largest message."""
 FETCH_BYTES_PER_SECOND: Final = 1_000
 """The slowest link for which content is waited for without asking for it once more: GPRS on a bad day."""
 PARTS_BY_NAME_MAX: Final = 32
@@ -406,7 +407,8 @@ class Sync:
 
     `floor` says what time it is at least. `link_since` is the monotonic time when the connection was made, or when it was lost.
     `asked` counts the times that somebody wanted to be up to date, `answered` is how many of them have been by now. `rejections`
-    counts refused messages by the name of the attack. A report holds the last `refusal` until something is admitted after it.
+    counts refused messages by the name of the attack. A report holds the last `refusal` until something is admitted in
+    its place: an update of its namespace, or a root.
     """
 
     trusted: Trusted
@@ -443,7 +445,7 @@ class Sync:
     _subscribed_at: float = 0.0
     _again_at: float | None = None
     _heard: dict[Namespace, str] = field(default_factory=dict)
-    _early: dict[Namespace, Received] = field(default_factory=dict)
+    _early: list[Received] = field(default_factory=list)
     _frozen_at: int | None = None
     _quiet_at: float | None = None
     _refresh_at: float = 0.0
@@ -473,8 +475,7 @@ class Sync:
         effects = [*self._effects_of(event, now, monotonic, jitter)]
         # One at a time: what is admitted is on disk before the next one is judged.
         while self._early and self._proposed is None and not self._awaits_root():
-            early = self._early.pop(next(iter(self._early)))
-            effects += self._on_received(early, now, monotonic)
+            effects += self._on_received(self._early.pop(0), now, monotonic)
         return [*effects, *self._progress(monotonic)]
 
     def _effects_of(self, event: Event, now: int, monotonic: float, jitter: float) -> Sequence[Effect]:
@@ -802,7 +803,7 @@ class Sync:
         if self._is_walking and isinstance(address, HeadAddress):
             return []  # it is asked for again when the last root is known
         if isinstance(address, HeadAddress) and self._awaits_root():
-            return self._keep_early(address.namespace, message)
+            return self._keep_early(message)
         try:
             trusted, outcome = admit(self.trusted, address, payload, now=now)
         except Refused as error:
@@ -828,14 +829,13 @@ class Sync:
                 self._proposed = (trusted, outcome, floor)
                 return [PersistRoot(outcome, floor)]
 
-    def _keep_early(self, namespace: Namespace, message: Received) -> Sequence[Effect]:
-        # The latest one of a namespace; the broker sends the retained one first and what is newer after it.
-        self._early.pop(namespace, None)
-        kept = sum(len(other.payload) for other in self._early.values())
-        if kept + len(message.payload) > EARLY_HEADS_MAX_BYTES:
-            self._again_at = self._subscribed_at + RECONNECT_MIN_SECONDS
+    def _keep_early(self, message: Received) -> Sequence[Effect]:
+        # All of them in their order: garbage on a topic must not take the place of the head before it.
+        kept = sum(len(other.payload) for other in self._early)
+        if len(self._early) == EARLY_HEADS_MAX or kept + len(message.payload) > EARLY_HEADS_MAX_BYTES:
+            self._again_at = self._subscribed_at + FETCH_PATIENCE_SECONDS
         else:
-            self._early[namespace] = message
+            self._early.append(message)
         return []
 
     def _hear(self, address: Address, trouble: str = "") -> None:
@@ -960,7 +960,8 @@ class Sync:
             self.last_error = ""
         self._told = None
         self._rejections_told = 0
-        self._is_refusal_settled = True
+        admitted = "" if isinstance(outcome, AdmittedRoot) else outcome.namespace
+        self._is_refusal_settled |= self.refusal is not None and admitted == self._namespace_of(self.refusal)
         if isinstance(outcome, AdmittedRoot):
             return [
                 Believe(self.floor),
@@ -1118,9 +1119,7 @@ class Sync:
         }
         rejection = None
         if self.refusal is not None and not self._is_refusal_settled:
-            address = self.topics.address(self.refusal.topic)
-            namespace = getattr(address, "namespace", "")
-            rejection = Rejection(self.refusal.attack, namespace, self.refusal.at)
+            rejection = Rejection(self.refusal.attack, self._namespace_of(self.refusal), self.refusal.at)
         return Report(
             session=self.session,
             number=number,
@@ -1131,6 +1130,14 @@ class Sync:
             applied=applied,
             rejection=rejection,
         )
+
+    def _namespace_of(self, refusal: Refusal) -> str:
+        # "" for a root.
+        match self.topics.address(refusal.topic):
+            case HeadAddress(namespace) | SnapshotAddress(namespace) | DeltaAddress(namespace):
+                return namespace
+            case _:
+                return ""
 
     def _report_topic(self) -> str:
         return self.topics.of(DeviceAddress(self.trusted.device.id, "report"))

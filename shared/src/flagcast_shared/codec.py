@@ -38,6 +38,7 @@ _MAP: Final = 5
 _TAG: Final = 6
 _SIMPLE: Final = 7
 _ARGUMENT_INLINE: Final = 23
+_ARGUMENT_BYTE: Final = 24
 _ARGUMENT_LAST: Final = 27
 _INDEFINITE: Final = 31
 _SHORTEST: Final = (24, 1 << 8, 1 << 16, 1 << 32)
@@ -82,8 +83,8 @@ def decode_counted(data: bytes, what: str) -> tuple[Value, int]:
     items = scan(data, what)
     try:
         value: Value = cbor2.loads(data)
-    except Exception as error:
-        # A text that is not UTF-8: the one thing that the scanner leaves. cbor2 5 and 6 have different errors for it.
+    except (cbor2.CBORDecodeError, UnicodeDecodeError) as error:
+        # The one thing that the scanner leaves.
         raise Malformed(f"{what}: a text that is not UTF-8") from error
     return value, items
 
@@ -119,7 +120,11 @@ def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
         major = data[at] >> 5
         argument = data[at] & 0x1F
         at += 1
-        if argument > _ARGUMENT_INLINE:
+        if argument == _ARGUMENT_BYTE and at < end and major != _SIMPLE and data[at] > _ARGUMENT_INLINE:
+            # As below, without a call: numbers and lengths from 24 to 255 are most of those that are not inline.
+            argument = data[at]
+            at += 1
+        elif argument > _ARGUMENT_INLINE:
             argument, at = _long_argument(data, at, what)
         left -= 1
         is_key = keys != _NO_MAP and left & 1

@@ -71,7 +71,7 @@ class Record:
 
     @property
     def extent(self) -> "Extent":
-        """What it adds to a content."""
+        """Its share of a content's extent."""
         return Extent(1, len(self.data), self.items)
 
 
@@ -96,6 +96,21 @@ class Extent:
             if number > limit:
                 return f"{number} {what}, at most {limit}"
         return ""
+
+
+def measure(listed: Iterable[bytes], what: str, held: Extent | None = None) -> Extent:
+    """Extent of encoded records, added to `held`, before any of them is decoded.
+
+    Raises:
+        TooLarge: over a limit of a namespace; the rest is not looked at.
+        Malformed: or one of its leaves, for a record that is not the one spelling of its data.
+    """
+    extent = held or Extent()
+    for data in listed:
+        extent += Extent(1, len(data), scan(data, "record"))
+        if fault := extent.over_limit():
+            raise TooLarge(f"{what}: {fault}")
+    return extent
 
 
 def extent_of(records: Iterable[Record]) -> Extent:

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .bucketing import candidate_bucket
-from .codec import Fields, decode, inflated, scan
+from .codec import Fields, decode, inflated
 from .context import Device
 from .envelope import Envelope, open_envelope
 from .errors import (
@@ -62,6 +62,7 @@ from .records import (
     digest_of_ascending,
     exchange,
     extent_of,
+    measure,
     split_content,
     split_delta,
 )
@@ -310,11 +311,25 @@ def _require_offered(head: Head, stored: Stored) -> None:
     # A head is only ever admitted with a content that it offers, or one that is newer than an offer of it (step 6.1 of Heads
     # in docs/wire-format.md).
     held = (stored.epoch, stored.version)
-    offers = [head.stable] if head.candidate is None else [head.stable, head.candidate.offering]
-    same = [offering.digest for offering in offers if (head.epoch, offering.version) == held]
-    is_newer = any(held > (head.epoch, offering.version) for offering in offers)
-    if any(digest != stored.digest for digest in same) or not (same or is_newer):
-        raise DigestMismatch(f"{stored.namespace}: the content on disk is not one that its head offers")
+    _require_one_content_each(head, (*held, stored.digest))
+    if all(held < (head.epoch, offering.version) for offering in _offerings(head)):
+        raise DigestMismatch(
+            f"{stored.namespace}: the content on disk is older than those that its head offers"
+        )
+
+
+def _offerings(head: Head) -> tuple[Offering, ...]:
+    return (head.stable,) if head.candidate is None else (head.stable, head.candidate.offering)
+
+
+def _require_one_content_each(head: Head, held: tuple[Epoch, Version, Digest] | None) -> None:
+    # Of all contents that a head offers, to this device or to others, and the one held: no two under one version.
+    known = {held[:2]: held[2]} if held is not None else {}
+    for offering in _offerings(head):
+        if known.setdefault((head.epoch, offering.version), offering.digest) != offering.digest:
+            raise Equivocation(
+                f"{head.namespace}: two different contents have the version {offering.version}"
+            )
 
 
 def _admit_root(trusted: Trusted, number: int, data: bytes) -> tuple[Trusted, Outcome]:
@@ -394,6 +409,7 @@ def _admit_head(trusted: Trusted, namespace: Namespace, data: bytes, now: int) -
         return trusted, Nothing(f"{namespace}: head {head.sequence} is the one held")
     pending = trusted.pending.get(namespace)
     _require_newer_head(namespace, head, digest, held, pending)
+    _require_one_content_each(head, (held.epoch, held.version, held.digest) if held is not None else None)
     warning = _check_expiry(trusted, head, now)
     offering = offering_for(head, trusted.device)
     fresh = _Pending(head, data, digest, offering, warning=warning)
@@ -459,8 +475,6 @@ def _settle_without_content(namespace: Namespace, held: Holding, fresh: _Pending
         return _same_content(namespace, fresh, held, held.epoch, held.version)
     if fresh.offering.digest == held.digest:
         return _same_content(namespace, fresh, held, *offered)
-    if offered == (held.epoch, held.version):
-        raise Equivocation(f"{namespace}: two different contents have the version {held.version}")
     return None
 
 
@@ -535,19 +549,15 @@ def _from_snapshot(trusted: Trusted, namespace: Namespace, pending: _Pending) ->
     held = trusted.holdings.get(namespace)
     known = held.records if held is not None else {}
     unchanged = {digest: identity for identity, digest in known.items()}
+    extent = measure(listed, namespace)
     digests: dict[RecordId, Digest] = {}
     changed = []
-    extent = Extent()
     for data, digest in zip(listed, hashed, strict=True):
         identity = unchanged.get(digest)
         if identity is None:
             record = decode_record(data)
             identity = record.id
             changed.append(record)
-            extent += record.extent
-        else:
-            extent += Extent(1, len(data), scan(data, "record"))
-        _require_room(namespace, extent)
         if identity in digests:
             raise Malformed(f"{namespace}: {identity.kind} {identity.key} stands twice")
         digests[identity] = digest
@@ -588,11 +598,10 @@ def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: b
             raise DeltaMismatch(
                 f"{namespace}: the delta removes {identity.kind} {identity.key}, which is not held"
             )
-    changed = tuple(decode_record(data) for data in listed)
     # What the changed records replace is counted as well: a delta that has no room by that count costs a snapshot, whose
     # extent is exact.
-    extent = held.extent + extent_of(changed)
-    _require_room(namespace, extent)
+    extent = measure(listed, namespace, held.extent)
+    changed = tuple(decode_record(data) for data in listed)
     touched = {*removed, *(record.id for record in changed)}
     if len(touched) != len(removed) + len(changed):
         raise Malformed(f"{namespace}: the delta names a record twice")
@@ -611,11 +620,6 @@ def _apply_delta(namespace: Namespace, pending: _Pending, held: Holding, body: b
     digests.update((record.id, record.digest) for record in changed)
     records = (digests, ascending, extent)
     return _content_update(namespace, pending, records, changed, removed, is_complete=False)
-
-
-def _require_room(namespace: Namespace, extent: Extent) -> None:
-    if fault := extent.over_limit():
-        raise TooLarge(f"{namespace}: {fault}")
 
 
 def _content_update(
