@@ -71,9 +71,10 @@ def run(
     title: str,
     measure: Callable[[Options], Iterable[Row]],
     arguments: Sequence[str] | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
 ) -> int:
-    """Reads the options, measures, prints; returns the exit code."""
-    parser = argparse.ArgumentParser(description=title)
+    """Reads the options, measures, prints; returns the exit code. `parents` are read before, and only shown by --help."""
+    parser = argparse.ArgumentParser(description=title, parents=parents)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: at most 30 s")

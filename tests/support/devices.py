@@ -35,6 +35,7 @@ class Device:
 
     folder: Path
     patience: float = PATIENCE_SECONDS
+    program: Path = _PROGRAM
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _log_start: int = field(default=0, init=False)
 
@@ -56,7 +57,7 @@ class Device:
     def run(self, command: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """A command of the agent's on this device, to its end."""
         return subprocess.run(
-            [str(_PROGRAM), command, *arguments, "--dir", str(self.folder)],
+            [str(self.program), command, *arguments, "--dir", str(self.folder)],
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
@@ -80,7 +81,7 @@ class Device:
         self._log_start = path.stat().st_size if path.exists() else 0
         with path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*before, str(_PROGRAM), "run", "--dir", str(self.folder), *arguments], stderr=log
+                [*before, str(self.program), "run", "--dir", str(self.folder), *arguments], stderr=log
             )
 
     def wait_for(self, text: str) -> None:
@@ -173,12 +174,17 @@ class Device:
 
 
 def provision(
-    folder: Path, anchor: Path, broker_url: str, *arguments: str, device: str = "device-1"
+    folder: Path,
+    anchor: Path,
+    broker_url: str,
+    *arguments: str,
+    device: str = "device-1",
+    program: Path = _PROGRAM,
 ) -> Device:
-    """A new device, as its operator would make it."""
+    """A new device, as its operator would make it with this `flagcast-agent`."""
     done = subprocess.run(
         [
-            str(_PROGRAM), "provision", str(folder), "--anchor", str(anchor), "--device", device, "--broker", broker_url,
+            str(program), "provision", str(folder), "--anchor", str(anchor), "--device", device, "--broker", broker_url,
             *arguments,
         ],
         capture_output=True,
@@ -186,7 +192,7 @@ def provision(
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return Device(folder)
+    return Device(folder, program=program)
 
 
 async def _batch(socket: Path, flags: Sequence[str], entity: str) -> Sequence[flipt.EvaluationResponse]:
