@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 _Message = TypeVar("_Message", bound=Message)
 
-_EXACT: Final = 2.0**53
 _DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
@@ -298,9 +297,7 @@ def _plain(value: "Value") -> object:
         case "string_value":
             return value.string_value
         case "number_value":
-            number = value.number_value
-            # A Struct has doubles alone; nested in a value, 1 is to be written as it was asked.
-            return int(number) if number.is_integer() and abs(number) < _EXACT else number
+            return value.number_value
         case "bool_value":
             return value.bool_value
         case "struct_value":
