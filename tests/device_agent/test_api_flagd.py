@@ -61,7 +61,7 @@ def second(server: RunningServer) -> Iterator[FlagdClient]:
     ("method", "key", "context", "expected"),
     [
         ("ResolveBoolean", "on", {}, (True, "true", "STATIC")),
-        ("ResolveBoolean", "off", {}, (False, "false", "DISABLED")),
+        ("ResolveBoolean", "off", {}, (False, "false", "STATIC")),
         ("ResolveBoolean", "in-north", NORTH, (True, "true", "TARGETING_MATCH")),
         ("ResolveBoolean", "in-north", {}, (False, "false", "DEFAULT")),
         ("ResolveBoolean", "half", {"targetingKey": "entity-1"}, (True, "true", "SPLIT")),

@@ -246,7 +246,7 @@ def test_a_change_is_seen_and_only_what_changed_is_compiled(agent: FollowedAgent
         assert after.changed_since(before) == {"a"}
         assert after._booleans["b"] is before._booleans["b"]
         details = client.evaluate("a", True)
-        assert (details.version, details.is_stale, details.reason) == (2, False, "DISABLED")
+        assert (details.version, details.is_stale, details.reason) == (2, False, "STATIC")
         assert details.age_seconds < 60
 
 

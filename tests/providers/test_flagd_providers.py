@@ -46,7 +46,7 @@ def test_flags_answer_as_they_do_in_process(folder: Path, language: str) -> None
             ask = application.ask
             expected: list[tuple[tuple[Any, ...], object, str, str]] = [
                 (("boolean", "on", False), True, "STATIC", "true"),
-                (("boolean", "off", True), False, "DISABLED", "false"),
+                (("boolean", "off", True), False, "STATIC", "false"),
                 (("boolean", "in-north", False, NORTH), True, "TARGETING_MATCH", "true"),
                 (("boolean", "in-north", True), False, "DEFAULT", "false"),
                 (("string", "theme", "x", NORTH), "dark", "TARGETING_MATCH", "dark"),
@@ -69,6 +69,8 @@ def test_flags_answer_as_they_do_in_process(folder: Path, language: str) -> None
                 assert found["error"] is None
             found = application.ask_until_kept("boolean", "on", False)
             assert (found["value"], found["variant"], found["error"]) == (True, "true", None)
+            found = application.ask_until_kept("boolean", "off", True)
+            assert (found["value"], found["variant"], found["error"]) == (False, "false", None)
     finally:
         server.end()
 
