@@ -12,6 +12,7 @@ from raw_http1 import HttpClient
 
 from flagcast_agent.client import Client
 from flagcast_shared.model import BooleanFlag, VariantFlag
+from flagcast_shared.records import Record
 
 KEYS = [str(entry.key) for entry in FLAGS if isinstance(entry, BooleanFlag | VariantFlag)]
 CONTEXTS: list[dict[str, object]] = [{}, {"region": "north"}]
@@ -25,7 +26,7 @@ CODES = {"NOT_FOUND": "FLAG_NOT_FOUND", "INVALID_ARGUMENT": "TYPE_MISMATCH", "IN
 def client(tmp_path: Path) -> Iterator[Client]:
     path = tmp_path / "agent.sqlite"
     agent = FollowedAgent(path)
-    agent.publish(*FLAGS)
+    agent.publish(*(entry for entry in FLAGS if not isinstance(entry, Record)))
     with Client(path) as made:
         yield made
     agent.close()
