@@ -258,6 +258,48 @@ def test_one_constraint(kind: str, operator: str, value: str | None, expected: l
 
 
 @pytest.mark.parametrize(
+    ("operator", "value", "written"),
+    [
+        ("eq", '{"a": 1}', '{"a":1}'),
+        ("eq", '{"b":1,"a":{"d":1.0,"c":[]}}', '{"a":{"c":[],"d":1},"b":1}'),
+        ("neq", "[1, 2]", "[1,2]"),
+        ("prefix", '{"gr\\u00f6\\u00dfe":1}', '{"größe":1}'),
+        ("contains", '{"a":1,"a":2}', '{"a":2}'),
+        ("isoneof", '["x", "{\\"a\\": 1}"]', '{"a":1}'),
+    ],
+)
+def test_json_that_no_context_has_is_given_in_the_form_that_contexts_have(
+    operator: str, value: str, written: str
+) -> None:
+    (found,) = (
+        each for each in findings(constraints(one("STRING", operator, f"'{value}'"))) if each.code == "FC237"
+    )
+    assert found.severity == "warning"
+    assert found.hint == f"If the value is an object or list, write {written}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "value", "name"),
+    [
+        ("STRING", "eq", '{"a":1,"b":[true,null,"x y"]}', "p"),
+        ("STRING", "eq", "[1,2]", "p"),
+        ("STRING", "isoneof", '["a", "b"]', "p"),  # a list of texts, not a text that is a list
+        ("STRING", "prefix", '{"a": ', "p"),  # no JSON
+        ("STRING", "eq", '{"a": NaN}', "p"),
+        ("STRING", "eq", "{" * 20_000, "p"),
+        ("STRING", "eq", "[" * 20_000 + "]" * 20_000, "p"),
+        ("STRING", "eq", '"a"', "p"),
+        ("ENTITY_ID", "eq", '{"a": 1}', "p"),  # a text as it was given
+        ("STRING", "eq", '{"a": 1}', "device.label.site"),
+    ],
+)
+def test_other_texts_are_compared_as_they_are_written(
+    kind: str, operator: str, value: str, name: str
+) -> None:
+    assert "FC237" not in codes(constraints(one(kind, operator, f"'{value}'", name)))
+
+
+@pytest.mark.parametrize(
     ("name", "operator", "expected"),
     [
         ("device.id", "notempty", []),

@@ -182,6 +182,15 @@ def begin(client: HttpClient, kind: str, body: bytes | None = None, **headers: s
     return client.chunks()
 
 
+@pytest.mark.parametrize("kind", ["json", "proto"])
+def test_a_stream_of_a_namespace_that_this_device_never_has_ends_at_once(
+    client: HttpClient, kind: str
+) -> None:
+    (only,) = begin(client, kind, flagd_selector="nope")
+    flags, message = opened(only)
+    assert (flags, json.loads(message)["error"]["code"]) == (2, "invalid_argument")
+
+
 def test_events_in_json_and_in_protobuf() -> None:
     history = History()
     with running(None) as server:

@@ -61,7 +61,7 @@ def second(server: RunningServer) -> Iterator[FlagdClient]:
     ("method", "key", "context", "expected"),
     [
         ("ResolveBoolean", "on", {}, (True, "true", "STATIC")),
-        ("ResolveBoolean", "off", {}, (False, "false", "DISABLED")),
+        ("ResolveBoolean", "off", {}, (False, "false", "STATIC")),
         ("ResolveBoolean", "in-north", NORTH, (True, "true", "TARGETING_MATCH")),
         ("ResolveBoolean", "in-north", {}, (False, "false", "DEFAULT")),
         ("ResolveBoolean", "half", {"targetingKey": "entity-1"}, (True, "true", "SPLIT")),
@@ -397,20 +397,71 @@ def test_a_stream_is_ready_once_anything_is_known(monkeypatch: pytest.MonkeyPatc
         events.cancel()
 
 
-def test_a_stream_without_a_selector_hears_of_every_namespace() -> None:
-    # Node's provider sends its selector with its questions and not with its stream.
+def test_a_stream_names_the_flags_of_the_namespace_that_it_chose_and_else_of_the_default_one() -> None:
     with running([switch("a", enabled=True)]) as server:
         other = History("other")
         server.evaluator.activate(other.begin([switch("b", enabled=True)]), now=1)
         with calling(server.path) as client:
-            every, one = client.events(), client.events(selector="other")
-            next(every), next(one)
-            assert named(next(every)) == {"a": "write", "b": "write"}
+            unselected, one = client.events(), client.events(selector="other")
+            next(unselected), next(one)
+            assert named(next(unselected)) == {"a": "write"}
             assert named(next(one)) == {"b": "write"}
             server.evaluator.activate(other.change([switch("b", enabled=False)]), now=2)
-            assert named(next(every)) == named(next(one)) == {"b": "update"}
-            every.cancel()
+            assert named(next(one)) == {"b": "update"}
+            # Nothing of it came before the next change of its own.
+            server.evaluator.activate(History().begin([switch("c", enabled=True)]), now=3)
+            assert named(next(unselected)) == {"a": "delete", "c": "write"}
+            unselected.cancel()
             one.cancel()
+
+
+def test_nothing_of_another_namespace_may_be_kept() -> None:
+    # Node's provider sends its selector with its questions and not with its stream, which names the default namespace's flags.
+    with running([switch("a", enabled=True)]) as server, calling(server.path) as client:
+        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]), now=1)
+        assert client.resolve("ResolveBoolean", "b", selector="other").reason == "DEFAULT"
+        every = client.call("ResolveAll", client.messages.ResolveAllRequest(), selector="other")
+        assert every.flags["b"].reason == "DEFAULT"
+        for chosen in ("", "default", "flagSetId=default"):
+            assert client.resolve("ResolveBoolean", "a", selector=chosen).reason == "STATIC"
+
+
+@pytest.mark.parametrize("selector", ["nope", "flagSetId=nope"])
+def test_a_stream_of_a_namespace_that_this_device_never_has_is_refused_at_once(
+    client: FlagdClient, selector: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        next(client.events(selector=selector))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "nope" in caught.value.details()
+
+
+def test_a_stream_of_a_configured_namespace_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flagd_module, "KEEP_ALIVE_SECONDS", 0.05)
+    configured = [Namespace("default"), Namespace("other")]
+    with (
+        running([switch("a", enabled=True)], namespaces=configured) as server,
+        calling(server.path) as client,
+    ):
+        events = client.events(selector="other")
+        assert next(events).type == "keep_alive"
+        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]), now=1)
+        assert next(each for each in events if each.type == "configuration_change").data
+        events.cancel()
+
+
+def test_a_stream_without_a_selector_is_ready_with_another_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A provider that chose that one in its questions would never be ready otherwise.
+    monkeypatch.setattr(flagd_module, "KEEP_ALIVE_SECONDS", 0.05)
+    with running(None) as server, calling(server.path) as client:
+        events = client.events()
+        assert next(events).type == "keep_alive"
+        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]), now=1)
+        assert next(each for each in events if each.type != "keep_alive").type == "provider_ready"
+        server.evaluator.activate(History().begin([switch("a", enabled=True)]), now=2)
+        changes = (named(each) for each in events if each.type == "configuration_change")
+        assert next(each for each in changes if each) == {"a": "write"}
+        events.cancel()
 
 
 def first_named(client: FlagdClient, *, selector: str = "") -> dict[str, str]:
@@ -432,7 +483,7 @@ def test_a_flag_that_was_removed_before_the_start_is_named_as_deleted() -> None:
             there = {"b": "delete", "c": "write"}
             assert first_named(client, selector="default") == here
             assert first_named(client, selector="other") == there
-            assert first_named(client) == here | there
+            assert first_named(client) == here
 
 
 def test_a_flag_that_was_removed_while_a_stream_was_cut_is_named_as_deleted(

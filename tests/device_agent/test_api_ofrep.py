@@ -41,7 +41,7 @@ def evaluate(client: HttpClient, key: str, context: dict[str, Any] | None = None
     ("key", "context", "value", "variant", "reason"),
     [
         ("on", None, True, "true", "STATIC"),
-        ("off", None, False, "false", "DISABLED"),
+        ("off", None, False, "false", "STATIC"),
         ("in-north", NORTH, True, "true", "TARGETING_MATCH"),
         ("theme", NORTH, {"ink": "white"}, "dark", "TARGETING_MATCH"),
         ("theme", None, "light", "light", "DEFAULT"),

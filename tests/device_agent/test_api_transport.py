@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from admitted import History
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpclib.client import Channel
 from grpclib.health.v1 import health_pb2
 from grpclib.reflection.v1 import reflection_pb2
@@ -28,7 +29,7 @@ from flagcast_agent.api.local import AgentNotReachable, LocalClient
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
 from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
 from flagcast_agent.api.resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE
-from flagcast_agent.api.services import AGENT_SERVICE, EVALUATION_SERVICE
+from flagcast_agent.api.services import AGENT_SERVICE, EVALUATION_SERVICE, OF_GRPC
 from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_MAX_BYTES
 
 grpc: Any = importlib.import_module("grpc")  # it ships no types
@@ -365,12 +366,12 @@ def health(server: RunningServer, service: str) -> str:
 
 def test_the_agent_is_alive_before_it_knows_anything_and_serves_once_it_does() -> None:
     with running(None) as server:
-        assert health(server, "") == "SERVING"
-        assert health(server, AGENT_SERVICE) == "SERVING"
-        assert health(server, EVALUATION_SERVICE) == "NOT_SERVING"
+        alive = ("", AGENT_SERVICE, *OF_GRPC)
+        evaluating = (EVALUATION_SERVICE, FLAGD_V1_SERVICE, FLAGD_V2_SERVICE)
+        assert {health(server, service) for service in alive} == {"SERVING"}
+        assert {health(server, service) for service in evaluating} == {"NOT_SERVING"}
         server.evaluator.activate(History().begin(ENTRIES), now=1)
-        assert health(server, EVALUATION_SERVICE) == "SERVING"
-        assert health(server, "") == "SERVING"
+        assert {health(server, service) for service in (*alive, *evaluating)} == {"SERVING"}
 
 
 def test_the_health_of_an_unknown_service_is_not_found(server: RunningServer) -> None:
@@ -420,6 +421,64 @@ def test_reflection_describes_every_service(server: RunningServer, version: str,
         (described,) = answer.file_descriptor_response.file_descriptor_proto
         assert name.rpartition(".")[0].encode() in described
     assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+@pytest.mark.parametrize(
+    ("version", "messages"), [("v1", reflection_pb2), ("v1alpha", reflection_v1alpha_pb2)]
+)
+def test_reflection_finds_every_method_by_its_symbol(
+    server: RunningServer, version: str, messages: Any
+) -> None:
+    with grpc.insecure_channel(f"unix:{server.path}") as channel:
+        reflect = channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=messages.ServerReflectionRequest.SerializeToString,
+            response_deserializer=messages.ServerReflectionResponse.FromString,
+        )
+
+        def found(*symbols: str) -> list[Any]:
+            questions = [messages.ServerReflectionRequest(file_containing_symbol=each) for each in symbols]
+            return list(reflect(iter(questions), timeout=100))
+
+        health(server, "")  # what is served beside Flipt's service is made by the first call for it
+        assert server.server._services is not None
+        paths = list(server.server._services.methods)
+        assert len(paths) > 20
+        for path, answer in zip(paths, found(*(path[1:].replace("/", ".") for path in paths)), strict=True):
+            (file,) = answer.file_descriptor_response.file_descriptor_proto
+            service, _, method = path[1:].rpartition("/")
+            described = FileDescriptorProto.FromString(file)
+            declared = {f"{described.package}.{each.name}": each.method for each in described.service}
+            assert method in {each.name for each in declared[service]}, path
+        for answer in found(f"{EVALUATION_SERVICE}.Nope", "nope", "", ".", "no.such.Service.Method"):
+            assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+# Methods that are not there.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/{EVALUATION_SERVICE}/Nope",
+        "/no.such.Service/Method",
+        "/flagd.sync.v1.FlagSyncService/SyncFlags",
+        "/",
+        "x",
+    ],
+)
+def test_a_method_that_is_not_there_is_unimplemented_in_an_answer_that_is_grpcs(
+    server: RunningServer, path: str
+) -> None:
+    with RawClient(server.path) as client:
+        stream = client.begin(path)
+        client.send(stream, framed(REQUEST), end=True)
+        headers = client.headers_of(stream)
+        assert headers[":status"] == "200"
+        # Without it Go's clients make UNKNOWN of any status.
+        assert headers["content-type"].startswith("application/grpc")
+        assert headers["grpc-status"] == str(grpc.StatusCode.UNIMPLEMENTED.value[0])
+        assert ask(client)["grpc-status"] == OK
 
 
 # The end.

@@ -21,7 +21,7 @@ from followed import FollowedAgent, boolean, for_segment, segment, split, varian
 from flagcast_agent.client import Change, Client
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.store import SCHEMA_VERSION, Reader, StoreUnreadable, set_aside
-from flagcast_agent.values import text
+from flagcast_shared.context import context_text
 from flagcast_shared.ids import EntityId, FlagKey
 
 NOBODY = 65_534
@@ -200,7 +200,7 @@ def test_the_devices_attributes_are_in_every_context_and_cannot_be_overridden(
 def test_values_become_the_texts_that_flipt_compares(
     agent: FollowedAgent, path: Path, value: object, written: str
 ) -> None:
-    assert text(value) == written
+    assert context_text(value) == written
     agent.publish(for_segment("it", "fits"), segment("fits", "property", written))
     with Client(path) as client:
         assert client.boolean("it", False, "e", {"property": value, "left out": None}) is True
@@ -246,7 +246,7 @@ def test_a_change_is_seen_and_only_what_changed_is_compiled(agent: FollowedAgent
         assert after.changed_since(before) == {"a"}
         assert after._booleans["b"] is before._booleans["b"]
         details = client.evaluate("a", True)
-        assert (details.version, details.is_stale, details.reason) == (2, False, "DISABLED")
+        assert (details.version, details.is_stale, details.reason) == (2, False, "STATIC")
         assert details.age_seconds < 60
 
 

@@ -29,6 +29,10 @@ def descriptors() -> Iterator[Path]:
     files = FileDescriptorSet()
     for name in wanted:
         files.file.append(FileDescriptorProto.FromString(POOL.FindFileByName(name).serialized_pb))
+    # A method that a later Flipt may have and the agent has not.
+    service = files.file[-1].service[0]
+    service.method.append(service.method[0])
+    service.method[-1].name = "Later"
     with tempfile.NamedTemporaryFile() as file:
         file.write(files.SerializeToString())
         file.flush()
@@ -58,6 +62,7 @@ def test_flipts_service_answers_gos_grpc(descriptors: Path) -> None:
             ("Boolean", "theme", "InvalidArgument"),
             ("Variant", "", "NotFound"),
             ("Boolean", "broken", "Internal"),
+            ("Later", "on", "Unimplemented"),
         ]:
             assert ask(method, key)["error"] == code, key
         assert ask("Boolean", "on", {"region": "x" * 100_000})["error"] == "InvalidArgument"

@@ -134,11 +134,14 @@ def test_a_question_without_an_answer_gives_the_default_and_the_code(
     assert details.error_message
 
 
-def test_a_disabled_flag_is_said_to_be_disabled(agent: FollowedAgent, flagcast: Client) -> None:
+def test_a_disabled_variant_flag_is_said_to_be_disabled_and_a_boolean_one_is_off_for_everybody(
+    agent: FollowedAgent, flagcast: Client
+) -> None:
     agent.publish(boolean("off", enabled=False), variant("theme", "dark", enabled=False))
     wait_until(lambda: flagcast.wait_until_ready(1))
     client = use(flagcast)
-    assert client.get_boolean_details("off", True).reason == "DISABLED"
+    off = client.get_boolean_details("off", True)
+    assert (off.value, off.variant, off.reason, off.error_code) == (False, "false", "STATIC", None)
     # Flipt's disabled flag still carries its default variant.
     assert client.get_string_details("theme", "light").value == "dark"
     assert client.get_string_details("theme", "light").reason == "DISABLED"

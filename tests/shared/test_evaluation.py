@@ -107,7 +107,8 @@ def test_enabled_is_no_kill_switch() -> None:
 
 def test_without_rollouts_a_disabled_flag_says_so_and_an_enabled_one_is_the_default() -> None:
     off, on = ask_boolean(boolean()), ask_boolean(boolean(enabled=True))
-    assert off == BooleanAnswer(FlagKey("b"), False, Reason.FLAG_DISABLED, (), Resolution.DISABLED)
+    # A value like on: OpenFeature's DISABLED would be "use the default".
+    assert off == BooleanAnswer(FlagKey("b"), False, Reason.FLAG_DISABLED, (), Resolution.STATIC)
     assert on == BooleanAnswer(FlagKey("b"), True, Reason.DEFAULT, (), Resolution.STATIC)
 
 

@@ -111,8 +111,14 @@ STATUS = Status(
 class RunningServer:
     """A server that answers until the test ends; `call` runs something in its loop."""
 
-    def __init__(self, folder: Path, removed: Mapping[Namespace, Sequence[FlagKey]] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        removed: Mapping[Namespace, Sequence[FlagKey]] | None = None,
+        namespaces: Sequence[Namespace] = (),
+    ) -> None:
         self._removed = removed or {}
+        self._namespaces = namespaces
         self.path = folder / "agent.sock"
         self.evaluator = Evaluator({"device.model": "cam-2"})
         self.status = STATUS
@@ -177,6 +183,7 @@ class RunningServer:
             self._wait,
             snapshot=self._read_snapshot,
             removed=self._removed,
+            namespaces=self._namespaces,
         )
         await server.start([self._bound.socket, self._tcp])
         return server
@@ -188,10 +195,14 @@ def running(
     *,
     namespace: str = "default",
     removed: Mapping[Namespace, Sequence[FlagKey]] | None = None,
+    namespaces: Sequence[Namespace] = (),
 ) -> Iterator[RunningServer]:
-    """A server that knows `entries`; None for one that was never told anything. `removed` are flags that it knew before."""
+    """A server that knows `entries`; None for one that was never told anything. `removed` are flags that it knew before.
+
+    `namespaces` are configured beside the default one.
+    """
     with tempfile.TemporaryDirectory(prefix="fc-") as name:
-        server = RunningServer(Path(name), removed)
+        server = RunningServer(Path(name), removed, namespaces)
         try:
             if entries is not None:
                 server.evaluator.activate(History(namespace).begin(entries), now=1000)

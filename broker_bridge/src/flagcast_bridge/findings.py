@@ -94,6 +94,7 @@ _TITLES: Final = {
     "FC234": "the constraint can never match",
     "FC235": "constraints that contradict each other",
     "FC236": "unknown device attribute",
+    "FC237": "a JSON value in a form that no context has",
 }
 
 CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(_TITLES)

@@ -3,6 +3,7 @@
 Only what can be proved from the file is said; a rule is called unreachable only if no entity can reach it.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Final
 
 from flagcast_shared.bucketing import compile_percentage
 from flagcast_shared.constraints import TAKES, Takes, value_test
-from flagcast_shared.context import DEVICE_PREFIX
+from flagcast_shared.context import DEVICE_PREFIX, context_text
 from flagcast_shared.literals import trim_space
 from flagcast_shared.model import Constraint as CompiledConstraint
 from flagcast_shared.model import ConstraintType, Instant, Join, Match, Operator
@@ -117,6 +118,7 @@ class _Linter:
             said = f"{what}: operator {compiled.operator} uses no value"
             self._say("FC217", at, said, "Remove the value, or use another operator.")
         self._disagreements(constraint, compiled, at, what)
+        self._other_forms(compiled, at, what)
         name = constraint.property.value
         is_unknown = compiled.type is not ConstraintType.ENTITY and _is_unknown_attribute(name)
         if is_unknown:
@@ -164,6 +166,18 @@ class _Linter:
                     self._say("FC204", at, said, hint)
             case _:
                 pass
+
+    def _other_forms(self, compiled: CompiledConstraint, at: Position, what: str) -> None:
+        """Warns about JSON that is compared with an application's value and is not written as that value's text."""
+        # An entity id and a device's attributes are texts as they were given.
+        if compiled.type is not ConstraintType.STRING or compiled.property.startswith(DEVICE_PREFIX):
+            return
+        for text in (compiled.value,) if isinstance(compiled.value, str) else _texts(compiled):
+            written = _as_context_text(text)
+            if written not in (None, text):
+                said = f"{what}: {text!r} is JSON in another form than a context's values have"
+                self._say("FC237", at, said, f"If the value is an object or list, write {written}")
+                return
 
     def _scalars(self, node: Node, what: str) -> None:
         """Plain scalars that another reader of YAML would not read as this text."""
@@ -486,6 +500,16 @@ def _texts(constraint: CompiledConstraint) -> tuple[str, ...]:
     return value if isinstance(value, tuple) and not isinstance(value, Instant) else ()
 
 
+def _as_context_text(text: str) -> str | None:
+    """A text that is a JSON object or list, in the form in which contexts have it; None for any other text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        return context_text(_JSON.decode(text))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _is_between(lower: CompiledConstraint, upper: CompiledConstraint) -> bool:
     """Whether a value can lie above the one and below the other."""
     low, high = _bound(lower), _bound(upper)
@@ -498,6 +522,12 @@ def _bound(constraint: CompiledConstraint) -> tuple[float, int]:
     value = constraint.value
     return (float(value.seconds), value.nanos) if isinstance(value, Instant) else (float(str(value)), 0)
 
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 _OPPOSITES: Final = {
     (Operator.TRUE, Operator.FALSE),

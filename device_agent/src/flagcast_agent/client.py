@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar
 
-from flagcast_shared.answers import Resolution, VariantAnswer
+from flagcast_shared.answers import VariantAnswer
 from flagcast_shared.context import device_attributes
 from flagcast_shared.envelope import open_envelope
 from flagcast_shared.errors import (
@@ -40,7 +40,7 @@ from .evaluator import Knowledge
 from .status import Freshness, NamespaceStatus
 from .store import Held, Profile, Reader, Seen, StoreCorrupt, StoreError, StoreUnreadable
 from .timefloor import TimeFloor
-from .values import NO_CONTEXT, integer_of, number_of, object_of, texts
+from .values import NO_CONTEXT, integer_of, number_of, object_of, reason_of, texts
 
 if TYPE_CHECKING:
     from .boot import Booted
@@ -573,13 +573,12 @@ def _resolve(
     if isinstance(default, bool):
         boolean = compiled.boolean(flag, entity, context)
         value, segments = boolean.enabled, tuple(map(str, boolean.segment_keys))
-        return value, str(boolean.resolution), "true" if value else "false", segments
+        return value, str(reason_of(boolean)), "true" if value else "false", segments
     answer = compiled.variant(flag, entity, context)
     segments = tuple(map(str, answer.segment_keys))
     if not answer.variant_key:
         # No variant at all is no value: the caller's default, for the reason that the flag gives.
-        reason = answer.resolution if answer.resolution is Resolution.DISABLED else Resolution.DEFAULT
-        return default, str(reason), "", segments
+        return default, str(reason_of(answer)), "", segments
     if isinstance(default, str):
         value = str(answer.variant_key)
     elif isinstance(default, int):
@@ -590,7 +589,7 @@ def _resolve(
         value = object_of(answer)
     else:
         raise TypeMismatch(f"no flag answers a {type(default).__name__}")
-    return value, str(answer.resolution), str(answer.variant_key), segments
+    return value, str(reason_of(answer)), str(answer.variant_key), segments
 
 
 def _error_code(error: Exception) -> str:

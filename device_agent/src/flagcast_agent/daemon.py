@@ -128,6 +128,7 @@ async def _serve(settings: AgentConfig, booted: Booted, began: float) -> int:
         snapshot=lambda namespace: _snapshot(settings, namespace),
         removed=booted.removed,
         tells_static=settings.flagd_caching,
+        namespaces=settings.namespaces,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from flagcast_shared.context import context_text
 from flagcast_shared.errors import TypeMismatch
-from flagcast_shared.evaluation import VariantAnswer
+from flagcast_shared.evaluation import Answer, BooleanAnswer, Resolution, VariantAnswer
 from flagcast_shared.literals import parse_float
 
 NO_CONTEXT: Final[Mapping[str, str]] = MappingProxyType({})
@@ -25,26 +26,24 @@ def texts(context: Mapping[str, object]) -> Mapping[str, str]:
     """A context of texts, as Flipt compares them; the same object where it is one already. Null is left out."""
     for value in context.values():
         if type(value) is not str:
-            return {str(key): text(each) for key, each in context.items() if each is not None}
+            return {str(key): context_text(each) for key, each in context.items() if each is not None}
     return context  # type: ignore[return-value]  # just looked at
 
 
-def text(value: object) -> str:
-    """A value as Flipt would compare it: true and false, whole numbers without a fraction, nested values as compact JSON."""
-    match value:
-        case str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case float() if value.is_integer():
-            return str(int(value))
-        case int() | float():
-            return repr(value)
-    if hasattr(value, "isoformat"):
-        written = str(value.isoformat())
-        # A time without a zone is taken as UTC: RFC 3339 knows no other.
-        return f"{written}Z" if getattr(value, "tzinfo", value) is None else written
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+def reason_of(answer: Answer) -> Resolution:
+    """The reason of an answer in OpenFeature's words, on the socket and in process.
+
+    STATIC where neither a context nor another type of question could get another answer. Without a variant DEFAULT or
+    DISABLED: providers take the caller's default for these two alone.
+    """
+    resolution = answer.resolution
+    if isinstance(answer, BooleanAnswer):
+        return resolution
+    if not answer.variant_key:
+        return resolution if resolution is Resolution.DISABLED else Resolution.DEFAULT
+    if resolution is Resolution.STATIC and not _is_only_a_string(answer):
+        return Resolution.DEFAULT
+    return resolution
 
 
 def integer_of(answer: VariantAnswer) -> int:
@@ -80,6 +79,16 @@ def object_of(answer: VariantAnswer) -> dict[str, object]:
     if isinstance(value, dict):
         return value
     raise _mismatch(answer, "an object")
+
+
+def _is_only_a_string(answer: VariantAnswer) -> bool:
+    for read in (object_of, number_of):
+        try:
+            read(answer)
+        except TypeMismatch:
+            continue
+        return False
+    return True
 
 
 def _attached(answer: VariantAnswer) -> object:

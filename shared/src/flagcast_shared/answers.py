@@ -17,7 +17,10 @@ class Reason(StrEnum):
 
 
 class Resolution(StrEnum):
-    """Why a flag has its answer, in OpenFeature's words. STATIC: no context and no entity could change it."""
+    """Why a flag has its answer, in OpenFeature's words.
+
+    STATIC: no context and no entity could change it. DISABLED: a variant flag that is off; a boolean flag's off is a value.
+    """
 
     STATIC = "STATIC"
     DEFAULT = "DEFAULT"

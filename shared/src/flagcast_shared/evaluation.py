@@ -438,10 +438,10 @@ def _distinct(keys: Sequence[SegmentKey]) -> tuple[SegmentKey, ...]:
 def _compile_boolean(flag: BooleanFlag, conditions: _Conditions) -> _Boolean:
     if flag.rollouts:
         otherwise = BooleanAnswer(flag.key, flag.enabled, Reason.DEFAULT, (), Resolution.DEFAULT)
-    elif flag.enabled:
-        otherwise = BooleanAnswer(flag.key, flag.enabled, Reason.DEFAULT, (), Resolution.STATIC)
     else:
-        otherwise = BooleanAnswer(flag.key, flag.enabled, Reason.FLAG_DISABLED, (), Resolution.DISABLED)
+        # Off for everybody is a value like on. OpenFeature's DISABLED would tell a caller to use its default instead.
+        reason = Reason.DEFAULT if flag.enabled else Reason.FLAG_DISABLED
+        otherwise = BooleanAnswer(flag.key, flag.enabled, reason, (), Resolution.STATIC)
     steps: list[_Step[BooleanAnswer]] = []
     for rollout in flag.rollouts:
         if isinstance(rollout, ThresholdRollout):

@@ -139,7 +139,7 @@ def explain_boolean(
             return Explanation(entity_id, flag.enabled, tuple(steps), answer)
     reason, resolution = Reason.DEFAULT, Resolution.DEFAULT if flag.rollouts else Resolution.STATIC
     if not flag.enabled and not flag.rollouts:
-        reason, resolution = Reason.FLAG_DISABLED, Resolution.DISABLED
+        reason = Reason.FLAG_DISABLED
     last = BooleanAnswer(flag.key, flag.enabled, reason, (), resolution)
     return Explanation(entity_id, flag.enabled, tuple(steps), last)
 

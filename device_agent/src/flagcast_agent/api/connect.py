@@ -137,6 +137,8 @@ class Connect:
                     yield _framed(event_json(event) if is_json else event_message(event).SerializeToString())
         except _Refused as error:
             yield _end(error.code, str(error))
+        except InvalidCall as error:
+            yield _end(code_of(error), str(error)[:ERROR_MAX_CHARACTERS])
         except TimeoutError:
             yield _end("deadline_exceeded", "the time that the client gave is over")
         except Stopping:

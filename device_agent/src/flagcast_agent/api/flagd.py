@@ -7,13 +7,14 @@ they get NOT_FOUND.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
+from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
 from flagcast_shared.errors import (
     FlagNotFound,
@@ -21,6 +22,7 @@ from flagcast_shared.errors import (
     InvalidContext,
     NamespaceNotFound,
 )
+from flagcast_shared.evaluation import Resolution
 from flagcast_shared.ids import FlagKey, Namespace
 
 from .changes import ChangeKind, Changes
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 
 _Message = TypeVar("_Message", bound=Message)
 
-_EXACT: Final = 2.0**53
 _DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
@@ -79,11 +80,17 @@ Event = tuple[str, Mapping[FlagKey, ChangeKind] | None]
 
 
 class Flagd:
-    """flagd's calls. `is_first_version` of a call decides how "no value" is said."""
+    """flagd's calls. `is_first_version` of a call decides how "no value" is said.
 
-    def __init__(self, resolutions: Resolutions, changes: Callable[[], Changes]) -> None:
+    `namespaces` are the configured ones, of which something may be known only later.
+    """
+
+    def __init__(
+        self, resolutions: Resolutions, changes: Callable[[], Changes], namespaces: Collection[Namespace] = ()
+    ) -> None:
         self._resolutions = resolutions
         self._changes = changes
+        self._namespaces = namespaces
         self._struct: tuple[object, Any] = (None, None)
         self._writing = asyncio.Lock()
 
@@ -155,21 +162,32 @@ class Flagd:
             }
         return compact({"flags": flags, "metadata": self._metadata(namespace)})
 
-    async def events(self, namespace: str) -> AsyncGenerator[Event, None]:
-        """What an EventStream says: ready, at once all flags, then what changes, and a word in every long silence.
+    def events(self, namespace: str) -> AsyncGenerator[Event, None]:
+        """The events of an EventStream: ready, at once all flags, then what changes, and a keep-alive in every long silence.
 
-        Without a namespace all of them are told: some providers choose one in their questions and not in their stream. Ready
-        is said once anything is known. All flags are named, and those that were removed, because a provider may hold answers
-        from before the agent was started anew, or from before its last stream was cut. Raises Stopping when the agent stops.
+        They name flags of one namespace, the default one unless another is chosen. All flags are named, and those that were
+        removed, because a provider may hold answers from before the agent was started anew, or from before its last stream was
+        cut. Raises BadSelector at once for a namespace that this device never has; the generator raises Stopping when the agent
+        stops.
         """
-        changes, chosen = self._changes(), Namespace(namespace) if namespace else None
-        with changes.subscription(chosen) as subscription:
-            known = subscription.known()
-            while not known:
-                if await subscription.next(KEEP_ALIVE_SECONDS) is None:
+        chosen = Namespace(namespace) or self._resolutions.default_namespace
+        if chosen != self._resolutions.default_namespace and chosen not in self._namespaces:
+            try:
+                self._resolutions.knowledge(chosen)
+            except NamespaceNotFound as error:
+                raise _selector_error(namespace, error) from None
+        return self._events(chosen, is_ready_with_any=not namespace)
+
+    async def _events(self, chosen: Namespace, *, is_ready_with_any: bool) -> AsyncGenerator[Event, None]:
+        changes = self._changes()
+        # Node's provider chooses a namespace in its questions and not in its stream: it is not to wait for the default one.
+        with changes.subscription(None if is_ready_with_any else chosen) as beginning:
+            while not beginning.known():
+                if await beginning.next(KEEP_ALIVE_SECONDS) is None:
                     yield KEEP_ALIVE, None
-                known = subscription.known()
+        with changes.subscription(chosen) as subscription:
             yield READY, None
+            known = subscription.known()
             await self._turn_for(sum(len(each.compiled.flags) for each in known))
             every = dict.fromkeys(changes.removed(chosen), ChangeKind.DELETE)
             # A flag that is back is news to the changes only a moment later.
@@ -201,7 +219,7 @@ class Flagd:
             raise _selector_error(asked.namespace, error) from None
         if resolved.value is None and is_first_version:
             raise FlagNotFound(f"flag {asked.flag_key!r} has no value for this context: {resolved.reason}")
-        return resolved, self._resolutions.metadata(knowledge)
+        return self._kept_up_to_date(resolved, knowledge), self._resolutions.metadata(knowledge)
 
     async def _resolve_all(
         self, context: Mapping[str, object], namespace: str
@@ -214,7 +232,15 @@ class Flagd:
         async for found in slices:
             for resolved in found:
                 if isinstance(resolved, Resolved) and resolved.value is not None:
-                    yield resolved, metadata
+                    yield self._kept_up_to_date(resolved, knowledge), metadata
+
+    def _kept_up_to_date(self, resolved: Resolved, knowledge: Knowledge) -> Resolved:
+        # Providers keep what is STATIC until their stream names the flag, and a stream without a selector, as Node's always is,
+        # names the default namespace's.
+        is_told = knowledge.namespace == self._resolutions.default_namespace
+        if is_told or resolved.reason != Resolution.STATIC:
+            return resolved
+        return resolved._replace(reason=Resolution.DEFAULT.value)
 
     def _struct_of(self, metadata: dict[str, str | int | bool]) -> "Struct":
         # Answers of one second have one metadata object: what is made of it serves all of them.
@@ -298,9 +324,7 @@ def _plain(value: "Value") -> object:
         case "string_value":
             return value.string_value
         case "number_value":
-            number = value.number_value
-            # A Struct has doubles alone; nested in a value, 1 is to be written as it was asked.
-            return int(number) if number.is_integer() and abs(number) < _EXACT else number
+            return value.number_value
         case "bool_value":
             return value.bool_value
         case "struct_value":

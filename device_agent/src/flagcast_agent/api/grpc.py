@@ -14,8 +14,11 @@ import grpclib.protocol
 import grpclib.server
 from google.protobuf.message import Message
 from grpclib.config import Configuration
+from grpclib.const import Cardinality
+from grpclib.const import Status as GrpcStatus
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.events import _DispatchServerEvents
+from grpclib.exceptions import GRPCError
 from grpclib.server import Stream as ServerStream
 from h2.config import H2Configuration
 from h2.events import UnknownFrameReceived
@@ -69,7 +72,8 @@ class GrpcCalls:
 
 
 class _Methods(dict[str, grpclib.const.Handler]):
-    # What can be called, by its path. grpclib looks methods up by `get` alone.
+    # What can be called, by its path. grpclib looks methods up by `get` alone. What cannot be called is a method that fails:
+    # grpclib's own answer has no content-type, which Go's clients make UNKNOWN of.
 
     def __init__(
         self, evaluation: dict[str, grpclib.const.Handler], others: "Callable[[], OtherServices]"
@@ -77,11 +81,18 @@ class _Methods(dict[str, grpclib.const.Handler]):
         super().__init__(evaluation)
         self._others: Callable[[], OtherServices] | None = others
 
-    def get(self, path: str, default: Any = None) -> Any:  # noqa: ANN401  # as the dictionary's
+    def get(self, path: str, default: Any = None) -> Any:  # noqa: ANN401, ARG002  # as the dictionary's
         if path not in self and self._others is not None:
             self.update(self._others().methods)
             self._others = None
-        return super().get(path, default)
+        return super().get(path, _NO_METHOD)
+
+
+async def _unimplemented(stream: ServerStream[Message, Message]) -> None:  # noqa: ARG001  # a method's signature
+    raise GRPCError(GrpcStatus.UNIMPLEMENTED, "no such method; reflection lists the services")
+
+
+_NO_METHOD = grpclib.const.Handler(_unimplemented, Cardinality.STREAM_STREAM, Message, Message)
 
 
 class _Evaluation(EvaluationServiceBase):

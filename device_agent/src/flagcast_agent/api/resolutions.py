@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import SLICE_FLAGS
-from flagcast_agent.values import integer_of, number_of, object_of, texts
+from flagcast_agent.values import integer_of, number_of, object_of, reason_of, texts
 from flagcast_shared.errors import (
     CallTooLarge,
     FlagNotFound,
@@ -227,17 +227,13 @@ class Resolutions:
 
     def _resolved(self, answer: BooleanAnswer | VariantAnswer, wanted: Wanted) -> Resolved:
         key = answer.flag_key
-        reason = answer.resolution
+        reason = reason_of(answer)
+        if reason is Resolution.STATIC and not self._tells_static:
+            reason = Resolution.DEFAULT
         if isinstance(answer, BooleanAnswer):
-            if reason is Resolution.STATIC and not self._tells_static:
-                reason = Resolution.DEFAULT
             return Resolved(key, answer.enabled, "true" if answer.enabled else "false", reason.value)
         if not answer.variant_key:
-            # Providers take the caller's default for these two reasons alone.
-            reason = reason if reason is Resolution.DISABLED else Resolution.DEFAULT
             return Resolved(key, None, "", reason.value)
-        if reason is Resolution.STATIC and not (self._tells_static and _is_only_a_string(answer)):
-            reason = Resolution.DEFAULT
         return Resolved(key, _value_of(answer, wanted), str(answer.variant_key), reason.value)
 
 
@@ -295,16 +291,6 @@ def _whole_of(answer: VariantAnswer) -> int:
     if any(mark in answer.attachment for mark in ".eE"):
         raise TypeMismatch("not written as a whole number")
     return integer_of(answer)
-
-
-def _is_only_a_string(answer: VariantAnswer) -> bool:
-    for read in (object_of, number_of):
-        try:
-            read(answer)
-        except TypeMismatch:
-            continue
-        return False
-    return True
 
 
 def _without_key(answer: VariantAnswer) -> VariantAnswer:

@@ -57,6 +57,7 @@ class LocalServer:
         snapshot: reads an admitted snapshot from the disk, in a thread; None where there is no disk.
         removed: flags that were removed before the start, the oldest first; a provider may have kept an answer of one.
         tells_static: whether flagd's providers may keep the answers of flags that no context can change.
+        namespaces: the configured ones beside the default one; something may be known of them only later.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class LocalServer:
         snapshot: "ReadSnapshot | None" = None,
         removed: Mapping[Namespace, Sequence[FlagKey]] = MappingProxyType({}),
         tells_static: bool = True,
+        namespaces: Sequence[Namespace] = (),
     ) -> None:
         self._answers = answers
         self._evaluator = evaluator
@@ -79,6 +81,7 @@ class LocalServer:
         self._removed = removed
         self._changes: Changes
         self._resolutions = Resolutions(answers, tells_static=tells_static)
+        self._namespaces = namespaces
         self._flagd: Flagd | None = None
         self._catch_up = catch_up
         self._snapshot = snapshot
@@ -145,7 +148,7 @@ class LocalServer:
         from .flagd import Flagd
 
         if self._flagd is None:
-            self._flagd = Flagd(self._resolutions, lambda: self._changes)
+            self._flagd = Flagd(self._resolutions, lambda: self._changes, self._namespaces)
         return self._flagd
 
     def _web(self, *, is_tcp: bool) -> "WebConnection":

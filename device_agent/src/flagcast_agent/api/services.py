@@ -19,6 +19,8 @@ from grpclib.health.check import CheckBase
 from grpclib.health.service import OVERALL, Health
 from grpclib.health.v1 import health_pb2
 from grpclib.reflection.service import ServerReflection
+from grpclib.reflection.v1 import reflection_pb2
+from grpclib.reflection.v1alpha import reflection_pb2 as reflection_v1alpha_pb2
 from grpclib.server import Stream as ServerStream
 
 from flagcast_agent.evaluator import Evaluator
@@ -45,10 +47,17 @@ from .resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE, SELECTOR_HEADER, WA
 from .resolutions import NAMESPACE_HEADER as FLAGCAST_HEADER
 
 if TYPE_CHECKING:
-    from grpclib._typing import IServable
+    from google.protobuf.descriptor_pool import DescriptorPool
+    from grpclib._typing import ICheckable, IServable
 
     from .flagd import Flagd
 
+OF_GRPC = (
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+"""Services of gRPC itself, which answer as long as the agent does."""
 EVALUATION_SERVICE = "flipt.evaluation.EvaluationService"
 AGENT_SERVICE = "flagcast.agent.v1.Agent"
 
@@ -57,8 +66,9 @@ ReadSnapshot = Callable[[Namespace], Snapshot]
 
 log = logging.getLogger(__name__)
 
-# Reflection describes what is in our pool; the health service is grpclib's and stands in protobuf's default one.
-add_file(health_pb2.DESCRIPTOR.serialized_pb)
+# Reflection describes what is in our pool; these services are grpclib's and stand in protobuf's default one.
+for _messages in (health_pb2, reflection_pb2, reflection_v1alpha_pb2):
+    add_file(_messages.DESCRIPTOR.serialized_pb)
 
 
 class OtherServices:
@@ -79,9 +89,12 @@ class OtherServices:
         self._readiness = _Readiness(evaluator)
         own = _Agent(answers, status, changes, catch_up, snapshot)
         resolving = [_Flagd(flagd, service) for service in (FLAGD_V1_SERVICE, FLAGD_V2_SERVICE)]
-        health = Health({OVERALL: [], evaluation: [self._readiness], own: []})
+        evaluating: list[IServable] = [evaluation, *resolving]
+        checks: dict[ICheckable, list[CheckBase]] = {service: [self._readiness] for service in evaluating}
+        alive: list[ICheckable] = [OVERALL, own, *map(_Named, OF_GRPC)]
+        checks |= {service: [] for service in alive}
         services: list[IServable] = ServerReflection.extend(
-            [evaluation, *resolving, own, health], pool=_WholePool()
+            [*evaluating, own, Health(checks)], pool=_WholePool()
         )
         self.methods: Mapping[str, grpclib.const.Handler] = {
             name: method for service in services for name, method in service.__mapping__().items()
@@ -227,13 +240,36 @@ class _Places:
             self._taken -= 1
 
 
+class _Named:
+    # A service of which nothing but the name counts: for the health of what answers as long as the agent does.
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def __mapping__(self) -> dict[str, None]:
+        return {f"/{self._service}/": None}
+
+
 class _WholePool:
     # All that reflection describes. flagd's messages are put into the pool when somebody asks for anything in it.
 
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: ANN401, N802  # a descriptor pool's, and raises as it
+        pool = self._filled()
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            # Protobuf's pool finds no methods (package.Service.Method); of reflection clients ask for them.
+            service, _, method = symbol.rpartition(".")
+            return pool.FindServiceByName(service).methods_by_name[method].containing_service.file
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever a descriptor pool offers
+        return getattr(self._filled(), name)
+
+    @staticmethod
+    def _filled() -> "DescriptorPool":
         from .protos import flagd_evaluation_v1_pb2, flagd_evaluation_v2_pb2  # noqa: F401  # for what importing them does
 
-        return getattr(POOL, name)
+        return POOL
 
 
 class _Flagd:
@@ -282,9 +318,11 @@ class _Flagd:
         from .protos.flagd_evaluation_v2_pb2 import EventStreamRequest
 
         await receive(stream, EventStreamRequest)
+        with told(_flagd_status):
+            found = self._flagd().events(_selected(stream))
         await stream.send_initial_metadata()
         try:
-            async with contextlib.aclosing(self._flagd().events(_selected(stream))) as events:
+            async with contextlib.aclosing(found) as events:
                 async for event in events:
                     await stream.send_message(event_message(event))
         except Stopping:
