@@ -39,6 +39,7 @@ test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may) 
 	@tools/need-postgres.sh
 	@tools/need-node-modules.sh
 	@tools/need-go-application.sh
+	@tools/need-java-application.sh
 	$(BIN)/python -m pytest $(SUITE) $(TESTS)
 
 test-pythons: ## Run all tests, or those that TESTS names, on every Python from 3.11 on that is found
@@ -54,6 +55,8 @@ test-brokers: $(READY) ## Run every scenario on every broker (installs them when
 test-providers: $(READY) ## Run the tests with providers and clients of others alone
 	@tools/need-node-modules.sh
 	@tools/need-go-application.sh --required
+	@tools/need-java-application.sh --required
+	@tools/need-rust-application.sh --required
 	$(BIN)/python -m pytest -n 2 tests/providers
 
 lint: $(READY) ## ruff, mypy --strict, import-linter

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from admitted import History
-from flagd_calls import calling, switch
+from flagd_calls import FLAGS, calling, grpc, switch
 from local_server import ENTRIES, STATUS, RunningServer, running
 from raw_http1 import HttpClient
 from repository import ROOT
 
 from flagcast_agent.api.metrics import render
+from flagcast_agent.api.protos import flipt_evaluation_pb2
 from flagcast_agent.status import Activity
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\]|\\.)*",?)*)\})? (-?[0-9.]+)')
@@ -93,11 +95,53 @@ def test_evaluations_activations_and_connections_are_counted() -> None:
         events.cancel()
 
 
+def test_questions_without_a_targeting_key_that_reach_a_percentage_are_counted_on_every_protocol() -> None:
+    with (
+        running(FLAGS) as server,
+        HttpClient(server.path) as client,
+        calling(server.path) as flagd,
+        grpc.insecure_channel(f"unix:{server.path}") as channel,
+    ):
+        counted = 0
+
+        def flipt(method: str, request: Any) -> None:
+            call = channel.unary_unary(
+                f"/flipt.evaluation.EvaluationService/{method}",
+                request_serializer=type(request).SerializeToString,
+            )
+            call(request, timeout=100)
+
+        def expect(more: int) -> None:
+            nonlocal counted
+            counted += more
+            assert scrape(client)["flagcast_targeting_key_missing_total", ""] == counted
+
+        expect(0)
+        flagd.resolve("ResolveBoolean", "half")
+        flagd.resolve("ResolveString", "shared-out", {"targetingKey": ""})
+        expect(2)
+        flagd.resolve("ResolveBoolean", "half", {"targetingKey": "e"})
+        flagd.resolve("ResolveBoolean", "on")
+        flagd.resolve("ResolveString", "theme")
+        expect(0)
+        for body in (b"{}", b'{"context":{"targetingKey":""}}', b'{"context":{"targetingKey":"e"}}'):
+            client.ask("POST", "/ofrep/v1/evaluate/flags/half", body)
+        client.ask("POST", "/ofrep/v1/evaluate/flags", b"{}")  # nobody asked for a flag
+        expect(2)
+        for entity in ("", "e"):
+            asked = flipt_evaluation_pb2.EvaluationRequest(flag_key="half", entity_id=entity)
+            flipt("Boolean", asked)
+            flipt("Batch", flipt_evaluation_pb2.BatchEvaluationRequest(requests=[asked, asked]))
+        flipt("Variant", flipt_evaluation_pb2.EvaluationRequest(flag_key="shared-out"))
+        expect(4)
+
+
 def test_what_happened_on_the_link_is_told_and_labels_are_escaped() -> None:
     text = render(
         STATUS,
         Activity(7, {"stale_offered": 2, 'odd"\\\n': 1}, received_bytes=4321, sent_bytes=1234),
         evaluations=0,
+        targeting_keys_missing=0,
         activations=0,
         local_connections=0,
         local_calls=0,
@@ -113,7 +157,13 @@ def test_what_happened_on_the_link_is_told_and_labels_are_escaped() -> None:
 def test_every_metric_is_documented() -> None:
     page = Path(ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     text = render(
-        STATUS, Activity(0, {}), evaluations=0, activations=0, local_connections=0, local_calls=0
+        STATUS,
+        Activity(0, {}),
+        evaluations=0,
+        targeting_keys_missing=0,
+        activations=0,
+        local_connections=0,
+        local_calls=0,
     ).decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     assert {name for name in names if f"`{name}`" not in page} == set()

@@ -78,6 +78,27 @@ def test_one_flag(  # noqa: PLR0917  # one column each
     assert type(response.json["value"]) is type(value)
 
 
+@pytest.mark.parametrize("key", ["half", "shared-out"])
+@pytest.mark.parametrize(
+    "context", [None, {}, {"targetingKey": ""}, {"targetingKey": None, "region": "north"}]
+)
+def test_a_percentage_without_a_targeting_key_is_an_error(
+    client: HttpClient, key: str, context: dict[str, Any] | None
+) -> None:
+    response = evaluate(client, key, context)
+    assert response.status == 400
+    assert (response.json["key"], response.json["errorCode"]) == (key, "TARGETING_KEY_MISSING")
+    assert "targetingKey" in response.json["errorDetails"]
+    together = client.post_json(ALL, {} if context is None else {"context": context}).json
+    assert {each["key"]: each for each in together["flags"]}[key] == response.json
+    assert evaluate(client, key, {"targetingKey": "e"}).json["reason"] == "SPLIT"
+    assert key not in {
+        each["key"]
+        for each in client.post_json(ALL, {"context": {"targetingKey": "e"}}).json["flags"]
+        if "errorCode" in each
+    }
+
+
 def test_no_value_is_left_out_and_the_variant_stays(client: HttpClient) -> None:
     found = evaluate(client, "bare").json
     assert "value" not in found

@@ -113,6 +113,24 @@ def test_a_question_without_an_answer_gives_the_default_and_why(
     assert details.version == 1
 
 
+def test_a_question_without_the_entity_that_a_percentage_needs_is_marked(
+    agent: FollowedAgent, path: Path
+) -> None:
+    agent.publish(
+        split("theme", "a", "b"), segment("everybody", "zone", "north"), boolean("on", enabled=True)
+    )
+    north = {"zone": "north"}
+    with Client(path) as client:
+        nameless = client.evaluate("theme", "none", context=north)
+        assert nameless.lacks_entity
+        assert (nameless.value, nameless.reason) == (client.variant("theme", "none", "", north), "SPLIT")
+        assert not client.evaluate("theme", "none", "e", north).lacks_entity
+        assert not client.evaluate("theme", "none").lacks_entity
+        assert not client.evaluate("on", False).lacks_entity
+        assert not client.evaluate("missing", False).lacks_entity
+        assert not client.evaluate("on", False, namespace="elsewhere").lacks_entity
+
+
 def test_the_getters_give_their_default_for_the_same(agent: FollowedAgent, path: Path) -> None:
     agent.publish(boolean("on", enabled=True), variant("theme", "dark"))
     with Client(path) as client:

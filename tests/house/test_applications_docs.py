@@ -12,6 +12,7 @@ from local_server import NOW, RunningServer, running
 from repository import AGENT, ROOT
 
 from flagcast_agent import limits
+from flagcast_shared.answers import Reason, Resolution
 from flagcast_shared.model import Flag
 
 PAGE = (ROOT / "docs" / "applications.md").read_text(encoding="utf-8")
@@ -70,3 +71,31 @@ def test_every_service_of_the_page_is_served() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (AGENT.sources / "api").glob("*.py"))
     for service in re.findall(r"`((?:flagd|flipt|flagcast)\.[a-z0-9.]+\.[A-Z]\w+)`", PAGE):
         assert f'"{service}"' in source, service
+
+
+def test_every_reason_is_in_the_table_of_reasons() -> None:
+    table = PAGE[PAGE.index("## Reasons") : PAGE.index("## A missing targeting key")]
+    words = {word.upper() for word in (*Resolution, *Reason)}
+    assert {word for word in words if f"`{word}`" not in table} == set()
+    source = (AGENT.sources / "api" / "resolutions.py").read_text(encoding="utf-8")
+    codes = set(re.findall(r'return "([A-Z_]+)"', source))
+    assert "TARGETING_KEY_MISSING" in codes
+    assert {code for code in codes if f"`{code}`" not in table} == set()
+
+
+def test_the_versions_that_the_page_calls_tested_are_those_that_are_installed() -> None:
+    providers = ROOT / "tests" / "providers"
+    installed = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in (
+            providers / "java" / "pom.xml",
+            providers / "node" / "package.json",
+            providers / "rust" / "Cargo.toml",
+            ROOT / "requirements-oracles.lock",
+        )
+    )
+    tested = re.findall(r"^\| \| tested(?: by `make test-providers`)?: (.*) \|$", PAGE, re.MULTILINE)
+    versions = re.findall(r"\b\d+\.\d+\.\d+(?:\.Final)?", " ".join(tested))
+    assert len(tested) == 5
+    assert len(versions) >= 7
+    assert [version for version in versions if version not in installed] == []

@@ -3,6 +3,7 @@
 What a client does while nobody answers is its own affair, and docs/applications.md says what that is.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ from local_server import ENTRIES
 from openfeature import api
 from openfeature.client import OpenFeatureClient
 from openfeature.contrib.provider.ofrep import OFREPProvider
-from provided import FLAGD_LANGUAGES, Application, flagd_application, flipt_application
+from openfeature.evaluation_context import EvaluationContext
+from openfeature.exception import ErrorCode
+from provided import FLAGD_LANGUAGES, Application, flagd_application, flipt_application, with_rust
 from scenes import Scene, scene
 
 from brokers import free_port
@@ -52,13 +55,20 @@ class Manner:
     code: str
     keeps: bool
     """Whether it goes on with an answer that it kept until it tells of an error."""
+    seconds: float
+    """What a question takes at most on an idle machine, with this deadline."""
+    deadline: int = 2
+    """Seconds; a provider is not ready unless it has reached the agent within one or two of them."""
 
 
 MANNERS = {
-    "python": Manner((STALE, ERROR), "GENERAL", keeps=True),
-    "node": Manner((STALE, ERROR), "FLAG_NOT_FOUND", keeps=False),
-    "go": Manner((ERROR,), "PROVIDER_NOT_READY", keeps=False),
+    "python": Manner((STALE, ERROR), "GENERAL", keeps=True, seconds=2),
+    "node": Manner((STALE, ERROR), "FLAG_NOT_FOUND", keeps=False, seconds=8),
+    "go": Manner((ERROR,), "PROVIDER_NOT_READY", keeps=False, seconds=0.1),
+    "java": Manner((STALE, ERROR), "GENERAL", keeps=True, seconds=5, deadline=5),
 }
+BUSY_SECONDS = 8.0
+"""What a question may take in addition where other tests have the cores."""
 
 
 @pytest.mark.parametrize("language", FLAGD_LANGUAGES)
@@ -94,7 +104,7 @@ def test_what_flagds_provider_has_kept_changes_with_its_flag_and_does_not_outliv
 @pytest.mark.parametrize("language", FLAGD_LANGUAGES)
 def test_flagds_provider_tells_that_its_agent_is_gone_and_that_it_is_back(it: Scene, language: str) -> None:
     manner = MANNERS[language]
-    settings = {"FLAGD_DEADLINE_MS": "2000", "FLAGD_RETRY_GRACE_PERIOD": "3"}
+    settings = {"FLAGD_DEADLINE_MS": f"{manner.deadline}000", "FLAGD_RETRY_GRACE_PERIOD": "3"}
     with flagd_application(language, it.device.socket, settings=settings) as application:
         application.hear(READY)
         assert kept(application, "word") == "v1"
@@ -103,15 +113,58 @@ def test_flagds_provider_tells_that_its_agent_is_gone_and_that_it_is_back(it: Sc
             application.hear(event)
             if event == STALE and manner.keeps:
                 assert kept(application, "word") == "v1"
-        for kind, key, default in (("string", "word", "mine"), ("boolean", "half", True)):
-            found = application.ask(kind, key, default)
-            assert (found["value"], found["reason"], found["error"]) == (default, "ERROR", manner.code)
+        for question in (("string", "word", "mine"), ("boolean", "half", True)):
+            assert_dead(application, question, manner.code, manner.seconds)
         it.device.start()
         application.hear(READY)
         application.until(lambda: word(application) == "v1", "what the device's disk says")
         it.publish(*version(2))
         application.hear(CHANGED, *changed_to(2))
         assert word(application) == "v2"
+
+
+@with_rust
+def test_rusts_provider_receives_no_change_and_keeps_an_answer_unless_its_cache_is_disabled(
+    it: Scene,
+) -> None:
+    socket = it.device.socket
+    with (
+        flagd_application("rust", socket, settings={"FLAGD_CACHE": "disabled"}) as asking,
+        flagd_application("rust", socket) as keeping,
+    ):
+        assert kept(keeping, "word") == "v1"
+        assert [asking.ask("string", "word", "mine")["reason"] for _ in range(3)] == ["STATIC"] * 3
+        it.publish(*version(2))
+        asking.until(lambda: word(asking) == "v2", "the change")
+        assert keeping.ask("boolean", "only-2", False)["value"] is True
+        assert word(keeping) == "v1"
+        it.device.kill()
+        assert_dead(asking, ("string", "word", "mine"), "GENERAL", 0.1)
+        assert_dead(keeping, ("boolean", "half", True), "GENERAL", 0.1)
+        assert word(keeping) == "v1"
+        it.publish(*version(3))
+        it.device.start()
+        asking.until(lambda: word(asking) == "v3", "what was published meanwhile")
+        assert word(keeping) == "v1"
+
+
+@with_rust
+def test_rusts_provider_keeps_an_answer_no_longer_than_it_is_told(it: Scene) -> None:
+    with flagd_application("rust", it.device.socket, settings={"FLAGD_CACHE_TTL": "1"}) as application:
+        assert kept(application, "word") == "v1"
+        it.publish(*version(2))
+        application.until(lambda: word(application) == "v2", "the change, a second later")
+
+
+def assert_dead(
+    application: Application, question: tuple[str, str, object], code: str, seconds: float
+) -> None:
+    """The caller's default with this error, in bounded time."""
+    began = time.monotonic()
+    found = application.ask(*question)
+    took = time.monotonic() - began
+    assert (found["value"], found["reason"], found["error"]) == (question[2], "ERROR", code)
+    assert took < seconds + BUSY_SECONDS
 
 
 def word(application: Application) -> str:
@@ -173,7 +226,8 @@ def _ask_over_a_restart(it: Scene, client: OpenFeatureClient) -> None:
         it.device.wait_until(lambda: has(word), word)
 
     assert has("v1")
-    assert client.get_boolean_details("half", True).reason == "SPLIT"
+    assert client.get_boolean_details("half", True, EvaluationContext("e")).reason == "SPLIT"
+    assert client.get_boolean_details("half", True).error_code is ErrorCode.TARGETING_KEY_MISSING
     it.publish(*version(2))
     says("v2")
     it.device.kill()

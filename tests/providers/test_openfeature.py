@@ -101,6 +101,20 @@ def test_every_type_is_resolved(agent: FollowedAgent, flagcast: Client) -> None:
     assert 0 <= int(details.flag_metadata["age_seconds"]) < 60
 
 
+def test_a_percentage_without_a_targeting_key_is_an_error(agent: FollowedAgent, flagcast: Client) -> None:
+    agent.publish(split("theme", "a", "b"), segment("everybody", "level", "3"), boolean("on", enabled=True))
+    wait_until(lambda: flagcast.wait_until_ready(1))
+    client = use(flagcast)
+    for context in (EvaluationContext("", {"level": 3}), EvaluationContext(None, {"level": 3})):
+        details = client.get_string_details("theme", "mine", context)
+        assert (details.value, details.reason, details.variant) == ("mine", "ERROR", None)
+        assert details.error_code is ErrorCode.TARGETING_KEY_MISSING
+        assert "'theme'" in str(details.error_message)
+    assert client.get_string_details("theme", "mine", EvaluationContext("e", {"level": 3})).reason == "SPLIT"
+    assert client.get_string_details("theme", "mine").error_code is None
+    assert client.get_boolean_details("on", False).error_code is None
+
+
 def test_the_entity_is_the_targeting_key_and_attributes_are_the_context(
     agent: FollowedAgent, flagcast: Client
 ) -> None:

@@ -1,12 +1,15 @@
+import random
 import threading
 from itertools import count
 from zlib import crc32
 
 import pytest
+from flipt_models import entries_of, random_requests, random_snapshot
 
 from flagcast_shared.errors import FlagNotFound, FlagNotUsable, InvalidCall, TypeMismatch
 from flagcast_shared.evaluation import (
     BooleanAnswer,
+    FlagState,
     FlagType,
     Reason,
     Resolution,
@@ -415,6 +418,66 @@ def test_a_flag_that_is_not_understood_is_not_usable_and_all_others_are(
             call("b", "e", {})
         assert why in str(caught.value)
     assert flags.boolean("other", "e", {}).enabled
+
+
+@pytest.mark.parametrize(
+    ("flag", "needs"),
+    [
+        (boolean(ThresholdRollout(30, True)), True),
+        (boolean(ThresholdRollout(0, True)), False),
+        (boolean(ThresholdRollout(100, True), ThresholdRollout(30, False)), False),
+        (boolean(ThresholdRollout(0, True), ThresholdRollout(30, False)), True),
+        (boolean(within("pro"), ThresholdRollout(30, True)), False),
+        (boolean(within("eu"), ThresholdRollout(30, True)), True),
+        (boolean(within("eu")), False),
+        (boolean(enabled=True), False),
+        (variant(rule("pro", to=shares(a=300, b=1000))), True),
+        (variant(rule("eu", to=shares(a=300, b=1000))), False),
+        (variant(rule("eu", to=shares(a=300, b=1000)), rule("all", to=shares(c=1000))), False),
+        (variant(rule("pro", to=shares(a=0, b=1000, c=1000))), False),
+        (variant(rule("pro", to=shares(a=1000)), rule("all", to=shares(a=300, b=1000))), False),
+        (variant(rule("pro", to=()), rule("all", to=shares(a=300, b=1000))), False),
+        (variant(rule("pro", to=shares(a=300, b=1000)), enabled=False), False),
+        (variant(rule("pro", to=shares(a=300, b=900))), False),
+    ],
+)
+def test_an_entity_is_needed_where_a_percentage_is_reached(
+    flag: BooleanFlag | VariantFlag, *, needs: bool
+) -> None:
+    flags = compile_flags([flag, *SEGMENTS], {})
+    for _ in range(2):
+        assert flags.needs_entity(flag.key, {"plan": "pro"}) is needs
+    assert not flags.needs_entity("nope", {})
+
+
+def test_an_entity_is_needed_as_the_flag_and_its_segments_change() -> None:
+    flags = compile_flags([boolean(within("pro"), ThresholdRollout(30, True)), *SEGMENTS], {})
+    context = {"plan": "pro", "region": "eu"}
+    assert not flags.needs_entity("b", context)
+    other = flags.update([segment("pro", is_("plan", "free"))], ())
+    assert other.needs_entity("b", context)
+    assert not other.update([boolean(within("eu"), ThresholdRollout(30, True))], ()).needs_entity(
+        "b", context
+    )
+    assert not other.update([], [RecordId("flag", "b")]).needs_entity("b", context)
+    assert not flags.needs_entity("b", context)
+
+
+def test_an_entity_is_needed_wherever_the_explanation_has_a_bucket_that_not_all_are_in() -> None:
+    found = set()
+    for seed in range(60):
+        rng = random.Random(seed)
+        snapshot = random_snapshot(rng)
+        flags = compile_flags(entries_of(snapshot), {})
+        for request in random_requests(rng, snapshot, 40):
+            if not flags.flags.get(FlagKey(request.flag), FlagState(FlagType.UNKNOWN, False, "no")).is_usable:
+                continue
+            steps = flags.explain(request.flag, "", request.context).steps
+            buckets = [step.bucket for step in steps if step.bucket]
+            expected = any(0 < each.last - each.first + 1 < each.buckets for each in buckets)
+            assert flags.needs_entity(request.flag, request.context) is expected, (seed, request)
+            found.add(expected)
+    assert found == {True, False}
 
 
 def test_a_flag_of_an_unknown_type_is_not_usable_whatever_is_asked() -> None:

@@ -24,6 +24,9 @@ _PROTOS = AGENT.sources / "api" / "protos"
 _NODE_MODULES = Path(sys.prefix) / "node" / "node_modules"
 _NODE = shutil.which("node")
 _GO_APPLICATION = Path(sys.prefix) / "go" / "application"
+_JAVA = shutil.which("java")
+_JAVA_APPLICATION = Path(sys.prefix) / "java"
+_RUST_APPLICATION = Path(sys.prefix) / "rust" / "application"
 _PATIENT = {"FLAGD_DEADLINE_MS": "30000", "FLAGD_RETRY_GRACE_PERIOD": "60"}
 """A provider waits for a slow machine, and does not forget by itself what it has kept."""
 
@@ -41,8 +44,23 @@ FLAGD_LANGUAGES = (
         ),
     ),
     pytest.param("go", marks=with_go),
+    pytest.param(
+        "java",
+        marks=pytest.mark.skipif(
+            _JAVA is None or not (_JAVA_APPLICATION / "built-from").is_file(),
+            reason="needs Java 17 and Maven, and what tools/need-java-application.sh builds",
+        ),
+    ),
 )
-"""For whom there is an application with flagd's provider, as the parameters of a test."""
+"""The languages with an application over flagd's provider that has events, as the parameters of a test."""
+
+with_rust = pytest.mark.skipif(
+    not _RUST_APPLICATION.is_file(),
+    reason="needs Rust, and what `make test-providers` builds with tools/need-rust-application.sh",
+)
+
+ALL_FLAGD_LANGUAGES = (*FLAGD_LANGUAGES, pytest.param("rust", marks=with_rust))
+"""The same with Rust, whose SDK has no events."""
 
 
 class Application:
@@ -153,6 +171,13 @@ def flagd_application(
         return Application([str(_NODE), APPLICATIONS / "flagd_application.cjs", socket, *more], environment)
     if language == "go":
         return Application([_GO_APPLICATION, "flagd", socket, *more], environment)
+    if language == "rust":
+        return Application([_RUST_APPLICATION, socket, *more], environment)
+    if language == "java":
+        classes = f"{_JAVA_APPLICATION}/target/classes:{_JAVA_APPLICATION}/lib/*"
+        return Application(
+            [str(_JAVA), "-XX:TieredStopAtLevel=1", "-cp", classes, "Application", socket, *more], environment
+        )
     return Application([ORACLES, APPLICATIONS / "flagd_application.py", socket, *more], environment)
 
 

@@ -76,6 +76,7 @@ class Details(NamedTuple, Generic[_T]):
     `version` and `epoch` are the admitted content's, zero when nothing was ever admitted. `age_seconds` have passed since the
     publisher last said that this is the truth; `is_stale` when it has let that expire. While `clock_is_trusted` is false, the
     device's clock is behind what the agent has had reason to believe, and both are what they are at least.
+    `lacks_entity`: a percentage decided, and the question named no entity; all such questions get one bucket's answer.
     """
 
     flag: str
@@ -91,6 +92,7 @@ class Details(NamedTuple, Generic[_T]):
     error: str = ""
     message: str = ""
     clock_is_trusted: bool = True
+    lacks_entity: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,10 +309,13 @@ class Client:
                 message=self._why_not_ready(name),
             )
         try:
-            value, reason, variant, segments = _resolve(knowledge, flag, default, entity, texts(context))
+            attributes = texts(context)
+            value, reason, variant, segments = _resolve(knowledge, flag, default, entity, attributes)
             error, message = "", ""
+            lacks_entity = not entity and knowledge.compiled.needs_entity(flag, attributes)
         except Exception as failure:  # noqa: BLE001  # as above
             value, reason, variant, segments = default, "ERROR", "", ()
+            lacks_entity = False
             error, message = _error_code(failure), str(failure)
         wall, floor = clock.now(), self._floor
         now = floor.now(wall, clock.monotonic())
@@ -328,6 +333,7 @@ class Client:
             error,
             message,
             floor.allows(wall),
+            lacks_entity,
         )
 
     # What it knows, and what is new

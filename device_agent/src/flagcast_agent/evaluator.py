@@ -69,21 +69,28 @@ class Evaluator:
         self.tally: Tally | None = None
         self.floor = TimeFloor()
         self.evaluations = 0
+        self.entities_missing = 0
 
     def boolean(
         self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
     ) -> BooleanAnswer:
         """Raises NamespaceNotFound, FlagNotFound, TypeMismatch, FlagNotUsable."""
-        answer = self.knowledge(namespace).compiled.boolean(flag_key, entity_id, context)
+        compiled = self.knowledge(namespace).compiled
+        answer = compiled.boolean(flag_key, entity_id, context)
         self.count(namespace, answer)
+        if not entity_id:
+            self.lacks_entity(compiled, flag_key, context)
         return answer
 
     def variant(
         self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]
     ) -> VariantAnswer:
         """Raises NamespaceNotFound, FlagNotFound, TypeMismatch, FlagNotUsable."""
-        answer = self.knowledge(namespace).compiled.variant(flag_key, entity_id, context)
+        compiled = self.knowledge(namespace).compiled
+        answer = compiled.variant(flag_key, entity_id, context)
         self.count(namespace, answer)
+        if not entity_id:
+            self.lacks_entity(compiled, flag_key, context)
         return answer
 
     def count(self, namespace: Namespace, answer: Answer) -> None:
@@ -91,6 +98,12 @@ class Evaluator:
         self.evaluations += 1
         if self.tally is not None:
             self.tally.count(namespace, answer)
+
+    def lacks_entity(self, compiled: CompiledFlags, flag_key: str, context: Mapping[str, str]) -> bool:
+        """Whether a question without an entity reached a percentage; counted if so."""
+        is_missing = compiled.needs_entity(flag_key, context)
+        self.entities_missing += is_missing
+        return is_missing
 
     def explain(
         self, namespace: Namespace, flag_key: FlagKey, entity_id: EntityId, context: Mapping[str, str]

@@ -30,7 +30,8 @@ class FlagcastProvider(AbstractProvider):
     """Answers from `client`, which stays the caller's, or from one of its own, which it closes.
 
     The entity is the context's targeting key; its attributes become the texts that Flipt compares. A boolean flag answers a
-    boolean, a variant flag the key of its variant as a string, or its attachment as a number or object. Events: ready,
+    boolean, a variant flag the key of its variant as a string, or its attachment as a number or object. Where a percentage
+    decides, a context without a targeting key gets the default, TARGETING_KEY_MISSING. Events: ready,
     configuration changed (with the flags that may answer otherwise), stale when the publisher has let its word expire or
     nothing more can be heard, and error while there are no flags at all.
     """
@@ -127,6 +128,14 @@ class FlagcastProvider(AbstractProvider):
         found = client.evaluate(
             flag_key, default, context.targeting_key or "", context.attributes, namespace=self._namespace
         )
+        if found.lacks_entity:
+            found = found._replace(
+                value=default,
+                reason=Reason.ERROR.value,
+                variant="",
+                error=ErrorCode.TARGETING_KEY_MISSING.value,
+                message=f"flag {flag_key!r} gives its values to percentages of targeting keys, and the context has none",
+            )
         return FlagResolutionDetails(
             value=found.value,
             error_code=ErrorCode(found.error) if found.error else None,

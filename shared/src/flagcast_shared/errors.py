@@ -268,5 +268,9 @@ class InvalidContext(InvalidCall):
     """The evaluation context is no object, or what names the entity in it is no text."""
 
 
+class TargetingKeyMissing(InvalidCall):
+    """A percentage decides the flag, and the question has no targeting key."""
+
+
 class CallTooLarge(InvalidCall):
     """A context, an entity id or a batch over a limit of the agent's."""

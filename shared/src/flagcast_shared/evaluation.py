@@ -90,6 +90,7 @@ class CompiledFlags:
         "_device",
         "_flags",
         "_segments",
+        "_splits",
         "_states",
         "_users",
         "_variants",
@@ -104,6 +105,8 @@ class CompiledFlags:
         self._states: dict[FlagKey, FlagState] = {}
         self._booleans: dict[str, _Boolean] = {}
         self._variants: dict[str, _Variant] = {}
+        # Filled as questions without an entity come; most flags and most applications never need an entry.
+        self._splits: dict[str, Predicate] = {}
 
     def boolean(self, flag_key: str, entity_id: str, context: Context) -> BooleanAnswer:
         """The answer of a boolean flag for an entity (which may be "") and its context.
@@ -131,6 +134,20 @@ class CompiledFlags:
             return ask(entity_id, context)
         except UnicodeEncodeError as error:
             raise InvalidCall(f"entity id {entity_id!r} is not Unicode text") from error
+
+    def needs_entity(self, flag_key: str, context: Context) -> bool:
+        """Whether a question without an entity reaches a percentage: a split that the entity would decide.
+
+        That is a threshold between 0 and 100, or a rule with more than one variant whose share is above zero. False for a
+        flag that has no answer. The answer itself stays Flipt's: an empty entity id has a bucket like any other.
+        """
+        reaches = self._splits.get(flag_key)
+        if reaches is None:
+            flag = self._flags.get(FlagKey(flag_key))
+            if flag is None or not self._states[flag.key].is_usable:
+                return False
+            reaches = self._splits[flag_key] = _compile_split(flag, self._conditions)
+        return reaches("", context)
 
     def explain(self, flag_key: str, entity_id: str, context: Context) -> "Explanation":
         """Step by step why the entity gets its answer, for a flag of either type; errors as of `boolean`."""
@@ -233,6 +250,7 @@ class CompiledFlags:
     def _compile_flag(self, key: FlagKey) -> None:
         self._booleans.pop(key, None)
         self._variants.pop(key, None)
+        self._splits.pop(key, None)
         flag = self._flags.get(key)
         if flag is None:
             self._states.pop(key, None)
@@ -540,6 +558,35 @@ def _choose(flag_key: str, answers: tuple[VariantAnswer, ...], bounds: Sequence[
     return lambda entity_id, context: (  # noqa: ARG005 - as above
         answers[bisect_right(ascending, crc32(entity_id.encode(), begun) % VARIANT_BUCKETS)]
     )
+
+
+def _compile_split(flag: Flag, conditions: _Conditions) -> Predicate:
+    """Whether an evaluation reaches a percentage: the flag's own steps, each giving whether the entity decides it."""
+    steps: list[_Step[bool]] = []
+    otherwise = False
+    match flag:
+        case BooleanFlag():
+            for rollout in flag.rollouts:
+                if isinstance(rollout, ThresholdRollout):
+                    if rollout.percentage > 0:
+                        otherwise = rollout.percentage < BOOLEAN_BUCKETS
+                        break
+                else:
+                    steps.append(_step_of(rollout.segments, rollout.join, conditions, decided=False))
+        case VariantFlag(enabled=True):
+            for rule in flag.rules:
+                bounds = [0, *(share.bound for share in rule.distributions)]
+                shares = sum(low < high for low, high in pairwise(bounds))
+                steps.append(_step_of(rule.segments, rule.join, conditions, decided=shares > 1))
+    if not otherwise and not any(step.give("", {}) for step in steps):
+        return never
+    return _first_step(steps, _constant(otherwise))
+
+
+def _step_of(
+    segments: Sequence[SegmentKey], join: Join, conditions: _Conditions, *, decided: bool
+) -> _Step[bool]:
+    return _Step(_joined(join, [conditions[key] for key in _distinct(segments)]), _constant(decided))
 
 
 def _chosen_with_keys(

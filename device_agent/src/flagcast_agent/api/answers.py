@@ -240,6 +240,12 @@ class Answers:
         """An answer that was given to an application by whoever asked `admit`."""
         self._evaluator.count(namespace, answer)
 
+    def lacks_entity(self, knowledge: Knowledge, question: Question) -> bool:
+        """Whether a question has no entity and reached a percentage; counted if so."""
+        return not question.entity_id and self._evaluator.lacks_entity(
+            knowledge.compiled, question.flag_key, question.context
+        )
+
     def fresh_id(self) -> str:
         """A text that nobody had before."""
         return self._fresh_id()
@@ -275,6 +281,8 @@ class Answers:
         except InvalidCall as error:
             return error
         self._evaluator.count(namespace, answer)
+        if not entity:
+            self._evaluator.lacks_entity(compiled, key, question.context)
         return answer
 
     def _admit(self, question: Question, filling: Filling) -> Namespace:

@@ -18,6 +18,7 @@ def render(
     activity: Activity,
     *,
     evaluations: int,
+    targeting_keys_missing: int,
     activations: int,
     local_connections: int,
     local_calls: int,
@@ -92,6 +93,11 @@ def render(
             [({}, activity.sent_bytes)],
         ),
         _counter("flagcast_evaluations_total", "Questions answered from a flag.", [({}, evaluations)]),
+        _counter(
+            "flagcast_targeting_key_missing_total",
+            "Questions without a targeting key that reached a percentage.",
+            [({}, targeting_keys_missing)],
+        ),
         _gauge("flagcast_local_connections", "Open connections of applications.", [({}, local_connections)]),
         _gauge(
             "flagcast_local_calls",

@@ -85,7 +85,7 @@ class Ofrep:
     def _evaluate(self, key: str, request: Request, namespace: str) -> Reply:
         try:
             asked = Asked(key, _context(request.body), namespace)
-            resolved, knowledge = self._resolutions.resolve(asked, Wanted.ANY)
+            resolved, knowledge = self._resolutions.resolve(asked, Wanted.ANY, requires_key=True)
         except (FlagNotFound, NamespaceNotFound) as error:
             return _json(404, _failure(key, "FLAG_NOT_FOUND", error))
         except (_NotReadable, InvalidCall) as error:
@@ -96,7 +96,7 @@ class Ofrep:
     async def _evaluate_all(self, request: Request, namespace: str) -> web.Answer:
         try:
             context = _context(request.body)
-            slices, knowledge = self._resolutions.answer_all(context, namespace)
+            slices, knowledge = self._resolutions.answer_all(context, namespace, requires_key=True)
         except (_NotReadable, InvalidCall) as error:
             code = "PROVIDER_NOT_READY" if isinstance(error, NamespaceNotFound) else _code(error)
             return _json(400, {"errorCode": code, "errorDetails": _shown(error)})

@@ -77,6 +77,7 @@ class Pages:
             self._status(),
             self._activity(),
             evaluations=self._evaluator.evaluations,
+            targeting_keys_missing=self._evaluator.entities_missing,
             activations=self._changes.activations,
             local_connections=len(self._load.connections),
             local_calls=self._load.calls,

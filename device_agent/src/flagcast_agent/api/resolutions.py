@@ -23,6 +23,7 @@ from flagcast_shared.errors import (
     InvalidCall,
     InvalidContext,
     NamespaceNotFound,
+    TargetingKeyMissing,
     TypeMismatch,
 )
 from flagcast_shared.evaluation import (
@@ -109,11 +110,19 @@ class Resolutions:
         )
         self._order: tuple[CompiledFlags | None, list[tuple[FlagKey, bool]]] = (None, [])
 
-    def resolve(self, asked: Asked, wanted: Wanted) -> tuple[Resolved, Knowledge]:
-        """The flag's answer, and what it was given from. Raises InvalidCall: one of its leaves."""
+    def resolve(
+        self, asked: Asked, wanted: Wanted, *, requires_key: bool = False
+    ) -> tuple[Resolved, Knowledge]:
+        """The flag's answer, and what it was given from. Raises InvalidCall: one of its leaves.
+
+        `requires_key`: TargetingKeyMissing where a percentage is reached without a targeting key. A protocol without a word
+        for that gets Flipt's answer for an empty entity id.
+        """
         knowledge, question = self._admit(asked)
         answer = self._ask(knowledge, question, wanted)
         resolved = self._resolved(answer, wanted)
+        if self._answers.lacks_entity(knowledge, question) and requires_key:
+            raise _key_missing(asked.flag_key)
         # Counted is what was answered; where the value is of another type, the caller got its default.
         self._answers.count(knowledge.namespace, answer)
         return resolved, knowledge
@@ -131,10 +140,11 @@ class Resolutions:
         return resolved(), knowledge
 
     def answer_all(
-        self, context: Mapping[str, object], namespace: str = ""
+        self, context: Mapping[str, object], namespace: str = "", *, requires_key: bool = False
     ) -> tuple[AsyncIterator[list[Answer | Unresolved]], Knowledge]:
         """Every flag's answer in the order of keys, in slices between which others have their turn; all from one version.
 
+        With `requires_key`, a flag that reaches a percentage without a targeting key is unresolved: TargetingKeyMissing.
         Raises NamespaceNotFound, InvalidContext, CallTooLarge. These answers are not counted as evaluations: nobody has
         asked for any of the flags yet.
         """
@@ -143,12 +153,16 @@ class Resolutions:
         async def slices() -> AsyncIterator[list[Answer | Unresolved]]:
             compiled, entity, texts_of = knowledge.compiled, question.entity_id, question.context
             flags = self._in_order(compiled)
+            lacks_key = requires_key and not entity
             for start in range(0, len(flags), SLICE_FLAGS):
                 if start:
                     await asyncio.sleep(0)
                 found: list[Answer | Unresolved] = []
                 for key, is_variant in flags[start : start + SLICE_FLAGS]:
                     ask = compiled.variant if is_variant else compiled.boolean
+                    if lacks_key and compiled.needs_entity(key, texts_of):
+                        found.append(Unresolved(key, _key_missing(key)))
+                        continue
                     try:
                         found.append(ask(key, entity, texts_of))
                     except InvalidCall as error:
@@ -253,8 +267,16 @@ def error_code(error: InvalidCall) -> str:
             return "TYPE_MISMATCH"
         case InvalidContext() | CallTooLarge():
             return "INVALID_CONTEXT"
+        case TargetingKeyMissing():
+            return "TARGETING_KEY_MISSING"
         case _:
             return "GENERAL"
+
+
+def _key_missing(flag_key: str) -> TargetingKeyMissing:
+    return TargetingKeyMissing(
+        f"flag {flag_key!r} gives its values to percentages of targeting keys, and the context has no {TARGETING_KEY}"
+    )
 
 
 def _value_of(answer: VariantAnswer, wanted: Wanted) -> str | int | float | dict[str, object]:
