@@ -40,7 +40,7 @@ from .evaluator import Knowledge
 from .status import Freshness, NamespaceStatus
 from .store import Held, Profile, Reader, Seen, StoreCorrupt, StoreError, StoreUnreadable
 from .timefloor import TimeFloor
-from .values import NO_CONTEXT, integer_of, number_of, object_of, texts
+from .values import NO_CONTEXT, NO_METADATA, integer_of, metadata_of, number_of, object_of, texts
 
 if TYPE_CHECKING:
     from .boot import Booted
@@ -75,7 +75,8 @@ class Details(NamedTuple, Generic[_T]):
     `message` says why. `variant` is "true" or "false" of a boolean flag, and blank where the default was given.
     `version` and `epoch` are the admitted content's, zero when nothing was ever admitted. `age_seconds` have passed since the
     publisher last said that this is the truth; `is_stale` when it has let that expire. While `clock_is_trusted` is false, the
-    device's clock is behind what the agent has had reason to believe, and both are what they are at least.
+    device's clock is behind what the agent has had reason to believe, and both are what they are at least. `metadata` is the
+    flag's own, as its file has it; empty where there is none, and of an answer that is an error.
     """
 
     flag: str
@@ -91,6 +92,7 @@ class Details(NamedTuple, Generic[_T]):
     error: str = ""
     message: str = ""
     clock_is_trusted: bool = True
+    metadata: Mapping[str, str | int | float | bool] = NO_METADATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +310,11 @@ class Client:
             )
         try:
             value, reason, variant, segments = _resolve(knowledge, flag, default, entity, texts(context))
+            metadata = metadata_of(knowledge.compiled.metadata(flag))
             error, message = "", ""
         except Exception as failure:  # noqa: BLE001  # as above
             value, reason, variant, segments = default, "ERROR", "", ()
-            error, message = _error_code(failure), str(failure)
+            error, message, metadata = _error_code(failure), str(failure), {}
         wall, floor = clock.now(), self._floor
         now = floor.now(wall, clock.monotonic())
         return Details(
@@ -328,6 +331,7 @@ class Client:
             error,
             message,
             floor.allows(wall),
+            metadata,
         )
 
     # What it knows, and what is new
