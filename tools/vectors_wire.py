@@ -74,6 +74,18 @@ RECORDS = (
             Rule((), Join.AND, ()),
         ),
     ),
+    BooleanFlag(
+        FlagKey("owned"),
+        enabled=True,
+        metadata='{"days":90,"owner":"Größe-Team","ratio":0.5,"temporary":true}',
+    ),
+    VariantFlag(
+        FlagKey("owned-too"),
+        enabled=True,
+        variants=(Variant(VariantKey("s")),),
+        default=VariantKey("s"),
+        metadata='{"owner":"screen-team"}',
+    ),
     Segment(
         SegmentKey("north"),
         Match.ALL,
@@ -354,6 +366,15 @@ def _edge_records() -> list[dict[str, str]]:
         "rollout without a list of segments": (
             flag({1: "boolean", 2: True, 3: [{1: "segment", 2: True}]}),
             "usable",
+        ),
+        "metadata of a flag": (flag({1: "boolean", 2: True, 7: '{"a":1}'}), "usable"),
+        "metadata that is no JSON": (variant({7: "{"}), "usable"),
+        "metadata of 4096 bytes": (flag({1: "boolean", 2: True, 7: "x" * 4096}), "usable"),
+        "metadata of 4097 bytes": (variant({7: "x" * 4097}), "too_large"),
+        "metadata that is a map": (flag({1: "boolean", 2: True, 7: {"a": 1}}), "malformed"),
+        "unknown rollout type, then metadata that is a map": (
+            flag({1: "boolean", 2: True, 3: [later_rollout], 7: {"a": 1}}),
+            "unusable",
         ),
         "hexadecimal number": (number("0x1p4"), "usable"),
         "hexadecimal number without an exponent": (number("0x1"), "malformed"),

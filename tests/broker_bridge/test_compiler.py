@@ -13,6 +13,7 @@ from flagcast_bridge.validate import check, load
 from flagcast_shared import model
 from flagcast_shared import records as records_module
 from flagcast_shared.ids import FlagKey, Namespace, SegmentKey, VariantKey
+from flagcast_shared.limits import METADATA_MAX_BYTES
 from flagcast_shared.records import decode_record, encode_record
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -96,13 +97,113 @@ def test_a_stream_and_several_files_give_several_namespaces() -> None:
     assert list(check([one, two]).namespaces) == ["default", "b", "c"]
 
 
-def test_one_namespace_twice_is_refused_across_files_too() -> None:
-    compilation = check(
-        [SourceFile("a.yml", b"flags: []"), SourceFile("b.yml", b"namespace: default\nflags: []")]
-    )
+def documents(*texts: str) -> Compilation:
+    """One file for each document: a.yml, b.yml and so on."""
+    return check([SourceFile(f"{chr(97 + n)}.yml", text.encode()) for n, text in enumerate(texts)])
+
+
+def where(value: str) -> str:
+    return f"constraints: [{{type: STRING_COMPARISON_TYPE, property: p, operator: eq, value: {value}}}]"
+
+
+EUROPE = f"""namespace: fleet
+flags: [{{key: z, name: Z, type: BOOLEAN_FLAG_TYPE, rollouts: [{{segment: {{key: eu, value: true}}}}]}}]
+segments: [{{key: eu, name: EU, match_type: ALL_MATCH_TYPE, {where("v")}}}]
+"""
+AFRICA = f"""namespace: {{key: fleet, name: Fleet}}
+flags: [{{key: a, name: A, type: BOOLEAN_FLAG_TYPE, rollouts: [{{segment: {{keys: [eu, af], value: true}}}}]}}]
+segments: [{{key: af, name: AF, match_type: ANY_MATCH_TYPE, {where("w")}}}]
+"""
+
+
+def test_documents_of_one_namespace_are_one_content_in_one_file_or_in_several() -> None:
+    whole = documents(
+        "namespace: fleet\n"
+        "flags: [{key: a, name: A, type: BOOLEAN_FLAG_TYPE, rollouts: [{segment: {keys: [eu, af], value: true}}]},"
+        " {key: z, name: Z, type: BOOLEAN_FLAG_TYPE, rollouts: [{segment: {key: eu, value: true}}]}]\n"
+        + EUROPE.splitlines()[2][:-1] + ", " + AFRICA.splitlines()[2].removeprefix("segments: [")
+    )  # fmt: skip
+    for merged in (documents(EUROPE, AFRICA), documents(f"{EUROPE}---\n{AFRICA}")):
+        assert merged.namespaces == whole.namespaces
+        assert [each.code for each in merged.findings] == ["FC206"]
+    assert [each.key for each in whole.namespaces[Namespace("fleet")]] == ["a", "z", "af", "eu"]
+
+
+def test_a_segment_of_a_later_document_is_unknown_as_flipt_reads_them_in_order() -> None:
+    compilation = documents(AFRICA, EUROPE)
     (finding,) = compilation.findings
-    assert (finding.code, finding.file, finding.line, finding.column) == ("FC121", "b.yml", 1, 12)
-    assert "a.yml" in finding.message
+    assert (finding.code, finding.file, finding.line) == ("FC123", "a.yml", 2)
+    assert "'eu' stands in a later document, in b.yml, line 1" in finding.message
+
+
+@pytest.mark.parametrize("kind", ["flag", "segment"])
+def test_a_key_twice_in_one_namespace_is_refused_across_documents_too(kind: str) -> None:
+    text = {
+        "flag": "namespace: n\nflags: [{key: k, name: K}]\n",
+        "segment": "namespace: n\nsegments: [{key: k, name: K, match_type: ALL_MATCH_TYPE}]\n",
+    }[kind]
+    other = text.replace("namespace: n", "namespace: m")
+    (finding,) = documents(text, other, text).findings
+    assert (finding.code, finding.file, finding.line) == ("FC122", "c.yml", 2)
+    assert finding.message == f"{kind} 'k' stands twice, first in a.yml, line 2"
+
+
+def test_only_a_namespace_without_any_flag_is_said_to_have_none() -> None:
+    flag = "flags: [{key: k, name: K, type: BOOLEAN_FLAG_TYPE}]"
+    assert [each.code for each in documents("flags: []", flag).findings] == []
+    (finding,) = documents("namespace: n\nflags: []", flag, "namespace: n\nflags: []").findings
+    assert (finding.code, finding.file) == ("FC215", "a.yml")
+
+
+def test_a_segment_is_used_by_any_document_of_its_namespace() -> None:
+    found = documents(EUROPE.replace("key: eu, value", "keys: [], value"), AFRICA).findings
+    assert "FC230" not in {each.code for each in found}
+
+
+# Metadata
+
+
+def metadata(text: str, name: str = "features.yml") -> str:
+    flag, *_ = entries(f'{{"flags": [{{"key": "a", "name": "A", "metadata": {text}}}]}}', name)
+    assert isinstance(flag, model.VariantFlag)
+    return flag.metadata
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", ""),
+        ("{b: [1], c: {d: 1}}", ""),
+        ("{b: [1], a: 1}", '{"a":1}'),
+        ("{owner: Größe, days: 90, ratio: 0.50}", '{"days":90,"owner":"Größe","ratio":0.5}'),
+        ("{on: true, no: no}", '{"no":"no","on":true}'),
+        ("{until: 2026-01-31, empty: ''}", '{"empty":"","until":"2026-01-31"}'),
+        ("{n: 18446744073709551615}", '{"n":18446744073709551615}'),
+        ("{html: <b>}", '{"html":"\\u003cb\\u003e"}'),
+    ],
+)  # fmt: skip
+def test_metadata_are_compact_sorted_json(text: str, expected: str) -> None:
+    assert metadata(text) == expected
+
+
+def test_metadata_of_a_json_file_and_of_a_boolean_flag() -> None:
+    assert metadata('{"n": 9007199254740993, "t": "x"}', "features.json") == '{"n":9007199254740992,"t":"x"}'
+    flag, *_ = entries("flags: [{key: a, name: A, type: BOOLEAN_FLAG_TYPE, metadata: {owner: me}}]")
+    assert isinstance(flag, model.BooleanFlag)
+    assert flag.metadata == '{"owner":"me"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("{a: .inf}", "FC134"), ("{a: " + "x" * METADATA_MAX_BYTES + "}", "FC135")],
+)
+def test_metadata_that_cannot_travel_is_an_error(text: str, code: str) -> None:
+    assert errors(f"flags: [{{key: a, name: A, metadata: {text}}}]") == [(code, 1, 41)]
+
+
+def test_the_largest_metadata_travels() -> None:
+    text = metadata("{a: " + "x" * (METADATA_MAX_BYTES - len('{"a":""}')) + "}")
+    assert len(text) == METADATA_MAX_BYTES
 
 
 def test_one_broken_file_keeps_all_from_being_published() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from flagcast_bridge.compiler import fused_bounds, share_bounds
 from flagcast_bridge.findings import Finding
 from flagcast_bridge.sources import SourceFile
 from flagcast_bridge.validate import check
@@ -389,6 +390,94 @@ def test_a_disputed_scalar_behind_an_alias_is_said_once() -> None:
         ("FC211", 5, 61),
         ("FC211", 5, 67),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{owner: me, days: 90, ratio: 0.5, on: true}", []),
+        ("{owner: '2026-01-31', n: '18446744073709551616'}", []),
+        ("{owners: §[me]}", ["FC241"]),
+        ("{owner: §{a: b}}", ["FC241"]),
+        *((f"{{§{name}: 1}}", ["FC241"]) for name in ("namespace", "epoch", "version", "age_seconds", "stale", "clock_trusted")),
+        ("{until: §2026-01-31}", ["FC242"]),
+        ("{until: §2026-1-5}", ["FC242"]),
+        ("{on: §yes}", ["FC211"]),
+        ("{n: §18446744073709551616}", ["FC244"]),
+        ("{n: 18446744073709551615}", []),
+    ],
+)  # fmt: skip
+def test_metadata(text: str, expected: list[str]) -> None:
+    before = f"flags: [{{key: f, name: F, type: BOOLEAN_FLAG_TYPE, metadata: {text}}}]".partition("§")[0]
+    found = findings(
+        f"flags: [{{key: f, name: F, type: BOOLEAN_FLAG_TYPE, metadata: {text.replace('§', '')}}}]"
+    )
+    assert [(each.code, each.column) for each in found] == [(code, len(before) + 1) for code in expected]
+
+
+@pytest.mark.parametrize(
+    ("attachment", "expected"),
+    [
+        ("{a: 1, A: 2}", []),
+        ('{"caf\\u00e9": 1, "cafe": 2}', []),
+        ('{"caf\\u00e9": 1, "cafe\\u0301": 2}', ["FC243"]),
+        ('[{x: {"\\u212b": 1, "\\u00c5": 2, "A\\u030a": 3}}]', ["FC243", "FC243"]),
+        ("[18446744073709551615, -9223372036854775808, 1e30, '18446744073709551616']", []),
+        ("[18446744073709551616, -9223372036854775809]", ["FC244", "FC244"]),
+        ("[" + "9" * 400 + "]", ["FC244"]),
+    ],
+)
+def test_what_an_attachment_loses_on_its_way(attachment: str, expected: list[str]) -> None:
+    text = f"flags: [{{key: f, name: F, variants: [{{key: v, default: true, attachment: {attachment}}}]}}]"
+    assert codes(text) == expected
+
+
+def test_a_number_beyond_64_bits_in_a_constraints_list() -> None:
+    text = constraints(one("NUMBER", "isoneof", "[1, 36893488147419103232]"))
+    assert sorted(codes(text)) == ["FC201", "FC244"]
+
+
+@pytest.mark.parametrize(
+    ("segment", "expected"),
+    [("a", []), ("{keys: [a, b]}", []), ("[a, b]", ["FC219"]), ("[a]", ["FC219"])],
+)
+def test_a_bare_list_of_segments(segment: str, expected: list[str]) -> None:
+    text = variant([f"{{segment: {segment}, distributions: [{{variant: w, rollout: 100}}]}}"])
+    assert [code for code in codes(text) if code not in NOISE] == expected
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "where"),
+    [
+        ([50, 50], ""),
+        ([16.7, 83.3], ""),
+        ([16.67, 83.33], "between two tenths"),
+        ([14.9, 85.1], "bucket 148, not 149"),
+        ([25, 25, 25, 25], ""),
+        ([39.1, 31.2, 20.0, 9.7], "bucket 703 on amd64 and 702 on arm64"),
+        ([16.6, 0.01, 83.39], "between two tenths"),
+    ],
+)
+def test_splits_that_flipts_engines_do_not_share_out_alike(rollouts: list[float], where: str) -> None:
+    variants = ", ".join(f"{{key: v{n}}}" for n in range(len(rollouts)))
+    shares = ", ".join(f"{{variant: v{n}, rollout: {share}}}" for n, share in enumerate(rollouts))
+    text = variant([f"{{segment: all, distributions: [{shares}]}}"], f"variants: [{variants}]")
+    found = [each.message for each in findings(text) if each.code == "FC205"]
+    assert len(found) == bool(where)
+    assert all(where in message for message in found)
+
+
+def test_fused_arithmetic_moves_seven_of_a_thousand_four_way_splits_of_whole_percents() -> None:
+    # All of them: 1 to 97 percent each, 156,849 in number. An arm64 server was found to differ in 0.7 % of them.
+    differ = total = 0
+    for first in range(1, 98):
+        for second in range(first + 1, 99):
+            for third in range(second + 1, 100):
+                shares = [float(each) for each in (first, second - first, third - second, 100 - third)]
+                total += 1
+                differ += fused_bounds(shares) != share_bounds(shares)
+    assert total == 156_849
+    assert 0.006 < differ / total < 0.008
 
 
 def test_warnings_wait_until_there_are_no_errors() -> None:

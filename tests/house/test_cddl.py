@@ -133,6 +133,8 @@ FLAGS: list[BooleanFlag | VariantFlag] = [
         VariantKey("b"),
         (RULE, replace(RULE, join=Join.OR, distributions=())),
     ),
+    BooleanFlag(FlagKey("owned"), enabled=True, metadata='{"owner":"a"}'),
+    VariantFlag(FlagKey("owned-too"), enabled=True, metadata='{"owner":"a"}'),
 ]
 ENTRIES: list[BooleanFlag | VariantFlag | Segment] = [*FLAGS, *SEGMENTS]
 RECORDS = [encode_record(entry) for entry in ENTRIES]
@@ -377,6 +379,9 @@ RECORD_CASES: list[tuple[list[Any], bool]] = [
     (["segment", "k", {1: "all", 2: [{1: "number", 2: "p", 3: "isnotoneof"}]}], True),
     (["flag", "k", {1: "boolean", 2: False, 3: [{1: "segment", 2: True}]}], True),
     (["flag", "k", {1: "variant", 2: True, 6: [{5: "and"}]}], True),
+    (["flag", "k", {1: "boolean", 2: True, 7: "x" * limits.METADATA_MAX_BYTES}], True),
+    (["flag", "k", {1: "boolean", 2: True, 7: "x" * (limits.METADATA_MAX_BYTES + 1)}], False),
+    (["flag", "k", {1: "variant", 2: True, 7: {"owner": "a"}}], False),
     (["flag", "k"], False),
 ]
 

@@ -18,7 +18,12 @@ from flagcast_shared import errors
 
 WAY = (CODEC, ENVELOPE, KEYRING, MESSAGES, ROOT_MODULE, RECORDS, TRUST)
 """The modules between received bytes and belief."""
-OF_THE_WRITER = {(CODEC, "encode"), (RECORDS, "encode_record"), (RECORDS, "_variant_body")}
+OF_THE_WRITER = {
+    (CODEC, "encode"),
+    (RECORDS, "encode_record"),
+    (RECORDS, "_variant_body"),
+    (RECORDS, "_metadata_field"),
+}
 """Functions that refuse what a publisher would write; nothing received gets there."""
 
 

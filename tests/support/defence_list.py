@@ -862,6 +862,13 @@ _RECORDS = (
         "attacks/test_content.py::test_delta_of_endless_removals",
     ),
     Defence(
+        "metadata without end",
+        RECORDS,
+        "body.text(7, METADATA_MAX_BYTES)",
+        "body.text(7, 1 << 20)",
+        "shared/test_records.py::test_metadata_is_bounded_on_both_sides",
+    ),
+    Defence(
         "percentage above a hundred",
         RECORDS,
         "body.integer(3, 0, 100)",

@@ -37,7 +37,9 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
             return Segment(SegmentKey(record["key"]), Match(record["match"]), constraints)
         case "boolean":
             rollouts = tuple(_rollout_of(item) for item in record["rollouts"])
-            return BooleanFlag(FlagKey(record["key"]), record["enabled"], rollouts)
+            return BooleanFlag(
+                FlagKey(record["key"]), record["enabled"], rollouts, record.get("metadata", "")
+            )
         case "variant":
             return VariantFlag(
                 FlagKey(record["key"]),
@@ -45,6 +47,7 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
                 tuple(Variant(VariantKey(item["key"]), item["attachment"]) for item in record["variants"]),
                 None if record["default"] is None else VariantKey(record["default"]),
                 tuple(_rule_of(item) for item in record["rules"]),
+                record.get("metadata", ""),
             )
         case "unsupported-flag":
             return UnsupportedFlag(FlagKey(record["key"]), "of a newer publisher")
@@ -100,6 +103,7 @@ def json_of(entry: Entry) -> Json:
                     else {"segments": list(item.segments), "join": str(item.join), "value": item.value}
                     for item in entry.rollouts
                 ],
+                **_metadata_of(entry),
             }
         case VariantFlag():
             return {
@@ -118,9 +122,14 @@ def json_of(entry: Entry) -> Json:
                     }
                     for rule in entry.rules
                 ],
+                **_metadata_of(entry),
             }
         case _:
             raise AssertionError(f"{entry} has no JSON")
+
+
+def _metadata_of(flag: BooleanFlag | VariantFlag) -> Json:
+    return {"metadata": flag.metadata} if flag.metadata else {}
 
 
 def _rollout_of(item: Mapping[str, Any]) -> Rollout:

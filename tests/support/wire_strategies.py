@@ -1,5 +1,7 @@
 """Hypothesis strategies for what travels: every kind of record, head, part, delta, root and report, as code can make it."""
 
+import json
+
 from hypothesis import strategies as st
 
 from flagcast_shared.bucketing import CANDIDATE_BUCKETS
@@ -46,6 +48,12 @@ versions = numbers.map(Version)
 digests = st.binary(min_size=32, max_size=32).map(Digest)
 texts = st.text(max_size=20)
 keys = st.text(min_size=1, max_size=12)
+metadata = (
+    st.just("")
+    | texts
+    | st.dictionaries(texts, st.booleans() | st.integers() | texts, max_size=3).map(json.dumps)
+)
+"""Mostly JSON objects, and texts that are none: a device reads them when it is asked, and not before."""
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-NUMBER_MAX, NUMBER_MAX) | texts | st.binary(max_size=20),
@@ -68,6 +76,7 @@ boolean_flags = st.builds(
         | st.builds(SegmentRollout, segment_keys, st.sampled_from(Join), st.booleans()),
         max_size=3,
     ).map(tuple),
+    metadata,
 )
 
 
@@ -87,6 +96,7 @@ def variant_flags(draw: st.DrawFn) -> VariantFlag:
         tuple(Variant(name, draw(texts)) for name in names),
         draw(st.none() | st.sampled_from(names)) if names else None,
         tuple(rules),
+        draw(metadata),
     )
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from flagcast_shared import model
-from flagcast_shared.bucketing import compile_bounds, compile_percentage
+from flagcast_shared.bucketing import VARIANT_BUCKETS, compile_bounds, compile_percentage
 from flagcast_shared.constraints import TAKES, Takes
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import FlagKey, Namespace, SegmentKey, VariantKey
-from flagcast_shared.limits import KEY_MAX_BYTES, TEXT_MAX_BYTES
+from flagcast_shared.limits import KEY_MAX_BYTES, METADATA_MAX_BYTES, TEXT_MAX_BYTES
 from flagcast_shared.literals import format_float, parse_float, parse_instant
 from flagcast_shared.records import Extent, encode_record
 
@@ -59,22 +59,21 @@ class Compilation:
 
 def compile_documents(documents: Sequence[Document], found: Findings) -> Compilation:
     """The entries of every namespace, by kind, then key; `found` has what parsing found, and gets the rest."""
-    namespaces: dict[Namespace, tuple[model.Entry, ...]] = {}
-    first: dict[str, Document] = {}
-    for document in documents:
-        key, at = document.namespace
-        if key in first:
-            before = first[key]
-            said = f"a second document for namespace {key!r}; the first is in {before.file}, line {before.at.line}"
-            hint = "Merge the two, or give one of them a namespace of its own."
-            found.add(finding("FC121", document.file, at, said, hint))
-            continue
-        first[key] = document
-        namespaces[Namespace(key)] = _Compiler(document, found).entries()
+    namespaces = {
+        Namespace(key): _compile_namespace(merged, found) for key, merged in by_namespace(documents).items()
+    }
     listed = found.listed()
     if any(each.severity == "error" for each in listed):
         namespaces = {}
     return Compilation(MappingProxyType(namespaces), listed, found.unlisted())
+
+
+def by_namespace(documents: Sequence[Document]) -> dict[str, list[Document]]:
+    """Documents of each namespace, in the order in which they are read."""
+    merged: dict[str, list[Document]] = {}
+    for document in documents:
+        merged.setdefault(document.namespace.value, []).append(document)
+    return merged
 
 
 def compile_constraint(constraint: Constraint, file: str, found: Findings) -> model.Constraint | Finding:
@@ -92,13 +91,32 @@ def json_text(text: str) -> str:
 
 def positive(rollout: float) -> bool:
     """Whether a distribution takes part: Flipt drops those that are not above 0 as a float32."""
-    rounded: float = struct.unpack("<f", struct.pack("<f", rollout))[0]
-    return rounded > 0
+    return _float32(rollout) > 0
 
 
 def share_bounds(rollouts: Sequence[float]) -> tuple[int, ...]:
     """The bucket bounds of distributions that take part, in order; none for none."""
     return compile_bounds(rollouts) if rollouts else ()
+
+
+def fused_bounds(rollouts: Sequence[float]) -> tuple[int, ...]:
+    """The bounds that Flipt's server computes on arm64, where Go multiplies and adds in one rounding (FMA)."""
+    shares = [_float32(rollout) for rollout in rollouts]
+    total = 0.0
+    for share in shares:
+        total = _float32(total + share)
+    cumulative = 0.0
+    bounds = []
+    for share in shares:
+        # A float64 holds the product and, of shares of a rule, the sum too: it is rounded once, here.
+        cumulative = _float32(cumulative + _float32(share / total) * 100.0)
+        bounds.append(min(int(_float32(cumulative * 10.0)), VARIANT_BUCKETS))
+    return (*bounds[:-1], VARIANT_BUCKETS) if bounds else ()
+
+
+def _float32(number: float) -> float:
+    narrowed: float = struct.unpack("<f", struct.pack("<f", number))[0]
+    return narrowed
 
 
 _Keyed = TypeVar("_Keyed", Flag, Segment, Variant)
@@ -112,48 +130,85 @@ class _FaultError(Exception):
         self.code, self.at, self.message, self.hint = code, at, message, hint
 
 
+class _Compiled(NamedTuple):
+    """A flag or segment with its place."""
+
+    file: str
+    at: Position
+    entry: model.Flag | model.Segment
+
+
+class _FirstSeen(NamedTuple):
+    """Keys of a namespace, each with the place where it stands first."""
+
+    flags: dict[str, tuple[str, Position]]
+    segments: dict[str, tuple[str, Position]]
+
+
+def _compile_namespace(documents: Sequence[Document], found: Findings) -> tuple[model.Entry, ...]:
+    """The entries of a namespace's documents, merged in their order as Flipt does; a key twice is an error."""
+    before = found.added
+    first = _FirstSeen({}, {})
+    later = {segment.key.value: document for document in documents for segment in document.segments}
+    flags: list[_Compiled] = []
+    segments: list[_Compiled] = []
+    for document in documents:
+        compiler = _Compiler(document, first, later, found)
+        flags += compiler.flags()
+        segments += compiler.segments()
+    compiled = [*sorted(flags, key=_key_of), *sorted(segments, key=_key_of)]
+    if found.added == before:
+        _check_sizes(compiled, documents[0], found)
+    return tuple(each.entry for each in compiled)
+
+
+def _key_of(compiled: _Compiled) -> str:
+    return compiled.entry.key
+
+
+def _check_sizes(compiled: Sequence[_Compiled], document: Document, found: Findings) -> None:
+    total = Extent()
+    for file, at, entry in compiled:
+        try:
+            total += encode_record(entry).extent
+        except Refused as error:
+            hint = "Shorten attachments or lists, or split the flag."
+            found.add(finding("FC135", file, at, str(error), hint))
+    if fault := total.over_limit():
+        said = f"the namespace compiles to {fault}"
+        found.add(finding("FC135", document.file, document.at, said, "Split the namespace."))
+
+
 class _Compiler:
-    """Compiles one document."""
+    """Compiles one document of a namespace.
 
-    def __init__(self, document: Document, found: Findings) -> None:
+    `first` has the keys of the documents before it, and gets its own; `later` are the segments of all documents.
+    """
+
+    def __init__(
+        self, document: Document, first: _FirstSeen, later: Mapping[str, Document], found: Findings
+    ) -> None:
         self._found = found
-        self._before = found.added
         self._document = document
-        # In order, for what is said of a name that is not among them.
-        self._segments = dict.fromkeys(sorted(segment.key.value for segment in document.segments))
+        self._first = first
+        self._later = later
+        self._own_segments = self._unique("segment", document.segments, first.segments)
 
-    def entries(self) -> tuple[model.Entry, ...]:
-        document = self._document
-        flags = self._unique("flag", document.flags)
-        segments = self._unique("segment", document.segments)
-        compiled: list[tuple[Position, model.Flag | model.Segment]] = [
-            (flag.at, self._flag(flag)) for flag in sorted(flags, key=lambda each: each.key.value)
-        ]
-        compiled += [
-            (segment.at, self._segment(segment))
-            for segment in sorted(segments, key=lambda each: each.key.value)
-        ]
-        self._check_sizes(compiled)
-        return tuple(entry for _, entry in compiled)
+    def flags(self) -> list[_Compiled]:
+        unique = self._unique("flag", self._document.flags, self._first.flags)
+        return [_Compiled(self._document.file, flag.at, self._flag(flag)) for flag in unique]
 
-    def _check_sizes(self, compiled: Sequence[tuple[Position, model.Flag | model.Segment]]) -> None:
-        if self._found.added > self._before:
-            return
-        total = Extent()
-        for at, entry in compiled:
-            try:
-                total += encode_record(entry).extent
-            except Refused as error:
-                self._say("FC135", at, str(error), "Shorten attachments or lists, or split the flag.")
-        if fault := total.over_limit():
-            said = f"the namespace compiles to {fault}"
-            self._say("FC135", self._document.at, said, "Split the namespace.")
+    def segments(self) -> list[_Compiled]:
+        return [
+            _Compiled(self._document.file, segment.at, self._segment(segment))
+            for segment in self._own_segments
+        ]
 
     def _flag(self, flag: Flag) -> model.Flag:
         what = f"flag {flag.key.value!r}"
         key = FlagKey(flag.key.value)
         variants = tuple(
-            self._variant(variant, what) for variant in self._unique(f"{what}: variant", flag.variants)
+            self._variant(variant, what) for variant in self._unique(f"{what}: variant", flag.variants, {})
         )
         # Rules of a boolean flag are never evaluated; Flipt refuses a bad reference in them all the same.
         known = dict.fromkeys(sorted(str(variant.key) for variant in variants))
@@ -168,10 +223,23 @@ class _Compiler:
                     rollouts.append(
                         model.ThresholdRollout(compile_percentage(rollout.percentage.value), rollout.value)
                     )
-            return model.BooleanFlag(key, flag.enabled, tuple(rollouts))
+            return model.BooleanFlag(key, flag.enabled, tuple(rollouts), self._metadata(flag, what))
         # As in Flipt, the last variant that calls itself the default is it.
         defaults = [VariantKey(variant.key.value) for variant in flag.variants if variant.is_default]
-        return model.VariantFlag(key, flag.enabled, variants, defaults[-1] if defaults else None, rules)
+        default = defaults[-1] if defaults else None
+        return model.VariantFlag(key, flag.enabled, variants, default, rules, self._metadata(flag, what))
+
+    def _metadata(self, flag: Flag, what: str) -> str:
+        """The metadata that OpenFeature has a type for, as JSON text; the linter warns of the rest."""
+        entries = tuple((key, value) for key, value in flag.metadata if isinstance(value, Scalar))
+        if not entries:
+            return ""
+        writer = _JsonWriter("metadata", METADATA_MAX_BYTES, is_json=self._document.is_json)
+        try:
+            writer.write(MapNode(flag.at, entries))
+        except _FaultError as fault:
+            self._say(fault.code, fault.at, f"{what}: {fault.message}", fault.hint)
+        return "".join(writer.parts)
 
     def _variant(self, variant: Variant, what: str) -> model.Variant:
         what = f"{what}, variant {variant.key.value[:40]!r}"
@@ -180,7 +248,7 @@ class _Compiler:
             self._say(
                 "FC116", variant.key.at, said, "Shorten the key; a longer text belongs in the attachment."
             )
-        writer = _AttachmentWriter(is_json=self._document.is_json)
+        writer = _JsonWriter("attachment", TEXT_MAX_BYTES, is_json=self._document.is_json)
         try:
             if variant.attachment is not None:
                 writer.write(variant.attachment)
@@ -209,9 +277,16 @@ class _Compiler:
 
     def _references(self, segments: Sequence[Text], what: str) -> tuple[SegmentKey, ...]:
         for name, at in segments:
-            if name not in self._segments:
-                hint = _did_you_mean(name, self._segments, self._found)
-                self._say("FC123", at, f"{what}: unknown segment {name!r}", hint)
+            if name in self._first.segments:
+                continue
+            if name in self._later:
+                document = self._later[name]
+                said = f"{what}: segment {name!r} stands in a later document, in {document.file}, line {document.at.line}"
+                hint = "Flipt reads documents in order: move the segment here, or into an earlier document."
+            else:
+                said = f"{what}: unknown segment {name!r}"
+                hint = _did_you_mean(name, self._first.segments, self._found)
+            self._say("FC123", at, said, hint)
         return tuple(SegmentKey(name) for name in dict.fromkeys(name for name, _ in segments))
 
     def _segment(self, segment: Segment) -> model.Segment:
@@ -224,17 +299,21 @@ class _Compiler:
                 constraints.append(compiled)
         return model.Segment(SegmentKey(segment.key.value), segment.match, tuple(constraints))
 
-    def _unique(self, what: str, items: Sequence[_Keyed]) -> list[_Keyed]:
+    def _unique(
+        self, what: str, items: Sequence[_Keyed], first: dict[str, tuple[str, Position]]
+    ) -> list[_Keyed]:
         """Those whose key is theirs alone; Flipt would silently take the last."""
-        first: dict[str, Position] = {}
+        file = self._document.file
         unique: list[_Keyed] = []
         for item in items:
             key, at = item.key
             if key in first:
-                said = f"{what} {key[:60]!r} stands twice, first in line {first[key].line}"
+                before, place = first[key]
+                where = f"line {place.line}" if before == file else f"{before}, line {place.line}"
+                said = f"{what} {key[:60]!r} stands twice, first in {where}"
                 self._say("FC122", at, said, "Rename one, or remove it.")
             else:
-                first[key] = at
+                first[key] = file, at
                 unique.append(item)
         return unique
 
@@ -363,15 +442,16 @@ def _refuse(name: str) -> str:
     raise ValueError(name)
 
 
-class _AttachmentWriter:
+class _JsonWriter:
     """Writes a tree as compact JSON, as Go's `encoding/json` does.
 
     It gives up at the size limit: aliases can stand for far more than the file holds.
     """
 
-    def __init__(self, *, is_json: bool) -> None:
+    def __init__(self, what: str, max_bytes: int, *, is_json: bool) -> None:
         self.parts: list[str] = []
-        self._left = TEXT_MAX_BYTES
+        self._what = what
+        self._max_bytes = self._left = max_bytes
         self._is_json = is_json
 
     def write(self, node: Node) -> None:
@@ -386,7 +466,7 @@ class _AttachmentWriter:
             case MapNode():
                 for key, _ in node.entries:
                     if not isinstance(key.value, str):
-                        said = f"the attachment's key {key.text[:40]!r} is not text"
+                        said = f"the {self._what}'s key {key.text[:40]!r} is not text"
                         raise _FaultError("FC134", key.at, said, f'Quote it: "{key.text}".')
                 # Go sorts by the bytes of UTF-8, which is the order of code points.
                 ordered = sorted(node.entries, key=lambda entry: entry[0].text)
@@ -398,7 +478,7 @@ class _AttachmentWriter:
     def _put(self, text: str, at: Position) -> None:
         self._left -= len(text.encode())
         if self._left < 0:
-            said = f"the attachment is larger than {TEXT_MAX_BYTES} bytes of JSON"
+            said = f"the {self._what} is larger than {self._max_bytes} bytes of JSON"
             raise _FaultError("FC135", at, said, "Shorten it, or ship it with the software and name it here.")
         self.parts.append(text)
 

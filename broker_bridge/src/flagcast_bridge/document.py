@@ -60,13 +60,17 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A variant flag's rule; `rank` is what the file says, which Flipt ignores."""
+    """A variant flag's rule; `rank` is what the file says, which Flipt ignores.
+
+    `bare_list` is the place of its segments where they are a list without `keys`.
+    """
 
     at: Position
     segments: tuple[Text, ...]
     join: Join
     distributions: tuple[Distribution, ...]
     rank: Number | None
+    bare_list: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,10 @@ Rollout = ThresholdRollout | SegmentRollout
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag of either type; `enabled_at` is None where the file leaves `enabled` out, which means false."""
+    """A flag of either type; `enabled_at` is None where the file leaves `enabled` out, which means false.
+
+    `metadata` is empty where there is none that a finding allows.
+    """
 
     at: Position
     key: Text
@@ -103,6 +110,7 @@ class Flag:
     variants: tuple[Variant, ...]
     rules: tuple[Rule, ...]
     rollouts: tuple[Rollout, ...]
+    metadata: tuple[tuple[Scalar, Node], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +293,7 @@ class _Reader:
         self._required_name(fields, what, node.at)
         is_boolean = self._word(fields.get("type"), _FLAG_TYPES, f"{what}, type", default=False)
         enabled = self._boolean(fields.get("enabled"), f"{what}, enabled")
-        self._metadata(fields.get("metadata"), what)
+        metadata = self._metadata(fields.get("metadata"), what)
         variants = tuple(
             self._each(fields.get("variants"), f"{what}, variants", lambda each: self._variant(each, what))
         )
@@ -304,20 +312,23 @@ class _Reader:
         if key is None:
             return None
         enabled_at = fields["enabled"].at if "enabled" in fields else None
-        return Flag(node.at, key, bool(is_boolean), bool(enabled), enabled_at, variants, rules, rollouts)
+        return Flag(
+            node.at, key, bool(is_boolean), bool(enabled), enabled_at, variants, rules, rollouts, metadata
+        )
 
-    def _metadata(self, node: Node | None, what: str) -> None:
-        """Metadata does not travel; it is checked so that Flipt would take the same file."""
+    def _metadata(self, node: Node | None, what: str) -> tuple[tuple[Scalar, Node], ...]:
+        """The entries of a flag's metadata, of any value but null, as Flipt's schema takes them."""
         if node is None:
-            return
+            return ()
         if not isinstance(node, MapNode):
             self._wrong(node, f"{what}, metadata", "a mapping")
-            return
+            return ()
         for key, value in node.entries:
             if not isinstance(key.value, str):
                 self._wrong(key, f"{what}, metadata key {key.text!r}", "text", f'Write "{key.text}".')
             if isinstance(value, Scalar) and value.value is None:
                 self._wrong(value, f"{what}, metadata {key.text!r}", "a value", "Remove the key.")
+        return node.entries
 
     def _variant(self, node: Node, what: str) -> Variant | None:
         fields = self._fields(node, _VARIANT, f"{what}, variant")
@@ -366,7 +377,9 @@ class _Reader:
             rank = self._number(fields["rank"], f"{what}, rank")
             if rank is not None and rank.value != int(rank.value):
                 self._wrong(fields["rank"], f"{what}, rank", "a whole number")
-        return Rule(node.at, segments, join, distributions, rank)
+        bare = fields.get("segment")
+        bare_list = bare.at if isinstance(bare, ListNode) else None
+        return Rule(node.at, segments, join, distributions, rank, bare_list)
 
     def _segments(self, node: Node, what: str) -> tuple[tuple[Text, ...], Join] | None:
         """A rule's `segment`: a key, a list of keys, or a mapping of keys and operator."""

@@ -49,7 +49,6 @@ _TITLES: Final = {
     "FC117": "unknown word",
     "FC118": "a number outside its range",
     # the flags
-    "FC121": "two documents for one namespace",
     "FC122": "two flags, segments or variants with one key",
     "FC123": "unknown segment",
     "FC124": "unknown variant",
@@ -60,7 +59,7 @@ _TITLES: Final = {
     "FC131": "unknown constraint type or operator",
     "FC132": "the constraint's value is malformed",
     "FC133": "the constraint's list is malformed",
-    "FC134": "the attachment cannot be written as JSON",
+    "FC134": "the attachment or metadata cannot be written as JSON",
     "FC135": "too large to travel to devices",
     # where Flipt's engines disagree
     "FC201": "Flipt's engines disagree about this number",
@@ -68,6 +67,7 @@ _TITLES: Final = {
     "FC203": "Flipt's engines disagree about surrounding spaces",
     "FC204": "Flipt's engines disagree about escapes in a list",
     "FC205": "Flipt's engines disagree about these distributions",
+    "FC206": "Flipt's engines disagree about a segment of another document",
     # where the file says something else than it seems to
     "FC211": "YAML versions disagree about this scalar",
     "FC212": "written in a form newer than the format version",
@@ -77,6 +77,7 @@ _TITLES: Final = {
     "FC216": "the rank contradicts the order",
     "FC217": "the value is not used by this operator",
     "FC218": "ignored on a boolean flag",
+    "FC219": "a bare list of segments",
     # where the flag does something else than it seems to
     "FC221": "distributions do not add up to 100",
     "FC222": "a match gives no variant",
@@ -95,6 +96,11 @@ _TITLES: Final = {
     "FC235": "constraints that contradict each other",
     "FC236": "unknown device attribute",
     "FC237": "a JSON value in a form that no context has",
+    # where metadata and attachments arrive as something else
+    "FC241": "metadata that applications do not get",
+    "FC242": "a date in metadata",
+    "FC243": "keys of an attachment that look the same",
+    "FC244": "an integer of more than 64 bits",
 }
 
 CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(_TITLES)

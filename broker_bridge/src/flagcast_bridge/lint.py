@@ -5,12 +5,14 @@ Only what can be proved from the file is said; a rule is called unreachable only
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf, isnan
 from typing import Final
 
+from flagcast_shared.answers import AGENT_METADATA
 from flagcast_shared.bucketing import compile_percentage
 from flagcast_shared.constraints import TAKES, Takes, value_test
 from flagcast_shared.context import DEVICE_PREFIX, context_text
@@ -18,7 +20,7 @@ from flagcast_shared.literals import trim_space
 from flagcast_shared.model import Constraint as CompiledConstraint
 from flagcast_shared.model import ConstraintType, Instant, Join, Match, Operator
 
-from .compiler import compile_constraint, json_text, positive, share_bounds
+from .compiler import by_namespace, compile_constraint, fused_bounds, json_text, positive, share_bounds
 from .document import (
     Constraint,
     Document,
@@ -42,8 +44,16 @@ TOGETHER_MAX: Final = 100
 
 def lint(documents: Sequence[Document], found: Findings) -> None:
     """Adds every warning about documents that compile."""
-    for document in documents:
-        _Linter(document, found).look()
+    for merged in by_namespace(documents).values():
+        facts: dict[str, _SegmentFacts] = {}
+        for document in merged:
+            _Linter(document, facts, found).look()
+        if not any(document.flags for document in merged):
+            first = merged[0]
+            said = f"namespace {first.namespace.value!r} has no flags"
+            hint = "Published like this, it takes all of its flags away."
+            found.add(finding("FC215", first.file, first.at, said, hint))
+        _unused_segments(merged, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +65,13 @@ class _SegmentFacts:
 
 
 class _Linter:
-    """Looks at one document."""
+    """Looks at one document of a namespace; `facts` are those of the documents before it, and get its own."""
 
-    def __init__(self, document: Document, found: Findings) -> None:
+    def __init__(self, document: Document, facts: dict[str, _SegmentFacts], found: Findings) -> None:
         self._found = found
         self._document = document
-        self._facts: dict[str, _SegmentFacts] = {}
+        self._facts = facts
+        self._own = {segment.key.value for segment in document.segments}
 
     def look(self) -> None:
         document = self._document
@@ -68,9 +79,6 @@ class _Linter:
             said = f"the folder is {document.folder!r}, the document's namespace {document.namespace.value!r}"
             hint = f"Write namespace: {document.folder}; the document counts, never the folder."
             self._say("FC214", document.namespace.at, said, hint)
-        if not document.flags:
-            said = f"namespace {document.namespace.value!r} has no flags"
-            self._say("FC215", document.at, said, "Published like this, it takes all of its flags away.")
         for segment in document.segments:
             self._facts[segment.key.value] = self._segment(segment)
         for flag in document.flags:
@@ -81,7 +89,7 @@ class _Linter:
             for variant in flag.variants:
                 if variant.attachment is not None:
                     self._scalars(variant.attachment, f"flag {flag.key.value!r}, attachment")
-        self._unused_segments()
+            self._metadata(flag)
 
     def _say(self, code: str, at: Position, message: str, hint: str = "") -> None:
         self._found.add(finding(code, self._document.file, at, message, hint))
@@ -180,7 +188,7 @@ class _Linter:
                 return
 
     def _scalars(self, node: Node, what: str) -> None:
-        """Plain scalars that another reader of YAML would not read as this text."""
+        """What another reader of YAML or JSON would not read as this value."""
         waiting = [node]
         seen: set[int] = set()
         while waiting:
@@ -193,24 +201,51 @@ class _Linter:
                 case Scalar():
                     if each.is_disputed:
                         self._found.add(disputed(self._document.file, each, what))
+                    self._integer(each, what)
                 case ListNode():
                     waiting.extend(each.items)
                 case MapNode():
+                    self._keys(each, what)
                     for key, value in each.entries:
                         waiting += [key, value]
 
-    def _unused_segments(self) -> None:
-        used = {
-            name
-            for flag in self._document.flags
-            for place in (flag.rollouts if flag.is_boolean else flag.rules)
-            if not isinstance(place, ThresholdRollout)
-            for name, _ in place.segments
-        }
-        for segment in self._document.segments:
-            if segment.key.value not in used:
-                said = f"segment {segment.key.value!r} is not used by any flag"
-                self._say("FC230", segment.key.at, said, "Remove it, or name it in a rule or rollout.")
+    def _integer(self, node: Scalar, what: str) -> None:
+        if node.is_plain and _WHOLE.fullmatch(node.text) and isinstance(node.value, float):
+            said = f"{what}: {node.text[:40]} has more than 64 bits and becomes {node.value!r}"
+            self._say("FC244", node.at, said, _NUMBER_TEXT_HINT)
+        elif node.is_plain and isinstance(node.value, str) and _BEYOND_FLOAT64.fullmatch(node.text):
+            said = f"{what}: {node.text[:40]} has more than 64 bits and is text here"
+            self._say("FC244", node.at, said, _NUMBER_TEXT_HINT)
+
+    def _keys(self, node: MapNode, what: str) -> None:
+        """Keys that differ in their bytes and are one character by character to a reader that normalizes Unicode."""
+        seen: dict[str, str] = {}
+        for key, _ in node.entries:
+            # Nothing of ASCII changes, and most keys are nothing else.
+            plain = key.text if key.text.isascii() else unicodedata.normalize("NFC", key.text)
+            if seen.setdefault(plain, key.text) != key.text:
+                said = f"{what}: key {key.text[:40]!a} and key {seen[plain][:40]!a} look the same"
+                hint = "One is spelled with combining characters; readers that normalize Unicode keep one of them."
+                self._say("FC243", key.at, said, hint)
+
+    def _metadata(self, flag: Flag) -> None:
+        """What of a flag's metadata applications do not get, or not as it is written."""
+        for key, value in flag.metadata:
+            what = f"flag {flag.key.value!r}, metadata {key.text[:60]!r}"
+            if not isinstance(value, Scalar):
+                shape = "a list" if isinstance(value, ListNode) else "a mapping"
+                said = f"{what}: {shape} stays behind; OpenFeature's metadata are texts, numbers and booleans"
+                self._say("FC241", value.at, said, "Write single values, or one text.")
+                continue
+            if key.text in AGENT_METADATA:
+                said = f"{what}: agents answer a value of their own under this name"
+                self._say("FC241", key.at, said, "Take another name.")
+            if value.is_date:
+                said = f"{what}: Flipt v2 loads no flags at all while a date stands here without quotes"
+                self._say("FC242", value.at, said, f'Quote it: "{value.text}".')
+            elif value.is_disputed:
+                self._found.add(disputed(self._document.file, value, what))
+            self._integer(value, what)
 
     # Flags
 
@@ -227,6 +262,12 @@ class _Linter:
         decided = _Decided()
         for rule in flag.rules:
             rule_what = f"{what}, rule"
+            if rule.bare_list is not None:
+                said = (
+                    f"{rule_what}: segments as a bare list, which Flipt's own schema refuses in every version"
+                )
+                hint = f"Write segment: {{keys: [{', '.join(name for name, _ in rule.segments)}]}}."
+                self._say("FC219", rule.bare_list, said, hint)
             if self._place(rule.segments, rule.join, rule.at, rule_what, decided):
                 given |= self._distributions(rule, rule_what, has_default=bool(defaults))
         for variant in flag.variants:
@@ -256,19 +297,26 @@ class _Linter:
             said = f"{what}: the distributions add up to {total:g}, not 100; they are scaled to 100"
             hint = "Flipt v1 leaves the rest without a variant. Make them add up to 100."
             self._say("FC221", taking_part[0].rollout.at, said, hint)
+        bounds = share_bounds(shares)
         covered = 0.0
-        for each in taking_part[:-1]:
+        for each, bound, fused in zip(taking_part[:-1], bounds, fused_bounds(shares), strict=False):
             covered += each.rollout.value
             # A bucket is a tenth of a percent; Go truncates what lies between two, Rust rounds it.
-            bound = covered / total * 1000
-            if abs(bound - round(bound)) > 1e-6:
-                said = (
-                    f"{what}: the bound at {covered / total * 100:g} % lies between two tenths of a percent"
-                )
+            exact = covered / total * 1000
+            where = f"{what}: the bound at {covered / total * 100:g} %"
+            if abs(exact - round(exact)) > 1e-6:
+                said = f"{where} lies between two tenths of a percent"
                 hint = "Flipt's server rounds it down, its SDKs to the nearest. Use steps of 0.1."
-                self._say("FC205", each.rollout.at, said, hint)
-                break
-        bounds = share_bounds(shares)
+            elif bound != round(exact):
+                said = f"{where} falls just short of it in float32: bucket {bound}, not {round(exact)}"
+                hint = "Flipt's server truncates, its SDKs round. Move the share by a tenth of a percent."
+            elif fused != bound:
+                said = f"{where} is bucket {bound} on amd64 and {fused} on arm64, where Flipt's server rounds once less"
+                hint = "Flagcast computes as on amd64. Move the share by a tenth of a percent."
+            else:
+                continue
+            self._say("FC205", each.rollout.at, said, hint)
+            break
         return {
             each.variant.value
             for each, below, bound in zip(taking_part, (0, *bounds), bounds, strict=False)
@@ -337,6 +385,13 @@ class _Linter:
     ) -> bool:
         """Warns about the segments of a rule or rollout; whether it decides about anybody."""
         names = [name for name, _ in segments]
+        for name, here in segments:
+            if name not in self._own:
+                said = f"{what}: segment {name!r} stands in another document"
+                hint = (
+                    "Flipt's SDKs know the segments of the same document only. Bring both into one document."
+                )
+                self._say("FC206", here, said, hint)
         seen: set[str] = set()
         for name, here in segments:
             if name in seen:
@@ -360,6 +415,23 @@ class _Linter:
             return False
         decided.add(matches)
         return True
+
+
+def _unused_segments(documents: Sequence[Document], found: Findings) -> None:
+    used = {
+        name
+        for document in documents
+        for flag in document.flags
+        for place in (flag.rollouts if flag.is_boolean else flag.rules)
+        if not isinstance(place, ThresholdRollout)
+        for name, _ in place.segments
+    }
+    for document in documents:
+        for segment in document.segments:
+            if segment.key.value not in used:
+                said = f"segment {segment.key.value!r} is not used by any flag"
+                hint = "Remove it, or name it in a rule or rollout."
+                found.add(finding("FC230", document.file, segment.key.at, said, hint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,10 +608,14 @@ _OPPOSITES: Final = {
 }
 
 _WHOLE: Final = re.compile(r"[-+]?[0-9]+")
+_BEYOND_FLOAT64: Final = re.compile(r"[-+]?[1-9][0-9]{308,}")
+"""Decimal integers that not even a float64 holds; hexadecimal ones are disputed scalars."""
+
 _WHOLE_SECONDS: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:Z|[-+][0-9]{2}:[0-9]{2})"
 )
 _NUMBER_HINT: Final = "Flipt's SDKs and its server compare it differently; scale it to a whole number."
+_NUMBER_TEXT_HINT: Final = "Write it as text, in quotes, or as a number that 64 bits hold."
 _SPACES_HINT: Final = "Flipt's engines do not trim alike. Remove the spaces."
 _NEVER_HINT: Final = "Correct the value, or remove the constraint."
 

@@ -40,7 +40,16 @@ from .evaluator import Knowledge
 from .status import Freshness, NamespaceStatus
 from .store import Held, Profile, Reader, Seen, StoreCorrupt, StoreError, StoreUnreadable
 from .timefloor import TimeFloor
-from .values import NO_CONTEXT, integer_of, number_of, object_of, reason_of, texts
+from .values import (
+    NO_CONTEXT,
+    NO_METADATA,
+    integer_of,
+    metadata_of,
+    number_of,
+    object_of,
+    reason_of,
+    texts,
+)
 
 if TYPE_CHECKING:
     from .boot import Booted
@@ -77,6 +86,7 @@ class Details(NamedTuple, Generic[_T]):
     publisher last said that this is the truth; `is_stale` when it has let that expire. While `clock_is_trusted` is false, the
     device's clock is behind what the agent has had reason to believe, and both are what they are at least.
     `lacks_entity`: a percentage decided, and the question named no entity; all such questions get one bucket's answer.
+    `metadata` is the flag's own, as its file has it; empty where there is none, and of an answer that is an error.
     """
 
     flag: str
@@ -93,6 +103,7 @@ class Details(NamedTuple, Generic[_T]):
     message: str = ""
     clock_is_trusted: bool = True
     lacks_entity: bool = False
+    metadata: Mapping[str, str | int | float | bool] = NO_METADATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,12 +322,13 @@ class Client:
         try:
             attributes = texts(context)
             value, reason, variant, segments = _resolve(knowledge, flag, default, entity, attributes)
+            metadata = metadata_of(knowledge.compiled.metadata(flag))
             error, message = "", ""
             lacks_entity = not entity and knowledge.compiled.needs_entity(flag, attributes)
         except Exception as failure:  # noqa: BLE001  # as above
             value, reason, variant, segments = default, "ERROR", "", ()
             lacks_entity = False
-            error, message = _error_code(failure), str(failure)
+            error, message, metadata = _error_code(failure), str(failure), {}
         wall, floor = clock.now(), self._floor
         now = floor.now(wall, clock.monotonic())
         return Details(
@@ -334,6 +346,7 @@ class Client:
             message,
             floor.allows(wall),
             lacks_entity,
+            metadata,
         )
 
     # What it knows, and what is new

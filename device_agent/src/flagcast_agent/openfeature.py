@@ -143,6 +143,7 @@ class FlagcastProvider(AbstractProvider):
             reason=found.reason,
             variant=found.variant or None,
             flag_metadata={
+                **found.metadata,
                 "namespace": found.namespace,
                 "epoch": found.epoch,
                 "version": found.version,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from flagcast_shared.answers import AGENT_METADATA
 from flagcast_shared.context import context_text
 from flagcast_shared.errors import TypeMismatch
 from flagcast_shared.evaluation import Answer, BooleanAnswer, Resolution, VariantAnswer
@@ -17,6 +18,12 @@ from flagcast_shared.literals import parse_float
 
 NO_CONTEXT: Final[Mapping[str, str]] = MappingProxyType({})
 
+Metadata = dict[str, str | int | float | bool]
+"""Metadata of an answer: names and values of the types that OpenFeature has for them."""
+
+NO_METADATA: Final[Mapping[str, str | int | float | bool]] = MappingProxyType({})
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _WHOLE: Final = re.compile(r"[-+]?[0-9]+")
 _WHOLE_MAX_CHARACTERS: Final = 40
 # Beyond any number of 64 bits; Python refuses to read texts of thousands of digits.
@@ -89,6 +96,42 @@ def _is_only_a_string(answer: VariantAnswer) -> bool:
             continue
         return False
     return True
+
+
+def metadata_of(text: str) -> Metadata:
+    """A flag's own metadata from its JSON text, a fresh dictionary; empty where the text is no JSON object.
+
+    Left out are values of other types, and names that are the agent's.
+    """
+    if not text:
+        return {}
+    try:
+        document = _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    return {
+        name: value
+        for name, value in document.items()
+        if name not in AGENT_METADATA and _is_unicode(name) and _is_sound(value)
+    }
+
+
+def _is_sound(value: object) -> bool:
+    match value:
+        case str():
+            return _is_unicode(value)
+        case float():
+            # JSON can spell a number that no float64 holds, and has no word for infinity.
+            return value - value == 0
+        case _:
+            return isinstance(value, int)
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can spell half of a surrogate pair, for which neither protobuf nor UTF-8 has bytes.
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 def _attached(answer: VariantAnswer) -> object:

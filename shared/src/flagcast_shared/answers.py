@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from .ids import FlagKey, SegmentKey, VariantKey
 
@@ -57,6 +58,9 @@ class VariantAnswer:
 
 
 Answer = BooleanAnswer | VariantAnswer
+
+AGENT_METADATA: Final = frozenset({"namespace", "epoch", "version", "age_seconds", "stale", "clock_trusted"})
+"""Names in an answer's metadata that are the agent's: a flag's own metadata under such a name is left out."""
 
 NO_VARIANT = VariantKey("")
 """The variant key of an answer without a variant."""

@@ -171,6 +171,11 @@ class CompiledFlags:
         """Every flag with its type, whether it is enabled, and whether it is usable."""
         return MappingProxyType(self._states)
 
+    def metadata(self, flag_key: str) -> str:
+        """A flag's own metadata, a JSON object as text; "" for none, and for a flag that is not there."""
+        flag = self._flags.get(FlagKey(flag_key))
+        return flag.metadata if isinstance(flag, BooleanFlag | VariantFlag) else ""
+
     def update(self, changed: Iterable[Entry], removed: Iterable[RecordId]) -> "CompiledFlags":
         """Another compiled form, in which these records are other ones or gone; this one stays as it is.
 

@@ -47,6 +47,9 @@ KEY_MAX_BYTES = 256
 TEXT_MAX_BYTES = 65_536
 """Any single text: an attachment, a constraint value, an entry of a list."""
 
+METADATA_MAX_BYTES = 4_096
+"""A flag's metadata as JSON text: an owner, a ticket, a date; it is in the answer of every call that asks for the flag."""
+
 PROVENANCE_MAX_ENTRIES = 8
 """Where a release came from; it is in every head, so it stays small."""
 

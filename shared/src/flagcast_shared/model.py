@@ -136,22 +136,27 @@ Rollout = ThresholdRollout | SegmentRollout
 
 @dataclass(frozen=True, slots=True)
 class BooleanFlag:
-    """On or off by rollouts in order; `enabled` is the answer when none of them matches."""
+    """On or off by rollouts in order; `enabled` is the answer when none of them matches.
+
+    `metadata` is a JSON object as text, "" when there is none: it stays text until somebody asks for it.
+    """
 
     key: FlagKey
     enabled: bool
     rollouts: tuple[Rollout, ...] = ()
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VariantFlag:
-    """One of several variants by rules in order."""
+    """One of several variants by rules in order; `metadata` as of a BooleanFlag."""
 
     key: FlagKey
     enabled: bool
     variants: tuple[Variant, ...] = ()
     default: VariantKey | None = None
     rules: tuple[Rule, ...] = ()
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)

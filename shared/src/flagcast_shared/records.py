@@ -21,6 +21,7 @@ from .limits import (
     CONTENT_ITEMS_MAX,
     CONTENT_MAX_BYTES,
     KEY_MAX_BYTES,
+    METADATA_MAX_BYTES,
     NUMBER_MAX,
     RECORD_MAX_BYTES,
     RECORDS_MAX,
@@ -258,7 +259,7 @@ def _byte_strings(items: Items, what: str) -> list[bytes]:
     return [items.byte_string(what, RECORD_MAX_BYTES) for _ in range(items.array(what, RECORDS_MAX))]
 
 
-# Field numbers of a flag: 1 type, 2 enabled, 3 rollouts, 4 variants, 5 default, 6 rules.
+# Field numbers of a flag: 1 type, 2 enabled, 3 rollouts, 4 variants, 5 default, 6 rules, 7 metadata.
 # Of a rollout: 1 kind, 2 value, 3 percentage, 4 segments, 5 join. Of a rule: 4 segments, 5 join, 6 distributions.
 # Of a segment: 1 match, 2 constraints. Of a constraint: 1 type, 2 property, 3 operator, 4 value.
 
@@ -267,7 +268,14 @@ def _boolean_body(flag: BooleanFlag) -> Mapping[int, Value]:
     body: dict[int, Value] = {1: "boolean", 2: flag.enabled}
     if flag.rollouts:
         body[3] = [_rollout_body(rollout) for rollout in flag.rollouts]
-    return body
+    return {**body, **_metadata_field(flag)}
+
+
+def _metadata_field(flag: BooleanFlag | VariantFlag) -> Mapping[int, Value]:
+    # Without metadata there is no field, so that such a flag has the bytes and the digest that it always had.
+    if len(flag.metadata.encode("utf-8", "surrogatepass")) > METADATA_MAX_BYTES:
+        raise TooLarge(f"flag {flag.key}: metadata of more than {METADATA_MAX_BYTES} bytes")
+    return {7: flag.metadata} if flag.metadata else {}
 
 
 def _rollout_body(rollout: Rollout) -> Mapping[int, Value]:
@@ -308,7 +316,7 @@ def _variant_body(flag: VariantFlag) -> Mapping[int, Value]:
             ]
     except KeyError as error:
         raise Malformed(f"flag {flag.key}: it has no variant {error}") from error
-    return body
+    return {**body, **_metadata_field(flag)}
 
 
 def _segment_body(segment: Segment) -> Mapping[int, Value]:
@@ -330,9 +338,8 @@ def _read_flag(key: FlagKey, body: Fields) -> Flag:
         kind = body.text(1, KEY_MAX_BYTES)
         if kind == "boolean":
             is_enabled = body.boolean(2)
-            return BooleanFlag(
-                key, is_enabled, tuple(_read_rollout(key, item) for item in body.array(3, _LIST_MAX))
-            )
+            rollouts = tuple(_read_rollout(key, item) for item in body.array(3, _LIST_MAX))
+            return BooleanFlag(key, is_enabled, rollouts, _read_metadata(body))
         if kind == "variant":
             return _read_variant_flag(key, body)
         raise _UnknownWord(f"flag type {kind!r}")
@@ -382,7 +389,11 @@ def _read_variant_flag(key: FlagKey, body: Fields) -> VariantFlag:
         if shares and shares[-1].bound != 1000:
             raise Malformed(f"flag {key}: the last bound of a rule is {shares[-1].bound}, not 1000")
         rules.append(Rule(*joined, tuple(shares)))
-    return VariantFlag(key, is_enabled, variants, default, tuple(rules))
+    return VariantFlag(key, is_enabled, variants, default, tuple(rules), _read_metadata(body))
+
+
+def _read_metadata(body: Fields) -> str:
+    return body.text(7, METADATA_MAX_BYTES) if 7 in body else ""
 
 
 def _read_variant(key: FlagKey, value: Value) -> Variant:

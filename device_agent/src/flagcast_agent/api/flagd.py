@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
+from flagcast_agent.values import Metadata, metadata_of
 from flagcast_shared.errors import (
     FlagNotFound,
     InvalidCall,
@@ -210,28 +211,31 @@ class Flagd:
             async with self._writing:
                 await asyncio.sleep(0)
 
-    def _resolve(
-        self, method: Method, asked: Asked, *, is_first_version: bool
-    ) -> tuple[Resolved, dict[str, str | int | bool]]:
+    def _resolve(self, method: Method, asked: Asked, *, is_first_version: bool) -> tuple[Resolved, Metadata]:
         try:
             resolved, knowledge = self._resolutions.resolve(asked, method.wanted)
         except NamespaceNotFound as error:
             raise _selector_error(asked.namespace, error) from None
         if resolved.value is None and is_first_version:
             raise FlagNotFound(f"flag {asked.flag_key!r} has no value for this context: {resolved.reason}")
-        return self._kept_up_to_date(resolved, knowledge), self._resolutions.metadata(knowledge)
+        return self._kept_up_to_date(resolved, knowledge), self._resolutions.metadata_of(
+            knowledge, asked.flag_key
+        )
 
     async def _resolve_all(
         self, context: Mapping[str, object], namespace: str
-    ) -> AsyncIterator[tuple[Resolved, dict[str, str | int | bool]]]:
+    ) -> AsyncIterator[tuple[Resolved, Metadata]]:
         try:
             slices, knowledge = await self._resolutions.resolve_all(context, namespace)
         except NamespaceNotFound as error:
             raise _selector_error(namespace, error) from None
-        metadata = self._resolutions.metadata(knowledge)
+        shared = self._resolutions.metadata(knowledge)
+        metadata_text = knowledge.compiled.metadata
         async for found in slices:
             for resolved in found:
                 if isinstance(resolved, Resolved) and resolved.value is not None:
+                    own = metadata_text(resolved.flag_key)
+                    metadata = {**metadata_of(own), **shared} if own else shared
                     yield self._kept_up_to_date(resolved, knowledge), metadata
 
     def _kept_up_to_date(self, resolved: Resolved, knowledge: Knowledge) -> Resolved:
@@ -242,8 +246,8 @@ class Flagd:
             return resolved
         return resolved._replace(reason=Resolution.DEFAULT.value)
 
-    def _struct_of(self, metadata: dict[str, str | int | bool]) -> "Struct":
-        # Answers of one second have one metadata object: what is made of it serves all of them.
+    def _struct_of(self, metadata: Metadata) -> "Struct":
+        # Answers of one second have one metadata object, unless their flag has its own: what is made of it serves all of them.
         of, struct = self._struct
         if of is not metadata:
             struct = flagd.ResolveAllResponse().metadata
@@ -251,7 +255,7 @@ class Flagd:
             self._struct = (metadata, struct)
         return cast("Struct", struct)
 
-    def _metadata(self, namespace: str) -> dict[str, str | int | bool]:
+    def _metadata(self, namespace: str) -> Metadata:
         return self._resolutions.metadata(self._resolutions.knowledge(namespace))
 
 

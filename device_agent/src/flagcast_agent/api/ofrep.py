@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, quote, unquote
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import ERROR_MAX_CHARACTERS, KEEP_ALIVE_SECONDS
+from flagcast_agent.values import metadata_of
 from flagcast_shared.errors import FlagNotFound, InvalidCall, NamespaceNotFound
 from flagcast_shared.evaluation import Answer, BooleanAnswer, CompiledFlags
 from flagcast_shared.ids import Namespace
@@ -90,7 +91,7 @@ class Ofrep:
             return _json(404, _failure(key, "FLAG_NOT_FOUND", error))
         except (_NotReadable, InvalidCall) as error:
             return _json(400, _failure(key, _code(error), error))
-        metadata = self._encoded_metadata(knowledge)
+        metadata = self._encoded_metadata(knowledge, key)
         return Reply(200, JSON, _encoded(_success(resolved))[:-1] + b',"metadata":' + metadata + b"}")
 
     async def _evaluate_all(self, request: Request, namespace: str) -> web.Answer:
@@ -142,7 +143,7 @@ class Ofrep:
         if of is not knowledge.compiled:
             said = {}
             self._entries = (knowledge.compiled, said)
-        resolved = self._resolutions.resolved
+        resolved, metadata_text = self._resolutions.resolved, knowledge.compiled.metadata
 
         def entry(answer: Answer | Unresolved) -> bytes:
             if isinstance(answer, Unresolved):
@@ -151,16 +152,20 @@ class Ofrep:
             what = (answer.flag_key, value, answer.resolution)
             encoded = said.get(what)
             if encoded is None:
-                encoded = _encoded(_success(resolved(answer)))
+                success = _success(resolved(answer))
+                # The agent's own metadata stand once, beside all flags.
+                if own := metadata_of(metadata_text(answer.flag_key)):
+                    success["metadata"] = own
+                encoded = _encoded(success)
                 if len(said) < KEPT_MAX_ENTRIES and len(encoded) <= KEPT_MAX_BYTES:
                     said[what] = encoded
             return encoded
 
         return entry
 
-    def _encoded_metadata(self, knowledge: Knowledge) -> bytes:
-        # Answers of one second have one metadata object: what is made of it serves all of them.
-        metadata = self._resolutions.metadata(knowledge)
+    def _encoded_metadata(self, knowledge: Knowledge, key: str) -> bytes:
+        # Answers of one second have one metadata object, unless their flag has its own: what is made of it serves all of them.
+        metadata = self._resolutions.metadata_of(knowledge, key)
         of, encoded = self._metadata
         if of is not metadata:
             encoded = _encoded(metadata)

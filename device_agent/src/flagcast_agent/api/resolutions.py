@@ -16,7 +16,15 @@ from typing import Final, NamedTuple
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import SLICE_FLAGS
-from flagcast_agent.values import integer_of, number_of, object_of, reason_of, texts
+from flagcast_agent.values import (
+    Metadata,
+    integer_of,
+    metadata_of,
+    number_of,
+    object_of,
+    reason_of,
+    texts,
+)
 from flagcast_shared.errors import (
     CallTooLarge,
     FlagNotFound,
@@ -103,11 +111,7 @@ class Resolutions:
     def __init__(self, answers: Answers, *, tells_static: bool = True) -> None:
         self._answers = answers
         self._tells_static = tells_static
-        self._metadata: tuple[Knowledge | None, tuple[int, bool], dict[str, str | int | bool]] = (
-            None,
-            (0, True),
-            {},
-        )
+        self._metadata: tuple[Knowledge | None, tuple[int, bool], Metadata] = (None, (0, True), {})
         self._order: tuple[CompiledFlags | None, list[tuple[FlagKey, bool]]] = (None, [])
 
     def resolve(
@@ -184,7 +188,7 @@ class Resolutions:
         """What a blank namespace means."""
         return self._answers.default_namespace
 
-    def metadata(self, knowledge: Knowledge) -> dict[str, str | int | bool]:
+    def metadata(self, knowledge: Knowledge) -> Metadata:
         """What every answer says of what it was given from; the same object for a second, so not to be changed.
 
         `clock_trusted` is there where it is false: age and staleness are then what they are at least.
@@ -205,6 +209,12 @@ class Resolutions:
             found["clock_trusted"] = False
         self._metadata = (knowledge, time, found)
         return found
+
+    def metadata_of(self, knowledge: Knowledge, flag_key: str) -> Metadata:
+        """The same for the answer of one flag, with the flag's own metadata; not to be changed either."""
+        shared = self.metadata(knowledge)
+        own = knowledge.compiled.metadata(flag_key)
+        return {**metadata_of(own), **shared} if own else shared
 
     def _in_order(self, compiled: CompiledFlags) -> list[tuple[FlagKey, bool]]:
         # Keys ascending, and whether each is a variant flag's. Whoever asks for all flags asks again with every change.
