@@ -95,7 +95,7 @@ def _init(arguments: argparse.Namespace) -> int:
     )
     echo(f"made a project for environment {made.environment!r} in {made.folder}")
     echo(f"  {made.folder / project.CONFIG_NAME}    what is published where; every key is explained in it")
-    echo(f"  {made.root_file(1)}    the trust anchor: provision devices with it")
+    echo(f"  {made.root_file(1)}    the trust anchor: provision devices with it, or with a later root")
     echo(f"  {made.publisher_key}    signs flags; keep it on this machine")
     echo(f"  {made.root_key}    names the publisher's keys; keep a copy, and move it off this machine")
     echo(f"next: flagcast publish FLAGS --project {arguments.folder}")
