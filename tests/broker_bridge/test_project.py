@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 from publishing import configure, make_project
+from repository import ROOT
 
-from flagcast_bridge import project, publisher
+from flagcast_bridge import keychain, project, publisher
 from flagcast_shared import trust
-from flagcast_shared.errors import InvalidConfiguration, InvalidInput
+from flagcast_shared.errors import FlagcastError, InvalidConfiguration, InvalidInput
 from flagcast_shared.ids import Environment
 from flagcast_shared.root import Role
 
@@ -194,3 +195,19 @@ def test_roots_are_read_in_order_up_to_the_first_gap(tmp_path: Path) -> None:
     assert project.read_roots(made) == (first, b"second")
     with pytest.raises(InvalidConfiguration, match="File exists"):
         project.write_root(made, 2, b"other")
+
+
+def test_the_environment_of_a_project_never_changes_and_its_configuration_and_the_guide_say_so(
+    tmp_path: Path,
+) -> None:
+    made = make_project(tmp_path / "fleet", URL)
+    configure(made.folder, {"environment": '"other"'})
+    with pytest.raises(FlagcastError, match="test"):
+        keychain.chain(project.load(made.folder))
+    text = (made.folder / "flagcast.toml").read_text()
+    guide = " ".join((ROOT / "docs" / "operations.md").read_text().split())
+    assert "It never changes: for another" in text
+    assert "signed into everything and never changes; for another one make another project" in guide
+    for each in (" ".join(text.split()), guide):
+        assert "cannot change without a new root" not in each
+        assert "changes only together with" in each

@@ -182,10 +182,13 @@ def test_a_plain_publication_never_drops_a_candidate(station: Station) -> None:
     begun = station.candidate(NEW, 1_000)
     with pytest.raises(PlanRefused, match=r"version 3 for 10 % of the devices.*promote.*abort.*--candidate"):
         station.publish(NEWER)
-    with pytest.raises(PlanRefused, match=r"version 3 for 10 %"):
-        station.publish(NEW)
-    same = station.publish(STABLE)
-    assert (same.action, same.head) == (Action.UNCHANGED, begun.head)
+    for content, whose in (
+        (STABLE, "these flags are the stable ones"),
+        (NEW, "these flags are the candidate's"),
+    ):
+        same = station.publish(content)
+        assert (same.action, same.head) == (Action.UNCHANGED, begun.head)
+        assert same.note.startswith("a candidate is out, version 3 for 10 % of the devices; " + whose)
 
 
 def test_what_makes_no_sense_is_refused_with_what_to_do(tmp_path: Path, station: Station) -> None:

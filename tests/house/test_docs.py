@@ -81,6 +81,27 @@ def test_every_command_of_a_document_exists(document: Path) -> None:
         assert ran.returncode == 0, f"{program} {words}: {ran.stderr}"
 
 
+def test_an_installation_from_a_registry_is_named_as_what_a_release_will_offer_beside_what_works_today() -> (
+    None
+):
+    found = 0
+    for document in DOCUMENTS:
+        for paragraph in re.split(r"\n\s*\n", document.read_text(encoding="utf-8")):
+            if re.search(r"pip install [^\n]*flagcast", paragraph):
+                found += 1
+                assert "release will offer" in " ".join(paragraph.split()), f"{label(document)}: {paragraph}"
+                assert "`make install`" in paragraph, f"{label(document)}: {paragraph}"
+    assert found > 1
+
+
+def test_a_device_is_provisioned_with_the_newest_root_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    blocks = [block for _, block in FENCE.findall(guide) if "flagcast-agent provision" in block]
+    assert blocks
+    assert [block for block in blocks if "1.root" in block] == []
+    assert "--anchor roots/2.root" in guide[: guide.index("### One publisher more, and one less")]
+
+
 def test_every_decision_record_is_in_the_index_under_its_number_and_has_the_form() -> None:
     folder = ROOT / "docs" / "adr"
     records = sorted(path for path in folder.glob("*.md") if path.name != "README.md")

@@ -12,14 +12,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flagcast_shared.errors import FlagcastError, InvalidInput
-from flagcast_shared.ids import Epoch, Namespace, Version, parse_device, parse_namespace
+from flagcast_shared.ids import Epoch, Namespace, RecordId, Version, parse_device, parse_namespace
 from flagcast_shared.limits import (
     LABELS_MAX,
     NUMBER_MAX,
@@ -31,14 +31,15 @@ from flagcast_shared.printing import printable
 from flagcast_shared.topics import HeadAddress
 
 from . import clock, passphrase, project
+from .describe import HOW_TO_TURN_OFF
 from .mqtt import BrokerError
 from .output import echo, echo_error, echo_json
-from .planner import Action, Plan, Stage, percent
+from .planner import Action, Diff, Plan, Stage, percent
 from .project import Project
 
 if TYPE_CHECKING:
     from .fleet import Member, Summary
-    from .publisher import OnBroker, Order, RolloutStatus
+    from .publisher import OnBroker, Order, Outcome, RolloutStatus
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -94,7 +95,7 @@ def _init(arguments: argparse.Namespace) -> int:
     )
     echo(f"made a project for environment {made.environment!r} in {made.folder}")
     echo(f"  {made.folder / project.CONFIG_NAME}    what is published where; every key is explained in it")
-    echo(f"  {made.root_file(1)}    the trust anchor: provision devices with it")
+    echo(f"  {made.root_file(1)}    the trust anchor: provision devices with it, or with a later root")
     echo(f"  {made.publisher_key}    signs flags; keep it on this machine")
     echo(f"  {made.root_key}    names the publisher's keys; keep a copy, and move it off this machine")
     echo(f"next: flagcast publish FLAGS --project {arguments.folder}")
@@ -125,18 +126,42 @@ def _publish(arguments: argparse.Namespace) -> int:
         echo_error(f"flagcast: error: {arguments.path} has errors; nothing was published")
         return FAILED
     wanted = publisher.Wanted(
-        compilation.namespaces, provenance, remove, arguments.refresh, _stage(arguments)
+        compilation.namespaces,
+        provenance,
+        remove,
+        arguments.refresh,
+        _stage(arguments),
+        compilation.written_off,
+        None if arguments.yes else frozenset(),
+        arguments.path.resolve(),
     )
-    return _carry_out(settings, wanted, arguments)
+    try:
+        return _carry_out(settings, wanted, arguments)
+    except publisher.RemovalNotAgreed as error:
+        # Asked when the ledger is free again: nobody else has to wait for a person.
+        can_ask = arguments.format == "text" and sys.stdin.isatty()
+        if not can_ask:
+            raise FlagcastError(f"{error}; give --yes if that is meant") from error
+        if not _agrees(f"{error}. Publish it? [y/N] "):
+            echo_error("flagcast: nothing was published")
+            return FAILED
+        return _carry_out(settings, replace(wanted, agreed=error.removals), arguments)
 
 
 def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace) -> int:
     from . import publisher
 
+    is_json = arguments.format == "json"
+    if is_json and arguments.prepare is not None:
+        raise InvalidInput("--format json: not together with --prepare")
+    show = _show_nothing if is_json else _show_plan
     if arguments.dry_run:
         outcome = publisher.preview(settings, order, say=_note)
         for plan in outcome.plans:
-            _show_plan(plan)
+            show(plan)
+            if publisher.asks_about(order, plan) and not is_json:
+                gone = f"{len(plan.diff.removed_flags)} of {plan.diff.flags_before}"
+                echo(f"  this removes {gone} flags; flagcast publish asks before it does so, or takes --yes")
     elif arguments.prepare is not None:
         return _prepare(settings, order, arguments)
     else:
@@ -144,10 +169,14 @@ def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace)
             settings,
             order,
             say=_note,
-            show=_show_plan,
+            show=show,
             unlock=_unlock(arguments),
             patience=_patience(arguments),
         )
+    if is_json:
+        echo_json(_outcome_as_json(settings, outcome, is_dry=arguments.dry_run))
+        return DONE
+    _show_still_true(outcome)
     for namespace in outcome.left_alone:
         echo(
             f"{namespace}: not in {arguments.path}, left as it is; take its flags away with --remove {namespace}"
@@ -162,9 +191,76 @@ def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace)
         echo(
             f"published {_count(issued, 'namespace')} to {settings.broker.url}, read back and confirmed{cleared}"
         )
+    elif outcome.still_true:
+        echo(
+            f"nothing to publish: no answer changes, and {_count(len(outcome.still_true), 'flag')} with enabled: false "
+            f"{'is' if len(outcome.still_true) == 1 else 'are'} still true for some, see above"
+        )
     else:
         echo(f"nothing to publish; {settings.broker.url} is up to date")
     return DONE
+
+
+def _show_still_true(outcome: "Outcome") -> None:
+    for each in outcome.still_true:
+        echo(f"{each.namespace}: flag {each.flag} is still true for {each.whom}; {HOW_TO_TURN_OFF}")
+
+
+def _show_nothing(each: Plan) -> None:
+    del each  # it stands in the JSON at the end
+
+
+def _outcome_as_json(settings: Project, outcome: "Outcome", *, is_dry: bool) -> Mapping[str, object]:
+    return {
+        "environment": settings.environment,
+        "broker": settings.broker.url,
+        "is_dry_run": is_dry,
+        "namespaces": [_plan_as_json(each) for each in outcome.plans],
+        "still_true": [
+            {"namespace": each.namespace, "flag": each.flag, "whom": each.whom} for each in outcome.still_true
+        ],
+        "left_alone": list(outcome.left_alone),
+        "roots": list(outcome.roots),
+        "cleared": outcome.cleared,
+    }
+
+
+def _plan_as_json(each: Plan) -> Mapping[str, object]:
+    diff = each.diff
+    what = {changed.id: changed.what for changed in diff.changed}
+    answers = {identity: {"before": at.before, "after": at.after} for identity, at in diff.answers.items()}
+
+    def listed(identities: Iterable[RecordId]) -> list[Mapping[str, object]]:
+        return [
+            {
+                "kind": identity.kind,
+                "key": identity.key,
+                "what": what.get(identity),
+                "answers": answers.get(identity),
+            }
+            for identity in identities
+        ]
+
+    return {
+        "namespace": each.namespace,
+        "action": each.action,
+        "why": each.why,
+        "note": each.note or None,
+        "version": each.head.stable.version,
+        "version_before": each.previous,
+        "sequence": each.head.sequence,
+        "candidate": _candidate_as_json(each.head.candidate),
+        "added": listed(diff.added),
+        "changed": listed([*what, *_through_segments(diff)]),
+        "removed": listed(diff.removed),
+        "removes_much": diff.removes_much,
+    }
+
+
+def _through_segments(diff: Diff) -> list[RecordId]:
+    # Flags that stay as they are and answer otherwise, because a segment became one for everyone or ceased to be.
+    named = {*diff.added, *diff.removed, *(changed.id for changed in diff.changed)}
+    return [identity for identity in diff.answers if identity not in named]
 
 
 def _prepare(settings: Project, order: "Order", arguments: argparse.Namespace) -> int:
@@ -175,6 +271,7 @@ def _prepare(settings: Project, order: "Order", arguments: argparse.Namespace) -
     outcome, prepared = publisher.prepare(
         settings, order, say=_note, show=_show_plan, patience=_patience(arguments)
     )
+    _show_still_true(outcome)
     if prepared is None:
         missing = " (but for roots, which flagcast publish puts there)" if outcome.plans else ""
         echo(f"nothing to publish{missing}; {settings.broker.url} is up to date")
@@ -189,7 +286,7 @@ def _release(settings: Project, arguments: argparse.Namespace) -> int:
     from . import keys, publisher
 
     others = (arguments.prepare, arguments.candidate, arguments.provenance, arguments.remove)
-    if any(others) or arguments.dry_run or arguments.refresh:
+    if any(others) or arguments.dry_run or arguments.refresh or arguments.yes or arguments.format == "json":
         raise InvalidInput("--release: what it publishes is signed already; give nothing beside it")
     done = publisher.release(settings, keys.read(arguments.release), say=_note, patience=_patience(arguments))
     for number in done.roots:
@@ -617,7 +714,9 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     _add_project(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would change and publish nothing")
     parser.add_argument(
-        "--refresh", action="store_true", help="issue new heads even where the old ones stay fresh"
+        "--refresh",
+        action="store_true",
+        help="issue new heads even where the old ones stay fresh; while a candidate is out, of what is published already",
     )
     parser.add_argument(
         "--remove",
@@ -633,7 +732,13 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=TEXT",
         help="where this release comes from, e.g. commit=1a2b3c; stands in every head; may be given several times",
     )
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="do not ask before more than a third of a namespace's flags are removed (without a terminal: refuse)",
+    )
     _add_prepare(parser)
+    _add_format(parser)
     staged = parser.add_argument_group("staged rollout")
     staged.add_argument(
         "--candidate",
@@ -813,11 +918,14 @@ def _add_rollback(parser: argparse.ArgumentParser) -> None:
         help="the version whose content is published again (default: the content before the current one)",
     )
     parser.add_argument(
-        "--namespace", metavar="NAMESPACE", help="which one (default: the only one that was ever published)"
+        "--namespace",
+        metavar="NAMESPACE",
+        help="which one (default: the only one that was ever published; with --dry-run each of them)",
     )
     _add_project(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would change and publish nothing")
     _add_prepare(parser)
+    _add_format(parser)
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
@@ -936,7 +1044,7 @@ COMMANDS: Final = (
     _Command(
         "publish",
         "compile, show the difference to what is live, sign, publish, and read back",
-        "examples:\n  flagcast publish features.yml --project fleet --dry-run\n"
+        "examples:\n  flagcast publish features.yml --project fleet --dry-run --format json\n"
         '  flagcast publish flags/ --project fleet --provenance commit="$(git rev-parse HEAD)"',
         _publish,
         _add_publish,
@@ -1051,6 +1159,7 @@ def _show_plan(each: Plan) -> None:
     stable = each.head.stable
     if each.action is Action.UNCHANGED:
         echo(f"{each.namespace}: unchanged at version {stable.version}, head {each.head.sequence}")
+        _show_note(each)
         return
     was = f"was {each.previous}" if each.previous is not None else "nothing before"
     staged = each.head.candidate
@@ -1058,12 +1167,8 @@ def _show_plan(each: Plan) -> None:
     echo(
         f"{each.namespace}: {each.action}, version {stable.version} ({was}){beside}, head {each.head.sequence}: {each.why}"
     )
-    for identity in each.diff.added:
-        echo(f"  + {identity.kind} {identity.key}")
-    for changed in each.diff.changed:
-        echo(f"  ~ {changed.id.kind} {changed.id.key}: {changed.what}")
-    for identity in each.diff.removed:
-        echo(f"  - {identity.kind} {identity.key}")
+    _show_note(each)
+    _show_diff(each.diff)
     for content in each.contents:
         offering = stable
         if staged is not None and staged.offering.version == content.version:
@@ -1077,6 +1182,33 @@ def _show_plan(each: Plan) -> None:
             how += ", ".join(str(version) for version in offering.deltas)
         size = f"{offering.size} bytes in {_count(offering.parts, 'part')}"
         echo(f"  version {content.version} holds {_count(len(content.records), 'record')}, {size}{how}")
+
+
+def _show_note(each: Plan) -> None:
+    if each.note:
+        echo(f"  {each.note}")
+
+
+def _show_diff(diff: Diff) -> None:
+    for identity in diff.added:
+        answers = diff.answers.get(identity)
+        echo(f"  + {identity.kind} {identity.key}{'' if answers is None else f': {answers.after}'}")
+    for changed in diff.changed:
+        echo(f"  ~ {changed.id.kind} {changed.id.key}: {changed.what}{_becomes(diff, changed.id)}")
+    for identity in _through_segments(diff):
+        echo(f"  ~ {identity.kind} {identity.key}: by its segments{_becomes(diff, identity)}")
+    for identity in diff.removed:
+        answers = diff.answers.get(identity)
+        was = "" if answers is None else f": the default of the application (was {answers.before})"
+        echo(f"  - {identity.kind} {identity.key}{was}")
+
+
+def _becomes(diff: Diff, identity: RecordId) -> str:
+    answers = diff.answers.get(identity)
+    if answers is None:
+        return ""
+    now = "off for everyone" if answers.is_off else f"now {answers.after}"
+    return f"; {now} (was {answers.before})"
 
 
 def _seen_as_json(settings: Project, seen: "OnBroker") -> Mapping[str, object]:

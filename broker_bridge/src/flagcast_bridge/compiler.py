@@ -44,12 +44,14 @@ class Compilation:
     """What a flags file or folder compiles to. With an error among the findings, `namespaces` is empty.
 
     `findings` are the first FINDINGS_MAX, in order, errors before warnings where not all are listed; `unlisted`
-    counts the others.
+    counts the others. `written_off` are the boolean flags with `enabled: false` in the file, which is more than leaving it out:
+    somebody means that they are off.
     """
 
     namespaces: Mapping[Namespace, tuple[model.Entry, ...]]
     findings: tuple[Finding, ...]
     unlisted: Counts = ALL_LISTED
+    written_off: frozenset[tuple[Namespace, FlagKey]] = frozenset()
 
     @property
     def has_errors(self) -> bool:
@@ -65,7 +67,13 @@ def compile_documents(documents: Sequence[Document], found: Findings) -> Compila
     listed = found.listed()
     if any(each.severity == "error" for each in listed):
         namespaces = {}
-    return Compilation(MappingProxyType(namespaces), listed, found.unlisted())
+    written_off = frozenset(
+        (Namespace(document.namespace.value), FlagKey(flag.key.value))
+        for document in documents
+        for flag in document.flags
+        if flag.is_boolean and not flag.enabled and flag.enabled_at is not None
+    )
+    return Compilation(MappingProxyType(namespaces), listed, found.unlisted(), written_off)
 
 
 def by_namespace(documents: Sequence[Document]) -> dict[str, list[Document]]:

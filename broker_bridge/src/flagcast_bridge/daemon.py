@@ -41,6 +41,7 @@ from .upkeep import (
 
 QUEUE_MAX: Final = 1_000
 """Messages that wait for a turn to end; of more than that only the fact is remembered."""
+_ERROR: Final = "error: "
 _TOPICS_SAID: Final = 3
 # Of what was put back, so many topics stand in the line.
 
@@ -157,11 +158,11 @@ class _Daemon:
             self._queue.put((connection, Received(topic, digest_of(data))))
 
     def _turn(self, turn: Turn) -> Event:
-        warnings: list[str] = []
+        lines: list[str] = []
         try:
             done = publisher.keep_up(
                 self._settings,
-                say=lambda line: warnings.append(line.removeprefix("warning: ")),
+                say=lines.append,
                 repeats=turn.repeats,
                 unlock=self._unlock,
             )
@@ -171,7 +172,9 @@ class _Daemon:
             return TurnFailed(str(error))
         self._tell(turn, done)
         standing = {topic: digest_of(data) for topic, data in done.standing.items()}
-        return Turned(standing, done.due, tuple(warnings), has_repeated=turn.repeats)
+        errors = tuple(line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR))
+        warnings = tuple(line.removeprefix("warning: ") for line in lines if not line.startswith(_ERROR))
+        return Turned(standing, done.due, warnings, errors, has_repeated=turn.repeats)
 
     def _tell(self, turn: Turn, done: publisher.Turn) -> None:
         issued = [plan for plan in done.plans if plan.action is not Action.UNCHANGED]

@@ -268,7 +268,8 @@ class Postgres:
             from psycopg.conninfo import conninfo_to_dict
         except ImportError as error:
             raise DatabaseError(
-                f"a ledger on PostgreSQL needs psycopg: install flagcast-bridge[postgres] ({error})"
+                "a ledger on PostgreSQL needs psycopg: make install brings it in a checkout, a release as "
+                f"flagcast-bridge[postgres] ({error})"
             ) from error
         self._errors = psycopg
         self.where = "the ledger on PostgreSQL"

@@ -109,7 +109,11 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(_TITLES)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to say about one place of one file; `line` and `column` count from 1."""
+    """One thing to say about one place of one file; `line` and `column` count from 1.
+
+    `is_leftover`: what turning a flag off leaves behind, such as a segment that nothing uses any more. It is no error under
+    --strict, which must not keep anybody from turning a flag off.
+    """
 
     code: str
     severity: Severity
@@ -118,6 +122,7 @@ class Finding:
     column: int
     message: str
     hint: str = ""
+    is_leftover: bool = False
 
 
 class Position(NamedTuple):
@@ -127,11 +132,15 @@ class Position(NamedTuple):
     column: int
 
 
-def finding(code: str, file: str, at: Position, message: str, hint: str = "") -> Finding:
+def finding(
+    code: str, file: str, at: Position, message: str, hint: str = "", *, is_leftover: bool = False
+) -> Finding:
     """A finding with the severity that its code implies; the code must stand in the catalogue."""
     assert code in CATALOGUE, code
     severity: Severity = "error" if code < "FC2" else "warning"
-    return Finding(code, severity, file, at.line, at.column, _shortened(message), _shortened(hint))
+    return Finding(
+        code, severity, file, at.line, at.column, _shortened(message), _shortened(hint), is_leftover
+    )
 
 
 class Counts(NamedTuple):

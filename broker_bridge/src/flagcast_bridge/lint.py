@@ -12,14 +12,17 @@ from itertools import pairwise
 from math import inf, isnan
 from typing import Final
 
+from flagcast_shared import model
 from flagcast_shared.answers import AGENT_METADATA
 from flagcast_shared.bucketing import compile_percentage
 from flagcast_shared.constraints import TAKES, Takes, value_test
 from flagcast_shared.context import DEVICE_PREFIX, context_text
+from flagcast_shared.ids import FlagKey, SegmentKey
 from flagcast_shared.literals import trim_space
+from flagcast_shared.model import BooleanFlag, ConstraintType, Instant, Join, Match, Operator
 from flagcast_shared.model import Constraint as CompiledConstraint
-from flagcast_shared.model import ConstraintType, Instant, Join, Match, Operator
 
+from . import describe
 from .compiler import by_namespace, compile_constraint, fused_bounds, json_text, positive, share_bounds
 from .document import (
     Constraint,
@@ -37,6 +40,9 @@ from .nodes import ListNode, MapNode, Node, Scalar
 
 CONTRADICTIONS_MAX: Final = 100
 """Constraints of a segment that are compared with each other; people write a handful, and pairs are a square."""
+
+_LEFTOVERS: Final = frozenset({"FC231"})
+# Variants that nobody gets after a flag was turned off or a test was ended; unused segments are another such warning.
 
 TOGETHER_MAX: Final = 100
 """Rules with several joined segments that a later rule is compared with; as CONTRADICTIONS_MAX."""
@@ -56,6 +62,16 @@ def lint(documents: Sequence[Document], found: Findings) -> None:
         _unused_segments(merged, found)
 
 
+def _compiled(flag: Flag) -> BooleanFlag:
+    rollouts = tuple(
+        model.SegmentRollout(tuple(SegmentKey(name) for name, _ in each.segments), each.join, each.value)
+        if isinstance(each, SegmentRollout)
+        else model.ThresholdRollout(compile_percentage(each.percentage.value), each.value)
+        for each in flag.rollouts
+    )
+    return BooleanFlag(FlagKey(flag.key.value), flag.enabled, rollouts)
+
+
 @dataclass(frozen=True, slots=True)
 class _SegmentFacts:
     """What can be said of a segment without knowing any entity."""
@@ -72,6 +88,8 @@ class _Linter:
         self._document = document
         self._facts = facts
         self._own = {segment.key.value for segment in document.segments}
+        # Of the boolean flag that is looked at: it is false for everyone.
+        self._is_off = False
 
     def look(self) -> None:
         document = self._document
@@ -83,7 +101,9 @@ class _Linter:
             self._facts[segment.key.value] = self._segment(segment)
         for flag in document.flags:
             if flag.is_boolean:
+                self._is_off = describe.is_off(_compiled(flag), self._everyone())
                 self._boolean_flag(flag)
+                self._is_off = False
             else:
                 self._variant_flag(flag)
             for variant in flag.variants:
@@ -92,7 +112,8 @@ class _Linter:
             self._metadata(flag)
 
     def _say(self, code: str, at: Position, message: str, hint: str = "") -> None:
-        self._found.add(finding(code, self._document.file, at, message, hint))
+        is_leftover = self._is_off or code in _LEFTOVERS
+        self._found.add(finding(code, self._document.file, at, message, hint, is_leftover=is_leftover))
 
     # Segments
 
@@ -348,9 +369,13 @@ class _Linter:
             )
             self._say("FC226", flag.at, said, hint)
         elif any(effective) and not flag.enabled and flag.enabled_at is not None:
-            said = f"{what}: enabled: false does not turn it off, its rollouts still turn it on for some"
-            hint = "To turn it off for all, remove the rollouts. If they are meant, leave enabled out."
+            whom = describe.still_true(_compiled(flag), self._everyone())
+            said = f"{what}: enabled: false does not turn it off, it is still true for {whom}"
+            hint = f"{describe.HOW_TO_TURN_OFF.capitalize()}. If they are meant, leave enabled out."
             self._say("FC225", flag.enabled_at, said, hint)
+
+    def _everyone(self) -> frozenset[SegmentKey]:
+        return frozenset(SegmentKey(key) for key, facts in self._facts.items() if facts.matches_everyone)
 
     def _threshold(self, rollout: ThresholdRollout, what: str, decided: "_Decided") -> bool:
         """Warns about a threshold; whether it decides about anybody."""
@@ -431,7 +456,7 @@ def _unused_segments(documents: Sequence[Document], found: Findings) -> None:
             if segment.key.value not in used:
                 said = f"segment {segment.key.value!r} is not used by any flag"
                 hint = "Remove it, or name it in a rule or rollout."
-                found.add(finding("FC230", document.file, segment.key.at, said, hint))
+                found.add(finding("FC230", document.file, segment.key.at, said, hint, is_leftover=True))
 
 
 @dataclass(frozen=True, slots=True)

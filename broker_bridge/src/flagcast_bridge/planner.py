@@ -46,7 +46,14 @@ from flagcast_shared.messages import (
     encode_head,
     encode_part,
 )
-from flagcast_shared.model import Entry, UnsupportedFlag, UnsupportedRecord, UnsupportedSegment
+from flagcast_shared.model import (
+    BooleanFlag,
+    Entry,
+    UnsupportedFlag,
+    UnsupportedRecord,
+    UnsupportedSegment,
+    VariantFlag,
+)
 from flagcast_shared.records import (
     Record,
     content_digest,
@@ -58,15 +65,22 @@ from flagcast_shared.records import (
 from flagcast_shared.root import KEY_ID_BYTES
 from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, SnapshotAddress
 
+from . import describe
+
 DELTAS: Final = 8
 """From how many of the last versions a delta is kept on the broker unless configured: a device that was away for a week or two
 of a team's work."""
 DELTAS_TOTAL_BYTES: Final = 262_144
 """All deltas that lead to one content, unless configured: with a device away for longer, a snapshot is the better answer."""
+REMOVED_PARTS: Final = 3
+"""A release that removes more than one in so many of a namespace's flags is asked about: a folder half checked out looks so."""
 
 _NO_VERSION: Final = Version(0)
 _NO_SEQUENCE: Final = HeadSequence(0)
 # Numbers that are issued begin at 1.
+
+_FLAG: Final = "flag"
+# The kind of a flag's record.
 
 _REFRESH_SHARE: Final = 2
 # What part of a head's lifetime is over when it is renewed.
@@ -190,16 +204,40 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What a flag answers in words, before and after; "" where it is not there. `is_off`: it is false for everyone afterwards."""
+
+    before: str
+    after: str
+    is_off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Diff:
-    """From the content that the fleet was told last to the one that is wanted, each in order."""
+    """From the content that the fleet was told last to the one that is wanted, each in order.
+
+    `answers` are those of the flags among them in words, before and after; `flags_before` is how many flags there were.
+    """
 
     added: tuple[RecordId, ...] = ()
     changed: tuple[Changed, ...] = ()
     removed: tuple[RecordId, ...] = ()
+    answers: Mapping[RecordId, Answers] = field(default_factory=dict)
+    flags_before: int = 0
 
     def __bool__(self) -> bool:
         """Whether anything differs."""
         return bool(self.added or self.changed or self.removed)
+
+    @property
+    def removed_flags(self) -> tuple[RecordId, ...]:
+        """The flags among what is removed."""
+        return tuple(each for each in self.removed if each.kind == _FLAG)
+
+    @property
+    def removes_much(self) -> bool:
+        """Whether more than one in REMOVED_PARTS of the flags goes, or all of them."""
+        return REMOVED_PARTS * len(self.removed_flags) > self.flags_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +254,7 @@ class Plan:
     """What to do for one namespace. `head` is the one that stands when it is done; `previous` the stable version told before.
 
     `contents` are issued or restored, none where only the head is new. `body` are the drafts that must stand on the broker
-    before `head_draft` may be published.
+    before `head_draft` may be published. `note` is what else an operator has to read.
     """
 
     namespace: Namespace
@@ -228,6 +266,7 @@ class Plan:
     contents: tuple[Content, ...] = ()
     body: tuple[Draft, ...] = ()
     head_draft: Draft | None = None
+    note: str = ""
 
 
 def plan(
@@ -235,23 +274,38 @@ def plan(
 ) -> Plan:
     """What to publish so that every device comes to hold what is wanted.
 
+    While a candidate is out, the stable and the candidate's own content keep both as they are; so does any other where a new head
+    is asked for, because heads have to be renewed whatever the files have become meanwhile.
+
     Raises:
         InvalidDocument: the content is beyond a limit of the wire.
-        PlanRefused: a candidate is out, and what is wanted is not the stable content.
+        PlanRefused: a candidate is out, what is wanted is neither of both, and no new head is asked for.
     """
     records = _records(namespace, wanted)
     case = _Case(namespace, live, issued, terms)
     told = case.told
     if told is None:
         return _change(case, Action.CHANGE, "it is new", records)
-    if _digest(records) == told.stable.offering.digest:
+    digest, out = _digest(records), told.candidate
+    is_stable = digest == told.stable.offering.digest
+    if out is not None:
+        staged = f"a candidate is out, version {out.offering.version} for {_audience(told.stage)}"
+        if is_stable:
+            whose = "these flags are the stable ones"
+        elif digest == out.offering.digest:
+            whose = "these flags are the candidate's"
+        elif terms.forces_refresh:
+            whose = "these flags are neither the stable ones nor the candidate's, and were NOT published"
+        else:
+            raise PlanRefused(
+                f"{namespace}: {staged}, and these flags are neither the stable ones nor the candidate's; end it with flagcast "
+                "rollout promote or flagcast rollout abort, replace it with flagcast publish --candidate PERCENT, or renew its "
+                "head alone with flagcast publish --refresh"
+            )
+        planned = _continue(case, records if is_stable else None)
+        return replace(planned, note=f"{staged}; {whose}; both contents stay as they are")
+    if is_stable:
         return _continue(case, records)
-    if told.candidate is not None:
-        raise PlanRefused(
-            f"{namespace}: a candidate is out, version {told.candidate.offering.version} for {_audience(told.stage)}, and these "
-            "flags differ from the stable ones; end it with flagcast rollout promote or flagcast rollout abort, or replace it "
-            "with flagcast publish --candidate PERCENT"
-        )
     return _change(case, Action.CHANGE, "it differs from what was published", records)
 
 
@@ -808,18 +862,51 @@ def _records(namespace: Namespace, wanted: Iterable[Entry]) -> tuple[Record, ...
 def _diff(before: Iterable[Record], after: Iterable[Record]) -> Diff:
     old = {record.id: record for record in before}
     new = {record.id: record for record in after}
+    changed = [each for each in sorted(new.keys() & old.keys()) if old[each].digest != new[each].digest]
     return Diff(
         tuple(sorted(new.keys() - old.keys())),
-        tuple(
-            Changed(identity, _what_changed(old[identity].entry, new[identity].entry))
-            for identity in sorted(new.keys() & old.keys())
-            if old[identity].digest != new[identity].digest
-        ),
+        tuple(Changed(each, _what_changed(old[each].entry, new[each].entry)) for each in changed),
         tuple(sorted(old.keys() - new.keys())),
+        _answers(old, new, {*changed, *(new.keys() ^ old.keys())}),
+        sum(identity.kind == _FLAG for identity in old),
     )
 
 
+def _answers(
+    old: Mapping[RecordId, Record], new: Mapping[RecordId, Record], differing: Iterable[RecordId]
+) -> dict[RecordId, Answers]:
+    # A flag that refers to a segment which changed from or to one for everyone answers otherwise too, under the same bytes.
+    sides = [
+        (each, describe.matching_everyone(record.entry for record in each.values())) for each in (old, new)
+    ]
+    shifted = sides[0][1] ^ sides[1][1]
+    also = (
+        each
+        for each in new.keys() & old.keys()
+        if isinstance(entry := new[each].entry, BooleanFlag | VariantFlag)
+        and describe.segments_of(entry) & shifted
+    )
+    found = {}
+    for identity in sorted({*differing, *also}):
+        words, is_off = [], False
+        for records, everyone in sides:
+            record = records.get(identity)
+            flag = None if record is None else record.entry
+            if isinstance(flag, BooleanFlag | VariantFlag | UnsupportedFlag):
+                words.append(describe.answers(flag, everyone))
+                is_off = describe.is_off(flag, everyone)
+            else:
+                words.append("")
+                is_off = False
+        if words[0] != words[1]:
+            found[identity] = Answers(words[0], words[1], is_off)
+    return found
+
+
 def _what_changed(before: Entry, after: Entry) -> str:
+    flags = (BooleanFlag, VariantFlag)
+    if isinstance(before, flags) and isinstance(after, flags):
+        return describe.change(before, after)
     unknown = (UnsupportedFlag, UnsupportedSegment, UnsupportedRecord)
     if type(before) is not type(after) or isinstance(before, unknown):
         return "type"

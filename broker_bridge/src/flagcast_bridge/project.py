@@ -73,11 +73,11 @@ _Parsed = TypeVar("_Parsed")
 _TEMPLATE: Final = """\
 # The configuration of a Flagcast publisher. Relative paths start in the folder of this file.
 
-# Signed into every message; devices believe only messages of their own environment. It cannot change
-# without a new root.
+# Signed into every message and root; devices trust only messages of their own environment. It never changes: for another
+# environment make another project with flagcast init.
 environment = {environment}
 
-# The first level of every topic.
+# The first level of every topic. It changes only together with prefix in every device's agent.toml and the broker's access rules.
 prefix = {prefix}
 
 # Where every number that is issued is written down. Without this line it is the file ledger.sqlite beside this one, for the
@@ -188,7 +188,7 @@ class Project:
         return self.ledger_url or self.folder / LEDGER_NAME
 
     def root_file(self, number: int) -> Path:
-        """The file of a signed root; that of root 1 is what devices are provisioned with."""
+        """The file of a signed root; the newest one is what devices are provisioned with."""
         return self.folder / ROOTS_NAME / f"{number}.root"
 
 

@@ -25,7 +25,9 @@ from flagcast_shared.errors import FlagcastError, InvalidConfiguration, InvalidI
 from flagcast_shared.ids import (
     Environment,
     Epoch,
+    FlagKey,
     Namespace,
+    RecordId,
     Version,
     parse_environment,
 )
@@ -33,12 +35,12 @@ from flagcast_shared.ids import Sequence as HeadSequence
 from flagcast_shared.keyring import verify
 from flagcast_shared.limits import MESSAGE_MAX_BYTES
 from flagcast_shared.messages import Head, Offering, Place
-from flagcast_shared.model import Entry
+from flagcast_shared.model import BooleanFlag, Entry
 from flagcast_shared.records import Record
 from flagcast_shared.root import Quorum, Role, Root, encode_root, root_place
 from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, RootAddress, SnapshotAddress
 
-from . import ceremony, clock, keychain, mqtt, project, signer
+from . import ceremony, clock, describe, git, keychain, mqtt, project, signer
 from .ceremony import Ceremony, CeremonyRefused, Subject
 from .ledger import LEASE_STOP_SECONDS, Ledger, LedgerBusy, LedgerError, existing
 from .ledger import Entry as LedgerEntry
@@ -77,6 +79,8 @@ ROOT_NAME: Final = "root"
 PUBLISHER_NAME: Final = "publisher"
 
 _PREPARE_ANEW: Final = "prepare it anew"
+_COMMIT: Final = "commit"
+# The name in a provenance under which a commit of git stands.
 _EXPIRY_UNCHECKED: Final = 0
 # Judged at this time, before any root was made, expiry is not checked: an expired head is still what stands there.
 
@@ -87,6 +91,14 @@ class ProjectOutdated(FlagcastError):
 
 class RootExpired(FlagcastError):
     """The root in force has expired, and devices take nothing new under it."""
+
+
+class RemovalNotAgreed(FlagcastError):
+    """The flags would remove much of a namespace, and nobody agreed to that; nothing was sent. `removals` is what would go."""
+
+    def __init__(self, text: str, removals: frozenset[tuple[Namespace, RecordId]]) -> None:
+        super().__init__(text)
+        self.removals = removals
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,8 @@ class OnBroker:
 class Wanted:
     """What shall be live. Namespaces in neither `entries` nor `remove` are left alone; those in `remove` become empty.
 
-    With a `stage` it becomes the candidate of a staged rollout.
+    With a `stage` it becomes the candidate of a staged rollout. `written_off` are boolean flags that somebody means to be off.
+    `agreed` are flags that may go even where much of a namespace goes with them, None for any; `path` is where they come from.
     """
 
     entries: Mapping[Namespace, tuple[Entry, ...]]
@@ -120,6 +133,9 @@ class Wanted:
     remove: frozenset[Namespace] = frozenset()
     forces_refresh: bool = False
     stage: Stage | None = None
+    written_off: frozenset[tuple[Namespace, FlagKey]] = frozenset()
+    agreed: frozenset[tuple[Namespace, RecordId]] | None = frozenset()
+    path: Path | None = None
 
 
 class Step(StrEnum):
@@ -151,6 +167,15 @@ Order = Wanted | Rollout | Rollback
 
 
 @dataclass(frozen=True, slots=True)
+class StillTrue:
+    """A boolean flag that somebody turned off and that its rollouts still make true, for whom in words."""
+
+    namespace: Namespace
+    flag: FlagKey
+    whom: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a run did, or would do. `left_alone` are namespaces that are live or were, and that the flags no longer name."""
 
@@ -159,6 +184,7 @@ class Outcome:
     cleared: int = 0
     roots: tuple[int, ...] = ()
     """The numbers of roots that the broker did not have and has now."""
+    still_true: tuple[StillTrue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,10 +304,10 @@ def preview(settings: Project, order: Order, *, say: Callable[[str], None]) -> O
         ledger = existing(settings.ledger, settings.environment)
         if ledger is None:
             seen = _read(settings, roots, connection)
-            return _decide(settings, order, seen, None, now=clock.now(), say=say)
+            return _decide(settings, order, seen, None, now=clock.now(), say=say, previews=True)
         stack.enter_context(closing(ledger))
         seen = _read(settings, roots, connection, ledger.to_ask_for())
-        return _decide(settings, order, seen, ledger, now=ledger.now(), say=say)
+        return _decide(settings, order, seen, ledger, now=ledger.now(), say=say, previews=True)
 
 
 def publish(
@@ -305,6 +331,7 @@ def publish(
         outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
         for each in outcome.plans:
             show(each)
+        _require_agreed(order, outcome.plans)
         threshold = run.seen.root.roles[Role.PUBLISHER].threshold
         if len(signers) < threshold and any(each.head_draft is not None for each in outcome.plans):
             raise InvalidConfiguration(
@@ -335,6 +362,7 @@ def prepare(
         outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
         for each in outcome.plans:
             show(each)
+        _require_agreed(order, outcome.plans)
         drafted = [(each, each.head_draft) for each in outcome.plans if each.head_draft is not None]
         if not drafted:
             return outcome, None
@@ -371,7 +399,7 @@ def release(
                 f"it was signed under root {signed.in_force.number}, and root {run.seen.root.number} is in force; {_PREPARE_ANEW}"
             )
         issued = run.ledger.issued(settings.deltas, epoch=run.seen.root.epoch)
-        for line in _warnings(settings, run.seen, issued, run.now):
+        for line in (*_warnings(settings, run.seen, issued, run.now), *_foreign_heads(run.seen, issued)):
             say(f"warning: {line}")
         if run.now >= run.seen.root.expires:
             raise RootExpired(_root_expired(run.seen.root))
@@ -404,6 +432,8 @@ def keep_up(
         issued = run.ledger.issued(settings.deltas, epoch=run.seen.root.epoch)
         for line in _warnings(settings, run.seen, issued, run.now):
             say(f"warning: {line}")
+        for line in _foreign_heads(run.seen, issued):
+            say(f"error: {line}")
         put_back = run.put_back(issued, repeats=repeats)
         plans = tuple(_upkeep_plans(settings, run.seen, issued, run.now, say))
         needs_keys = [each for each in plans if each.head_draft is not None]
@@ -590,12 +620,13 @@ def _decide(
     *,
     now: int,
     say: Callable[[str], None],
+    previews: bool = False,
 ) -> Outcome:
     issued: Mapping[Namespace, Issued] = {}
     if ledger is not None:
         issued = ledger.issued(settings.deltas, epoch=seen.root.epoch)
         seen = _compared(seen, ledger.kept())
-    for line in _warnings(settings, seen, issued, now):
+    for line in (*_warnings(settings, seen, issued, now), *_foreign_heads(seen, issued)):
         say(f"warning: {line}")
     if now >= seen.root.expires:
         raise RootExpired(_root_expired(seen.root))
@@ -606,6 +637,8 @@ def _decide(
         case Rollout():
             return Outcome(tuple(_for_rollout(order, seen, issued, terms)))
         case Rollback():
+            if previews and order.namespace is None and len(issued) > 1:
+                return Outcome(tuple(_for_rollbacks(order, seen, issued, terms, ledger, say=say)))
             return Outcome((_for_rollback(order, seen, issued, terms, ledger),))
 
 
@@ -634,6 +667,8 @@ def _for_flags(
             raise InvalidInput(f"--remove {namespace}: the flags to be published hold this namespace")
         if namespace not in seen.live and namespace not in issued:
             raise InvalidInput(f"--remove {namespace}: it was never published")
+    for line in _older_commits(wanted, seen, issued):
+        say(f"warning: {line}")
     goal: dict[Namespace, tuple[Entry, ...]] = {**wanted.entries, **dict.fromkeys(wanted.remove, ())}
     terms = replace(terms, provenance=wanted.provenance, forces_refresh=wanted.forces_refresh)
     plans = []
@@ -645,7 +680,55 @@ def _for_flags(
             plans.append(plan_candidate(name, entries, live, known, terms, stage=wanted.stage))
     carried = list(_carried(goal.keys(), seen, issued, terms, say))
     done = goal.keys() | {each.namespace for each in carried}
-    return Outcome((*plans, *carried), tuple(sorted((seen.live.keys() | issued.keys()) - done)))
+    return Outcome(
+        (*plans, *carried),
+        tuple(sorted((seen.live.keys() | issued.keys()) - done)),
+        still_true=tuple(_still_true(wanted)),
+    )
+
+
+def _older_commits(wanted: Wanted, seen: OnBroker, issued: Mapping[Namespace, Issued]) -> Iterator[str]:
+    # A branch that is behind, or a pipeline that was run again, takes newer flags back.
+    commit = wanted.provenance.get(_COMMIT)
+    if wanted.path is None or commit is None:
+        return
+    published: dict[str, list[str]] = {}
+    for name, head in newest_heads(seen, issued):
+        if name in wanted.entries and _COMMIT in head.provenance:
+            published.setdefault(head.provenance[_COMMIT], []).append(name)
+    for newer, names in published.items():
+        if git.is_ancestor(wanted.path, commit, newer):
+            yield (
+                f"{', '.join(names)}: commit {commit} is an ancestor of {newer}, which is published; this takes back what was "
+                "changed in between"
+            )
+
+
+def _still_true(wanted: Wanted) -> Iterator[StillTrue]:
+    for name, entries in sorted(wanted.entries.items()):
+        everyone = describe.matching_everyone(entries)
+        for each in entries:
+            if isinstance(each, BooleanFlag) and (name, each.key) in wanted.written_off:
+                whom = describe.still_true(each, everyone)
+                if whom:
+                    yield StillTrue(name, each.key, whom)
+
+
+def _require_agreed(order: Order, plans: Iterable[Plan]) -> None:
+    much = [each for each in plans if asks_about(order, each)]
+    removals = frozenset((each.namespace, identity) for each in much for identity in each.diff.removed_flags)
+    agreed: frozenset[tuple[Namespace, RecordId]] = frozenset()
+    if isinstance(order, Wanted) and order.agreed is not None:
+        agreed = order.agreed
+    if not removals <= agreed:
+        texts = [
+            f"{each.namespace}: this removes {len(each.diff.removed_flags)} of {each.diff.flags_before} flags"
+            for each in much
+        ]
+        raise RemovalNotAgreed(
+            f"{'; '.join(texts)}, and applications get their own defaults for these; nothing was published",
+            removals,
+        )
 
 
 def _carried(
@@ -769,6 +852,23 @@ def _rollout_status(head: Head, entries: list[LedgerEntry]) -> RolloutStatus:
         min((at for at, _ in steps), default=None),
         next((share for _, share in steps if share), None),
     )
+
+
+def _for_rollbacks(
+    order: Rollback,
+    seen: OnBroker,
+    issued: Mapping[Namespace, Issued],
+    terms: Terms,
+    ledger: Ledger | None,
+    *,
+    say: Callable[[str], None],
+) -> Iterator[Plan]:
+    # What each namespace would become; a step back itself is for one that is named.
+    for name in sorted(issued):
+        try:
+            yield _for_rollback(replace(order, namespace=name), seen, issued, terms, ledger)
+        except PlanRefused as error:
+            say(str(error))
 
 
 def _for_rollback(
@@ -897,18 +997,24 @@ def _warnings(
         yield f"{topic!r} on the broker is no topic of ours; it is left alone"
     for namespace, live in seen.live.items():
         known = issued.get(namespace, Issued())
-        number, version = live.head.sequence, live.head.stable.version
-        if number > known.sequence:
-            yield (
-                f"{namespace}: head {number} is live, and the ledger knows of {known.sequence or 'none'}; another publisher, "
-                "or a ledger that was lost; numbers go on above it"
-            )
+        version = live.head.stable.version
         if live.head.issued > now:
             yield f"{namespace}: its head was issued {live.head.issued - now} s after this machine's time"
         if known.published is not None and version < known.published.version:
             yield (
                 f"{namespace}: the broker shows version {version}, {known.published.version} was published; "
                 "it was restored from an older state"
+            )
+
+
+def _foreign_heads(seen: OnBroker, issued: Mapping[Namespace, Issued]) -> Iterator[str]:
+    # Every run reserves its numbers here before it sends them, so these are not from a run of this ledger.
+    for namespace, live in seen.live.items():
+        number, known = live.head.sequence, issued.get(namespace, Issued()).sequence
+        if number > known:
+            yield (
+                f"{namespace}: head {number} is live, and the ledger knows of {known or 'none'}; another publisher, or a thief "
+                "of a key, or a ledger that was lost; numbers go on above it"
             )
 
 
@@ -926,6 +1032,13 @@ def _keep(settings: Project, connection: mqtt.Connection, messages: Mapping[Addr
             f"{connection.where}: the broker acknowledged {topic} and returns {instead}{more}; check that this user may "
             "publish and read there, and the broker's limits on retained messages"
         )
+
+
+def asks_about(order: Order, each: Plan) -> bool:
+    """Whether somebody has to agree to a plan first. What --remove names is meant, and so is a step back."""
+    if not isinstance(order, Wanted) or order.agreed is None or each.namespace in order.remove:
+        return False
+    return each.diff.removes_much
 
 
 def connect(settings: Project, client_id: str = "", limit_bytes: int = MESSAGE_MAX_BYTES) -> mqtt.Connection:

@@ -106,12 +106,13 @@ class Missed:
 class Turned:
     """A turn is over. `standing` are the digests at the topics of roots and heads, `due` is when (Unix seconds) the next is due.
 
-    `warnings` are what could not be done, as people should read it.
+    `warnings` are what could not be done, as people should read it; `errors` what nobody may overlook.
     """
 
     standing: Mapping[str, Digest]
     due: int | None
     warnings: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
     has_repeated: bool = False
 
 
@@ -207,7 +208,7 @@ class Upkeep:
                 return self._on_disconnected(why, monotonic, jitter)
             case Received(topic, digest):
                 if self._standing.get(topic) != digest:
-                    self._wake(f"{topic} is not what was published", monotonic)
+                    self._wake(f"{topic} has changed", monotonic)
                 return []
             case Missed():
                 self._wake("more messages came than were read", monotonic)
@@ -261,14 +262,15 @@ class Upkeep:
         if turned.has_repeated:
             self._repeat_at = None
             self._repeated_at = (*self._repeated_at, monotonic)[-REFRESH_BURST:]
-        self._said = {line: at for line, at in self._said.items() if line in turned.warnings}
+        levels = dict.fromkeys(turned.warnings, Level.WARNING) | dict.fromkeys(turned.errors, Level.ERROR)
+        self._said = {line: at for line, at in self._said.items() if line in levels}
         fresh = [
             line
-            for line in turned.warnings
+            for line in levels
             if line not in self._said or monotonic - self._said[line] >= SAY_AGAIN_SECONDS
         ]
         self._said |= dict.fromkeys(fresh, monotonic)
-        return [Say(Level.WARNING, line) for line in fresh]
+        return [Say(levels[line], line) for line in fresh]
 
     def _on_disconnected(self, why: str, monotonic: float, jitter: float) -> Sequence[Effect]:
         if self.link is Link.WAITING:

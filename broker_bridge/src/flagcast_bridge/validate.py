@@ -1,6 +1,7 @@
 """What `flagcast validate` and `flagcast publish` read: a path in, compiled namespaces and findings out."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -41,13 +42,13 @@ def check(sources: Iterable[SourceFile]) -> Compilation:
         # Advice about flags of which a part could not be read would be wrong as often as right.
         return compilation
     lint(documents, found)
-    return Compilation(compilation.namespaces, found.listed(), found.unlisted())
+    return replace(compilation, findings=found.listed(), unlisted=found.unlisted())
 
 
 def run(
     path: Path, output_format: Literal["text", "json"], out: TextIO, *, strict: bool = False
 ) -> Literal[0, 1]:
-    """Writes what there is to say about a path; 1 if there is an error or, when strict, a warning, else 0."""
+    """Writes what there is to say about a path; 1 if there is an error or, when strict, a warning that is no leftover, else 0."""
     try:
         compilation = load(path)
     except InvalidDocument as error:
@@ -58,7 +59,8 @@ def run(
         echo(*as_json(str(path), compilation.findings, compilation.unlisted).split("\n"), out=out)
     else:
         _write_text(path, compilation, out)
-    return 1 if compilation.has_errors or (strict and compilation.findings) else 0
+    counts_as_error = any(not each.is_leftover for each in compilation.findings) or any(compilation.unlisted)
+    return 1 if compilation.has_errors or (strict and counts_as_error) else 0
 
 
 def _write_text(path: Path, compilation: Compilation, out: TextIO) -> None:

@@ -72,7 +72,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         in_force = anchor(config.read_anchor(settings.anchor), settings.environment)
     except (InvalidConfiguration, Refused) as error:
         yield Finding(
-            "anchor", "failed", f"{settings.anchor}: {error}", "put the publisher's first root there again"
+            "anchor", "failed", f"{settings.anchor}: {error}", "put the publisher's newest root there again"
         )
     else:
         yield Finding("anchor", "ok", _root(in_force))
