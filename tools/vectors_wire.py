@@ -531,7 +531,10 @@ def _reports() -> list[dict[str, Any]]:
         at=1_750_000_060,
         agent="1.0",
         root=2,
-        applied={Namespace("default"): Applied(Epoch(1), Version(4), 5)},
+        applied={
+            Namespace("default"): Applied(Epoch(1), Version(4), 5),
+            Namespace("kiosk"): Applied(Epoch(1), Version(2), 6, bytes(range(8))),
+        },
         rejection=Rejection("stale_offered", "default", 1_750_000_050),
     )
     return [
@@ -543,7 +546,10 @@ def _reports() -> list[dict[str, Any]]:
             "at": 1_750_000_060,
             "agent": "1.0",
             "root": 2,
-            "applied": {"default": {"epoch": 1, "version": 4, "sequence": 5}},
+            "applied": {
+                "default": {"epoch": 1, "version": 4, "sequence": 5},
+                "kiosk": {"epoch": 1, "version": 2, "sequence": 6, "digest": bytes(range(8)).hex()},
+            },
             "rejection": {"attack": "stale_offered", "namespace": "default", "at": 1_750_000_050},
             "bytes": encode_report(online).hex(),
         },

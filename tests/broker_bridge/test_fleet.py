@@ -11,8 +11,17 @@ from publishing import Flagcast, features, make_project
 
 from brokers import Broker, start_amqtt, start_mosquitto
 from flagcast_bridge import mqtt, project
-from flagcast_bridge.fleet import SILENT_AFTER_SECONDS, gather, hear, summarize
-from flagcast_shared.ids import DeviceId, Epoch, Namespace, Version
+from flagcast_bridge.fleet import (
+    RECOVERY_BOUND,
+    SILENT_AFTER_SECONDS,
+    Numbers,
+    Published,
+    claims,
+    gather,
+    hear,
+    summarize,
+)
+from flagcast_shared.ids import DeviceId, Digest, Epoch, Namespace, Version
 from flagcast_shared.reports import Applied, Rejection, Report, encode_report
 from flagcast_shared.topics import DeviceAddress
 
@@ -90,6 +99,54 @@ def test_behind_is_whoever_holds_less_than_everybody_is_offered(
     applied: dict[Namespace, Applied], behind: tuple[Namespace, ...]
 ) -> None:
     assert hear(None, A, replace(online(1, 1), applied=applied)).behind(LIVE) == behind
+
+
+DIGEST = bytes(range(32))
+OFFERED = {
+    DEFAULT: Published((Epoch(1), Version(7)), {Version(7): Digest(DIGEST), Version(9): Digest(bytes(32))})
+}
+
+
+@pytest.mark.parametrize(
+    ("held", "is_split"),
+    [
+        (Applied(Epoch(1), Version(7), 9, DIGEST[:8]), False),
+        (Applied(Epoch(1), Version(7), 9, bytes(8)), True),
+        (Applied(Epoch(1), Version(7), 9), False),  # an agent of before
+        (Applied(Epoch(1), Version(9), 9, bytes(8)), False),  # the candidate
+        (Applied(Epoch(1), Version(9), 9, DIGEST[:8]), True),
+        (Applied(Epoch(1), Version(8), 9, bytes(8)), False),
+        (Applied(Epoch(1), Version(10), 9), True),
+        (Applied(Epoch(2), Version(1), 1), True),
+        (Applied(Epoch(0), Version(10), 9, bytes(8)), False),
+    ],
+)
+def test_split_is_who_holds_other_content_under_a_published_number_or_one_above(
+    held: Applied, *, is_split: bool
+) -> None:
+    member = hear(None, A, replace(online(1, 1), applied={DEFAULT: held}))
+    assert bool(member.split(OFFERED)) is is_split
+    assert summarize({A: member}, LIVE, NOW, OFFERED).split == is_split
+
+
+@pytest.mark.parametrize(
+    ("held", "found"),
+    [
+        (Applied(Epoch(1), Version(7), 9), None),
+        (Applied(Epoch(1), Version(8), 9), (False, False)),
+        (Applied(Epoch(1), Version(7), 10), (False, False)),
+        (Applied(Epoch(1), Version(7 + RECOVERY_BOUND), 9), (False, False)),
+        (Applied(Epoch(1), Version(8 + RECOVERY_BOUND), 9), (True, False)),
+        (Applied(Epoch(1), Version(1), 2**63 - 1), (True, False)),
+        (Applied(Epoch(0), Version(2**63 - 1), 9), None),
+        (Applied(Epoch(2), Version(1), 1), (False, True)),
+    ],
+)
+def test_claims_are_numbers_above_the_known_ones(held: Applied, found: tuple[bool, bool] | None) -> None:
+    fleet = gather([(A, replace(online(1, 1), applied={DEFAULT: held, KIOSK: held}))])
+    listed = claims(fleet, Epoch(1), {DEFAULT: Numbers(7, 9)})
+    assert [(each.is_beyond, each.is_of_later_epoch) for each in listed] == ([found] if found else [])
+    assert all(each.namespace == DEFAULT for each in listed)
 
 
 def test_a_fleet_in_numbers() -> None:

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_a_new_project_has_its_configuration_keys_and_a_root_that_devices_can_st
     assert (root.number, root.epoch, root.roles[Role.PUBLISHER].threshold) == (1, 1, 1)
     assert root.expires - root.issued == made.root_lifetime
     assert set(tree(tmp_path / "fleet")) == {
+        ".gitignore",
         "flagcast.toml",
         "keys/.gitignore",
         "keys/root.key",
@@ -47,6 +49,32 @@ def test_a_project_can_be_made_beside_other_files(tmp_path: Path) -> None:
     make_project(tmp_path, URL)
     assert (tmp_path / "features.yml").read_text() == "flags: []"
     assert not list(tmp_path.glob(".flagcast-init-*"))
+
+
+def test_ledger_usage_and_passwords_never_enter_a_repository(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    folder = make_project(tmp_path / "fleet", URL).folder
+    secret = [
+        "ledger.sqlite",
+        "ledger.sqlite-wal",
+        "usage.sqlite",
+        "broker.password",
+        "password",
+        "ledger.pgpass",
+    ]
+    for name in (*secret, "keys/publisher.key", "features.yml"):
+        (folder / name).touch()
+    done = subprocess.run(
+        ["git", "status", "--porcelain", "-uall", "."], cwd=folder, check=True, capture_output=True, text=True
+    )
+    seen = {line.split()[1].removeprefix("fleet/") for line in done.stdout.splitlines()}
+    assert seen == {".gitignore", "flagcast.toml", "roots/1.root", "features.yml"}
+
+
+def test_a_gitignore_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("mine")
+    make_project(tmp_path, URL)
+    assert (tmp_path / ".gitignore").read_text() == "mine"
 
 
 def test_a_project_is_never_overwritten(tmp_path: Path) -> None:

@@ -252,6 +252,9 @@ def test_numbers_go_on_above_a_newer_head_when_the_ledger_was_lost(site: Site) -
     for path in site.folder.glob("ledger.sqlite*"):
         path.unlink()
     code, said = site.publish(features({"a": True}))
+    assert (code, "--without-ledger goes on above what is live" in said) == (1, True)
+    assert site.show()["default"]["version"] == 2
+    code, said = site.publish(features({"a": True}), "--without-ledger")
     assert (code, "head 2 is live, and the ledger knows of none" in said) == (0, True)
     shown = site.show()["default"]
     assert (shown["version"], shown["sequence"]) == (3, 3)

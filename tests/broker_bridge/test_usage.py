@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from publishing import Flagcast, make_project
+from publishing import Flagcast, features, make_project
 
 from brokers import Broker, start_mosquitto
 from flagcast_bridge import ledger, mqtt, project
@@ -196,6 +196,28 @@ def send(broker: Broker, flagcast: Flagcast, *batches: tuple[DeviceId, bytes]) -
 def shown(flagcast: Flagcast) -> int:
     document = json.loads(flagcast.on_project("usage", "--format", "json").out)
     return sum(each["evaluations"] for each in document["usage"])
+
+
+@pytest.mark.mosquitto
+def test_published_flags_that_nobody_asked_for_are_listed(
+    site: tuple[Broker, Flagcast], tmp_path: Path
+) -> None:
+    broker, flagcast = site
+    assert json.loads(flagcast.on_project("usage", "--format", "json").out)["unused"] is None
+    file = tmp_path / "features.yml"
+    file.write_text(features({"lights": True, "idle": True}))
+    assert flagcast.on_project("publish", file).code == 0
+    file.write_text(features({"lights": True, "idle": True, "staged": True}))
+    assert flagcast.on_project("publish", file, "--candidate", "5").code == 0
+    flagcast.on_project("usage", "collect", "--once")
+    send(broker, flagcast, (A, encode_usage(batch(1))))
+    flagcast.on_project("usage", "collect", "--once")
+    document = json.loads(flagcast.on_project("usage", "--format", "json").out)
+    assert document["unused"] == [{"namespace": "default", "flag": name} for name in ("idle", "staged")]
+    lines = [line for line in flagcast.on_project("usage").out.splitlines() if "NOT ASKED FOR" in line]
+    assert [line.split()[-1] for line in lines] == ["idle", "staged"]
+    other = json.loads(flagcast.on_project("usage", "--namespace", "other", "--format", "json").out)
+    assert other["unused"] is None
 
 
 @pytest.mark.mosquitto

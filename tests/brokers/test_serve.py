@@ -220,7 +220,7 @@ def test_a_namespace_that_its_ledger_never_issued_is_left_alone_and_said_to_expi
         assert "default: head 1 expires at " in serve.log
         assert "is not renewed from here, because this ledger has not issued it" in serve.log
         assert site.sequence() == 1
-        site.publish(a=True)  # takes it over
+        site.publish("--without-ledger", a=True)  # takes it over
         assert site.sequence() == 2
         serve.wait_for("checked", 2)
         site.put(HEAD, b"")

@@ -170,7 +170,10 @@ ONLINE = Report(
     1_000,
     "0.1.0",
     1,
-    {NAMESPACE: Applied(Epoch(1), Version(7), 9)},
+    {
+        NAMESPACE: Applied(Epoch(1), Version(7), 9, bytes(8)),
+        Namespace("kiosk"): Applied(Epoch(1), Version(7), 9),
+    },
     Rejection("stale_offered", "default", 1_000),
 )
 REFRESH = Refresh((NAMESPACE, Namespace("kiosk")))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import cbor2
 import pytest
 
-from flagcast_shared.errors import Malformed, Refused
+from flagcast_shared.errors import Malformed, Refused, TooLarge
 from flagcast_shared.ids import Epoch, FlagKey, Namespace, Version
 from flagcast_shared.limits import KEY_MAX_BYTES, WORD_MAX_CHARACTERS
 from flagcast_shared.reports import (
@@ -129,3 +129,30 @@ def test_a_count_of_what_is_no_name_is_refused(counted: Count) -> None:
     with pytest.raises(Refused) as caught:
         decode_usage(encode_usage(usage(count(), counted)))
     assert str(caught.value).isprintable()
+
+
+def spaces(count: int, digest: bytes) -> dict[Namespace, Applied]:
+    return {
+        Namespace(f"space-{number:02}"): Applied(Epoch(1), Version(100), 200, digest)
+        for number in range(count)
+    }
+
+
+def test_digests_are_left_out_before_namespaces_are() -> None:
+    fitting = max(
+        count
+        for count in range(100)
+        if decode_report(encode_report(replace(REPORT, applied=spaces(count, bytes(8))))).applied
+        == spaces(count, bytes(8))
+    )
+    crowded = replace(REPORT, applied=spaces(fitting + 1, bytes(8)))
+    assert decode_report(encode_report(crowded)).applied == spaces(fitting + 1, b"")
+    assert fitting > 60, fitting
+
+
+@pytest.mark.parametrize("digest", [bytes(7), bytes(9), "12345678", 8])
+def test_a_report_whose_digest_is_of_another_length_or_type_is_refused(digest: object) -> None:
+    fields = cbor2.loads(encode_report(replace(REPORT, applied={Namespace("default"): HELD})))
+    fields[8]["default"][4] = digest
+    with pytest.raises((Malformed, TooLarge)):
+        decode_report(cbor2.dumps(fields, canonical=True))

@@ -196,7 +196,11 @@ reports = st.builds(
     agent=st.just("") | st.from_regex(r"[A-Za-z0-9][-A-Za-z0-9.+_!~]{0,63}", fullmatch=True),
     root=numbers,
     applied=st.dictionaries(
-        namespaces.map(Namespace), st.builds(Applied, numbers.map(Epoch), versions, numbers), max_size=4
+        namespaces.map(Namespace),
+        st.builds(
+            Applied, numbers.map(Epoch), versions, numbers, st.just(b"") | st.binary(min_size=8, max_size=8)
+        ),
+        max_size=4,
     ),
     rejection=st.none() | st.builds(Rejection, words, st.just("") | namespaces, numbers),
 )

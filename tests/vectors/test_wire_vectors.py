@@ -185,6 +185,7 @@ def test_reports() -> None:
             assert (report.at, report.agent, report.root) == (row["at"], row["agent"], row["root"])
             assert {
                 name: {"epoch": one.epoch, "version": one.version, "sequence": one.sequence}
+                | ({"digest": one.digest.hex()} if one.digest else {})
                 for name, one in report.applied.items()
             } == row["applied"]
             assert report.rejection is not None

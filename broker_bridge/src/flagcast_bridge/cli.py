@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flagcast_shared.errors import FlagcastError, InvalidInput
-from flagcast_shared.ids import Epoch, Namespace, RecordId, Version, parse_device, parse_namespace
+from flagcast_shared.ids import Namespace, RecordId, Version, parse_device, parse_namespace
 from flagcast_shared.limits import (
     LABELS_MAX,
     NUMBER_MAX,
@@ -38,7 +38,9 @@ from .planner import Action, Diff, Plan, Stage, percent
 from .project import Project
 
 if TYPE_CHECKING:
+    from .collector import Muster
     from .fleet import Member, Summary
+    from .ledger import Used
     from .publisher import OnBroker, Order, Outcome, RolloutStatus
 
 DONE: Final = 0
@@ -172,6 +174,7 @@ def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace)
             show=show,
             unlock=_unlock(arguments),
             patience=_patience(arguments),
+            without_ledger=arguments.without_ledger,
         )
     if is_json:
         echo_json(_outcome_as_json(settings, outcome, is_dry=arguments.dry_run))
@@ -269,7 +272,12 @@ def _prepare(settings: Project, order: "Order", arguments: argparse.Namespace) -
     path: Path = arguments.prepare
     keys.require_free(path)
     outcome, prepared = publisher.prepare(
-        settings, order, say=_note, show=_show_plan, patience=_patience(arguments)
+        settings,
+        order,
+        say=_note,
+        show=_show_plan,
+        patience=_patience(arguments),
+        without_ledger=arguments.without_ledger,
     )
     _show_still_true(outcome)
     if prepared is None:
@@ -546,6 +554,33 @@ def _log(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _ledger(arguments: argparse.Namespace) -> int:
+    from . import publisher
+
+    namespaces = frozenset(parse_namespace(name) for name in arguments.namespace)
+    recovered = publisher.recover(
+        project.load(arguments.project),
+        namespaces,
+        say=_note,
+        is_dry=arguments.dry_run,
+        patience=_patience(arguments),
+    )
+    for each in recovered:
+        echo(
+            f"{each.namespace}: numbers go on above version {each.after.version}, head {each.after.sequence} "
+            f"(known were {each.before.version} and {each.before.sequence})"
+        )
+    if arguments.dry_run:
+        echo("dry run: the ledger is as it was")
+    elif recovered:
+        echo(
+            "next: flagcast publish with the flags that shall be live; until then flagcast serve signs nothing"
+        )
+    else:
+        echo("neither ledger nor broker knows a namespace; name those that devices hold with --namespace")
+    return DONE
+
+
 def _fleet(arguments: argparse.Namespace) -> int:
     from . import collector
     from .fleet import summarize
@@ -563,23 +598,21 @@ def _fleet(arguments: argparse.Namespace) -> int:
         raise FlagcastError(f"{arguments.device}: no report of this device is on {settings.broker.url}")
     members = [member for name, member in sorted(found.fleet.items()) if arguments.device in {"", str(name)}]
     if arguments.format == "json":
-        document: dict[str, object] = {
-            "devices": [_member_as_json(each, found.stable, now) for each in members]
-        }
+        document: dict[str, object] = {"devices": [_member_as_json(each, found, now) for each in members]}
         if not arguments.device:
-            summary = summarize(found.fleet, found.stable, now)
+            summary = summarize(found.fleet, found.stable, now, found.offered)
             document |= {"summary": _summary_as_json(summary), "unreadable": dict(found.unreadable)}
         echo_json(document)
         return DONE
     if arguments.device:
-        for line in _member_lines(members[0], found.stable, now):
+        for line in _member_lines(members[0], found, now):
             echo(line)
         return DONE
-    for line in _summary_lines(summarize(found.fleet, found.stable, now)):
+    for line in _summary_lines(summarize(found.fleet, found.stable, now, found.offered)):
         echo(line)
-    troubled = [each for each in members if _troubles(each, found.stable, now)]
+    troubled = [each for each in members if _troubles(each, found, now)]
     for each in troubled[:_FLEET_LISTED]:
-        echo(f"{each.device:<24} {'; '.join(_troubles(each, found.stable, now))}")
+        echo(f"{each.device:<24} {'; '.join(_troubles(each, found, now))}")
     if len(troubled) > _FLEET_LISTED:
         echo(f"... and {len(troubled) - _FLEET_LISTED} more; --format json lists every device")
     for topic, why in found.unreadable.items():
@@ -609,6 +642,7 @@ def _usage(arguments: argparse.Namespace) -> int:
         uncounted = book.uncounted(since)
     finally:
         book.close()
+    unused = _unused(settings, totals, arguments.namespace)
     if arguments.format == "json":
         document = {
             "days": arguments.days,
@@ -621,6 +655,7 @@ def _usage(arguments: argparse.Namespace) -> int:
                  "evaluations": each.evaluations}
                 for each in totals
             ],
+            "unused": None if unused is None else [{"namespace": name, "flag": flag} for name, flag in unused],
         }  # fmt: skip
         echo_json(document)
         return DONE
@@ -631,6 +666,10 @@ def _usage(arguments: argparse.Namespace) -> int:
         f"from {_count(devices, 'device')} in {_count(arguments.days, 'day')}"
         + (f"; {dropped} evaluations were dropped on devices" if dropped else "")
     )
+    if unused is None:
+        echo("the published flags are not known: nothing was published from this ledger")
+    for name, flag in unused or ():
+        echo(f"NOT ASKED FOR {name:<12} {flag}")
     if uncounted:
         listed = ", ".join(list(uncounted)[:_FLEET_LISTED])
         echo(
@@ -638,6 +677,39 @@ def _usage(arguments: argparse.Namespace) -> int:
             f"batches in a day than any device should: {listed}"
         )
     return DONE
+
+
+def _unused(
+    settings: Project, totals: "Sequence[Used]", namespace: str
+) -> list[tuple[Namespace, str]] | None:
+    # The flags of what was published last, stable and candidate, without a count; None where the ledger has no such content.
+    from flagcast_shared.records import FLAG
+
+    from .ledger import existing
+
+    ledger = existing(settings.ledger, settings.environment)
+    if ledger is None:
+        return None
+    try:
+        issued = ledger.issued()
+    finally:
+        ledger.close()
+    contents = [
+        (name, content)
+        for name, known in issued.items()
+        for content in (known.published, known.candidate)
+        if content is not None and namespace in {"", name}
+    ]
+    if not contents:
+        return None
+    asked = {(each.namespace, each.flag) for each in totals}
+    flags = {
+        (name, str(record.id.key))
+        for name, content in contents
+        for record in content.records
+        if record.id.kind == FLAG
+    }
+    return sorted(flags - asked)
 
 
 def _leave(number: int, frame: object) -> None:
@@ -764,6 +836,16 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="publish nothing; write what is to be signed into this file, for people who hold the keys",
     )
+    _add_wait(parser)
+    parser.add_argument(
+        "--without-ledger",
+        action="store_true",
+        help="go on above what is live on the broker, where nothing was ever issued from this ledger",
+    )
+    _add_passphrase(parser, "be asked for the passphrase of the signing key")
+
+
+def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait",
         type=int,
@@ -772,7 +854,6 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="how long to wait for another bridge that is at work on the same ledger; exit code 4 if it still is (default: "
         "%(default)s)",
     )
-    _add_passphrase(parser, "be asked for the passphrase of the signing key")
 
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
@@ -938,6 +1019,26 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_passphrase(parser, "be asked for the passphrase of the signing key, once, before it begins to serve")
 
 
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "act",
+        choices=("recovered",),
+        metavar="ACT",
+        help="recovered: the ledger was restored from an older state; take every number that broker and devices know, and "
+        "1,000 more. What a device reports counts up to 1,000,000 above ledger and broker, because reports are unsigned",
+    )
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NAMESPACE",
+        help="also this one, of which neither ledger nor broker knows; may be given several times",
+    )
+    _add_project(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show the numbers and take none")
+    _add_wait(parser)
+
+
 def _add_fleet(parser: argparse.ArgumentParser) -> None:
     _add_project(parser)
     _add_format(parser)
@@ -1093,8 +1194,15 @@ COMMANDS: Final = (
         _add_show,
     ),
     _Command(
+        "ledger",
+        "go on with a ledger that was restored from an older state",
+        "examples:\n  flagcast ledger recovered --project fleet --dry-run\n  flagcast ledger recovered --namespace default",
+        _ledger,
+        _add_ledger,
+    ),
+    _Command(
         "fleet",
-        "show which devices are at which version, behind, offline, or refuse what they are sent",
+        "show which devices are at which version, behind, split, offline, or refuse what they are sent",
         "examples:\n  flagcast fleet --project fleet\n  flagcast fleet --device charger-17 --format json",
         _fleet,
         _add_fleet,
@@ -1351,10 +1459,12 @@ def _share(text: str) -> int:
     return share
 
 
-def _troubles(member: "Member", stable: Mapping[Namespace, tuple[Epoch, Version]], now: int) -> list[str]:
+def _troubles(member: "Member", found: "Muster", now: int) -> list[str]:
     troubles = []
-    if behind := member.behind(stable):
+    if behind := member.behind(found.stable):
         troubles.append(f"behind in {', '.join(behind)}")
+    if split := member.split(found.offered):
+        troubles.append(f"split in {', '.join(split)}")
     if not member.is_online:
         troubles.append("offline")
     if member.is_silent(now):
@@ -1368,7 +1478,7 @@ def _seen_at(member: "Member") -> str:
     return clock.as_text(member.seen) if member.seen else "unknown"
 
 
-def _member_lines(member: "Member", stable: Mapping[Namespace, tuple[Epoch, Version]], now: int) -> list[str]:
+def _member_lines(member: "Member", found: "Muster", now: int) -> list[str]:
     said = member.said
     lines = [
         f"device     {member.device}",
@@ -1377,24 +1487,28 @@ def _member_lines(member: "Member", stable: Mapping[Namespace, tuple[Epoch, Vers
     ]
     for name, held in sorted(said.applied.items()):
         lines.append(f"{name:<10} version {held.version} of epoch {held.epoch}, head {held.sequence}")
-    troubles = _troubles(member, stable, now)
+    troubles = _troubles(member, found, now)
     return [*lines, *([f"trouble    {'; '.join(troubles[:-1])}"] if troubles else [])]
 
 
-def _member_as_json(
-    member: "Member", stable: Mapping[Namespace, tuple[Epoch, Version]], now: int
-) -> dict[str, object]:
+def _member_as_json(member: "Member", found: "Muster", now: int) -> dict[str, object]:
     said, rejection = member.said, member.rejection
     return {
         "device": member.device,
         "is_online": member.is_online,
         "is_silent": member.is_silent(now),
-        "behind": list(member.behind(stable)),
+        "behind": list(member.behind(found.stable)),
+        "split": list(member.split(found.offered)),
         "last_seen": clock.as_text(member.seen) if member.seen else None,
         "agent": said.agent or None,
         "root": said.root or None,
         "applied": {
-            name: {"epoch": held.epoch, "version": held.version, "sequence": held.sequence}
+            name: {
+                "epoch": held.epoch,
+                "version": held.version,
+                "sequence": held.sequence,
+                "digest": held.digest.hex() or None,
+            }
             for name, held in sorted(said.applied.items())
         },
         "rejection": None
@@ -1409,7 +1523,12 @@ def _member_as_json(
 
 def _summary_lines(summary: "Summary") -> list[str]:
     states = f"{summary.online} online, {summary.offline} offline, {summary.silent} silent, {summary.behind} behind"
-    lines = [f"{_count(summary.devices, 'device')}: {states}"]
+    lines = [f"{_count(summary.devices, 'device')}: {states}, {summary.split} split"]
+    if summary.split:
+        lines.append(
+            "  split: these devices hold, under a published number or above all of them, what was not published under it; "
+            "go on above it with flagcast ledger recovered, then flagcast publish"
+        )
     for name, versions in summary.versions.items():
         for held, devices in versions.items():
             mark = "  <- stable" if summary.stable.get(name) == held else ""
@@ -1430,6 +1549,7 @@ def _summary_as_json(summary: "Summary") -> dict[str, object]:
         "offline": summary.offline,
         "silent": summary.silent,
         "behind": summary.behind,
+        "split": summary.split,
         "stable": {
             name: {"epoch": epoch, "version": version} for name, (epoch, version) in summary.stable.items()
         },

@@ -12,11 +12,11 @@ from typing import Final
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import DeviceId, Epoch, Namespace, Version
 from flagcast_shared.limits import USAGE_MAX_BYTES
-from flagcast_shared.reports import Report, decode_report, decode_usage
+from flagcast_shared.reports import decode_usage
 from flagcast_shared.topics import DeviceAddress
 
 from . import clock, publisher
-from .fleet import Fleet, gather
+from .fleet import Fleet, Published, gather
 from .ledger import TooManyBatches, UsageBook
 from .mqtt import BrokerError
 from .project import Project
@@ -59,6 +59,7 @@ class Muster:
     fleet: Fleet
     stable: Mapping[Namespace, tuple[Epoch, Version]]
     unreadable: Mapping[str, str]
+    offered: Mapping[Namespace, Published] = field(default_factory=dict)
     needs_names: bool = False
 
 
@@ -69,24 +70,17 @@ def muster(settings: Project, device: DeviceId | None = None) -> Muster:
         BrokerError, InvalidConfiguration
     """
     topics = settings.topics
-    seen = publisher.read_broker(settings)
+    # Reports first: a device that takes a new version meanwhile is behind for a moment, and does not seem to be split.
     with publisher.connect(settings) as connection:
         found = connection.read_all([topics.all_devices("report")])
         own = "" if device is None else topics.of(DeviceAddress(device, "report"))
         if own and own not in found:
             found |= connection.read([own])
-    reports: list[tuple[DeviceId, Report]] = []
-    unreadable: dict[str, str] = {}
-    for topic, payload in sorted(found.items()):
-        address = topics.address(topic)
-        if not isinstance(address, DeviceAddress) or not payload:
-            continue
-        try:
-            reports.append((address.device, decode_report(payload)))
-        except Refused as error:
-            unreadable[topic] = str(error)
-    stable = {name: (live.head.epoch, live.head.stable.version) for name, live in seen.live.items()}
-    return Muster(gather(reports), stable, unreadable, seen.needs_names)
+    reports, unreadable = publisher.parse_reports(settings, found)
+    seen = publisher.read_broker(settings)
+    offered = {name: publisher.published(live.head) for name, live in seen.live.items()}
+    stable = {name: each.stable for name, each in offered.items()}
+    return Muster(gather(reports), stable, unreadable, offered, seen.needs_names)
 
 
 def collect(

@@ -9,11 +9,61 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from flagcast_shared.ids import DeviceId, Epoch, Namespace, Version
+from flagcast_shared.ids import DeviceId, Digest, Epoch, Namespace, Version
+from flagcast_shared.limits import REPORT_DIGEST_BYTES
 from flagcast_shared.reports import Applied, Rejection, Report
 
 SILENT_AFTER_SECONDS: Final = 2 * 86_400
 """A device that says it is online and has not reported for two heartbeats, as they are unless configured, is not believed."""
+
+
+RECOVERY_BOUND: Final = 1_000_000
+"""How far above the known numbers a report counts. Reports are unsigned, and no device that lies may use up the numbers or stop a
+publisher with such a claim; a release every minute takes two years to get so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The highest version and sequence of a namespace that a publisher knows of."""
+
+    version: int = 0
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The content that everybody is offered, and that of the candidate: (epoch, version), and digests by version.
+
+    `digests` has what is known; a device that reports no digest is judged by its numbers alone.
+    """
+
+    stable: tuple[Epoch, Version]
+    digests: Mapping[Version, Digest] = field(default_factory=dict)
+
+    def is_split(self, held: Applied) -> bool:
+        """Whether a device holds another content under a number of these, or a number above all of them."""
+        epoch, version = self.stable
+        if held.epoch != epoch:
+            return held.epoch > epoch
+        return self.has_other(held) or held.version > max((version, *self.digests))
+
+    def has_other(self, held: Applied) -> bool:
+        """Whether a device holds another content under one of these very numbers."""
+        digest = self.digests.get(held.version)
+        is_known = held.epoch == self.stable[0] and digest is not None and bool(held.digest)
+        return is_known and digest is not None and digest[:REPORT_DIGEST_BYTES] != held.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Numbers that a device reports and that the publisher does not know of."""
+
+    device: DeviceId
+    namespace: Namespace
+    held: Applied
+    is_beyond: bool
+    """Whether they are more than RECOVERY_BOUND above the known ones."""
+    is_of_later_epoch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +88,16 @@ class Member:
     def is_silent(self, now: int) -> bool:
         """Whether it claims to be online and has not said anything for too long."""
         return self.is_online and now - self.seen > SILENT_AFTER_SECONDS
+
+    def split(self, live: Mapping[Namespace, Published]) -> tuple[Namespace, ...]:
+        """The namespaces in which it holds what was never published under that number, sorted."""
+        return tuple(
+            sorted(
+                namespace
+                for namespace, held in self.said.applied.items()
+                if namespace in live and live[namespace].is_split(held)
+            )
+        )
 
     def behind(self, live: Mapping[Namespace, tuple[Epoch, Version]]) -> tuple[Namespace, ...]:
         """The namespaces it follows and holds an older content of than everybody is offered, sorted.
@@ -70,6 +130,7 @@ class Summary:
     offline: int
     silent: int
     behind: int
+    split: int
     stable: Mapping[Namespace, tuple[Epoch, Version]]
     versions: Mapping[Namespace, Mapping[tuple[Epoch, Version], int]]
     roots: Mapping[int, int]
@@ -100,8 +161,36 @@ def hear(known: Member | None, device: DeviceId, report: Report) -> Member:
     return replace(known, said=report if is_later else known.said, is_online=False)
 
 
-def summarize(fleet: Fleet, live: Mapping[Namespace, tuple[Epoch, Version]], now: int) -> Summary:
-    """The fleet in numbers at `now` (Unix seconds); `live` is the stable content of every namespace that is published."""
+def claims(fleet: Fleet, epoch: Epoch, known: Mapping[Namespace, Numbers]) -> list[Claim]:
+    """The numbers above the known ones that devices report of these namespaces, by namespace and device.
+
+    Numbers of an earlier epoch are outranked by every number of this one, and count nothing.
+    """
+    found = []
+    for device, member in sorted(fleet.items()):
+        for namespace, held in member.said.applied.items():
+            numbers = known.get(namespace)
+            if numbers is None or held.epoch < epoch:
+                continue
+            if held.epoch > epoch:
+                found.append(Claim(device, namespace, held, is_beyond=False, is_of_later_epoch=True))
+                continue
+            above = max(held.version - numbers.version, held.sequence - numbers.sequence)
+            if above > 0:
+                found.append(Claim(device, namespace, held, is_beyond=above > RECOVERY_BOUND))
+    return sorted(found, key=lambda each: (each.namespace, each.device))
+
+
+def summarize(
+    fleet: Fleet,
+    live: Mapping[Namespace, tuple[Epoch, Version]],
+    now: int,
+    published: Mapping[Namespace, Published] | None = None,
+) -> Summary:
+    """The fleet in numbers at `now` (Unix seconds); `live` is the stable content of every namespace that is published.
+
+    `published` adds its digests, without which nothing is split.
+    """
     versions: dict[Namespace, Counter[tuple[Epoch, Version]]] = {name: Counter() for name in sorted(live)}
     for member in fleet.values():
         for namespace, held in member.said.applied.items():
@@ -114,6 +203,7 @@ def summarize(fleet: Fleet, live: Mapping[Namespace, tuple[Epoch, Version]], now
         len(fleet) - online,
         sum(member.is_silent(now) for member in fleet.values()),
         sum(bool(member.behind(live)) for member in fleet.values()),
+        sum(bool(member.split(published or {})) for member in fleet.values()),
         live,
         {name: dict(sorted(counted.items(), reverse=True)) for name, counted in versions.items()},
         dict(sorted(Counter(report.root for report in said).items(), reverse=True)),

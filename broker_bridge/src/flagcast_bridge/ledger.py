@@ -34,7 +34,7 @@ from flagcast_shared.topics import Address, HeadAddress, Kind, Topics
 
 from . import clock, database
 from .database import Damaged, DatabaseError, NotUnique
-from .planner import Content, Issued, Past, Plan, named
+from .planner import Content, Issued, Past, Plan, named, top_version
 
 SCHEMA_VERSION: Final = 3
 LEASE_SECONDS: Final = 60.0
@@ -66,6 +66,14 @@ _UNCOUNTABLE: Final = 2**62
 # No publisher ever gets here by counting.
 _ADOPTED: Final = "adopted"
 # The action of a head that stood on the broker and was issued from another ledger.
+_WITNESSED: Final = "witnessed"
+# The action of a row that takes the numbers of another ledger's head; a newer one than all of this ledger.
+_RECOVERED: Final = "recovered"
+# The action of a row that takes every number up to its own, after the ledger was restored from an older state.
+_NO_DIGEST: Final = Digest(bytes(32))
+# Of a row that is no head.
+RECOVERY_MARGIN: Final = 1_000
+"""The step above the highest number that was seen: devices that are away may hold a higher one than any report has."""
 
 
 class LedgerError(FlagcastError):
@@ -294,28 +302,85 @@ class Ledger:
                 self._database.insert("head", [{**self._head_row(head, _ADOPTED, now), "published": now}])
             else:
                 return
-            at = HeadAddress(head.namespace)
-            row = self._row(
-                "SELECT data FROM kept WHERE environment = :environment AND topic = :topic",
-                self._of(topic=self._topics.of(at)),
-            )
-            if not addresses <= messages.keys() or self._is_superseded(head):
-                return
-            # Kept once, when it was published: what stands there later is what somebody made of it.
-            if row is not None and bytes(row[0]) == messages[at]:
-                return
-            self._note_unnamed(head.namespace, {self._topics.of(each) for each in addresses}, now)
-            self._database.change(
-                "DELETE FROM kept WHERE environment = :environment AND namespace = :namespace",
+            if addresses <= messages.keys() and not self._is_superseded(head):
+                self._keep(head, messages, now)
+
+    def witness(self, head: Head, messages: Mapping[Address, bytes], now: int) -> None:
+        """Take the numbers of a valid head on the broker that is newer than all of this ledger, and keep `messages` of it.
+
+        `messages` are those that the head names, or none where they are not whole. A namespace of which nothing was ever issued
+        here is left alone. Raises LeaseLost, LedgerError.
+        """
+        version = top_version(head)
+        with self._writing():
+            known = self._row(
+                "SELECT max(sequence), max(CASE WHEN candidate > version THEN candidate ELSE version END) FROM head"
+                " WHERE environment = :environment AND namespace = :namespace",
                 self._of(head.namespace),
             )
-            self._database.insert(
-                "kept",
-                (
-                    self._of(head.namespace, topic=self._topics.of(each), data=messages[each])
-                    for each in addresses
-                ),
+            if known is None or known[0] is None or max(version, head.sequence) >= _UNCOUNTABLE:
+                return
+            sequence, highest = known
+            if self.has_issued(head):
+                return
+            if head.sequence > sequence or version > highest:
+                taken = (version, max(head.sequence, sequence + 1))
+                self._insert_taken(head.namespace, head.epoch, taken, _WITNESSED, now)
+            if head.sequence >= sequence and named(head) <= messages.keys():
+                self._keep(head, messages, now)
+
+    def recover(
+        self, namespace: Namespace, epoch: Epoch, version: Version, sequence: Sequence, now: int
+    ) -> None:
+        """Take every number up to these, which are above all that was reserved. Raises LeaseLost, LedgerError."""
+        with self._writing():
+            self._insert_taken(namespace, epoch, (version, sequence), _RECOVERED, now)
+
+    def unissued(self) -> dict[Namespace, Version]:
+        """The namespaces in which newer numbers were taken for others than were published from here, with the highest version.
+
+        Raises:
+            LedgerError
+        """
+        with self._explained():
+            rows = self._database.rows(
+                "SELECT namespace, max(version) FROM head AS taken WHERE environment = :environment"
+                " AND action IN (:witnessed, :recovered) AND NOT EXISTS ("
+                "  SELECT 1 FROM head WHERE environment = :environment AND namespace = taken.namespace"
+                "  AND published IS NOT NULL AND (epoch, sequence) > (taken.epoch, taken.sequence))"
+                " GROUP BY namespace ORDER BY namespace",
+                self._of(witnessed=_WITNESSED, recovered=_RECOVERED),
             )
+        return {Namespace(name): Version(version) for name, version in rows}
+
+    def _insert_taken(
+        self, namespace: Namespace, epoch: Epoch, numbers: tuple[int, int], how: str, now: int
+    ) -> None:
+        version, sequence = numbers
+        row = self._of(namespace, sequence=sequence, epoch=epoch, version=version, action=how, reserved=now)
+        self._database.insert("head", [{**row, "digest": _NO_DIGEST, "provenance": "{}"}])
+
+    def _keep(self, head: Head, messages: Mapping[Address, bytes], now: int) -> None:
+        # Once, when it was published: what stands there later is what somebody made of it.
+        at, addresses = HeadAddress(head.namespace), named(head)
+        row = self._row(
+            "SELECT data FROM kept WHERE environment = :environment AND topic = :topic",
+            self._of(topic=self._topics.of(at)),
+        )
+        if row is not None and bytes(row[0]) == messages[at]:
+            return
+        self._note_unnamed(head.namespace, {self._topics.of(each) for each in addresses}, now)
+        self._database.change(
+            "DELETE FROM kept WHERE environment = :environment AND namespace = :namespace",
+            self._of(head.namespace),
+        )
+        self._database.insert(
+            "kept",
+            (
+                self._of(head.namespace, topic=self._topics.of(each), data=messages[each])
+                for each in addresses
+            ),
+        )
 
     def _note_unnamed(self, namespace: Namespace, named_now: set[str], now: int) -> None:
         # What the head before named and this one does not: not every broker shows it to a subscription with wildcards.

@@ -90,6 +90,7 @@ class BrokerError(FlagcastError):
     ├── AuthenticationRefused   unknown user, wrong password, unknown client certificate
     ├── ProtocolRefused         the configured MQTT version is not spoken, or something of it
     ├── NotAllowed              connected, but not permitted to publish or read
+    ├── TooManyMessages         more is retained than is read at once
     ├── MessageRefused          larger than the broker takes
     ├── ConnectionLost          it ended in the middle
     ├── NoAnswer                the broker is silent
@@ -115,6 +116,10 @@ class ProtocolRefused(BrokerError):
 
 class NotAllowed(BrokerError):
     """The broker forbids it."""
+
+
+class TooManyMessages(BrokerError):
+    """More is retained under the topics than is read at once."""
 
 
 class MessageRefused(BrokerError):
@@ -619,7 +624,7 @@ class Connection:
         # For what may well never come; only the loss of the connection is an error.
         self._await(lambda: is_done() or self._state.lost is not None or self._state.is_full, timeout)
         if self._state.is_full:
-            raise BrokerError(
+            raise TooManyMessages(
                 f"{self.where}: more than {TOPICS_MAX} topics or {RECEIVED_MAX_BYTES} bytes; somebody else writes there"
             )
         self._require_connection(0)

@@ -450,6 +450,11 @@ def named(head: Head) -> frozenset[Address]:
     return frozenset(addresses)
 
 
+def top_version(head: Head) -> Version:
+    """The highest version that a head offers."""
+    return max(offering.version for offering in _offerings(head))
+
+
 def obsolete(heads: Iterable[Head], retained: Iterable[Address]) -> list[Address]:
     """The snapshots and deltas among `retained` that belong to the heads' namespaces and that no head names, in order."""
     keep = {head.namespace: named(head) for head in heads}

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
-from flagcast_shared.ids import Environment, parse_environment, parse_prefix
+from flagcast_shared.ids import DeviceId, Environment, parse_device, parse_environment, parse_prefix
 from flagcast_shared.limits import (
     DELTAS_MAX,
     MESSAGE_LIMIT_BYTES,
@@ -40,6 +40,7 @@ from . import files
 from .planner import DELTAS, DELTAS_TOTAL_BYTES
 
 CONFIG_NAME: Final = "flagcast.toml"
+IGNORE_NAME: Final = ".gitignore"
 KEYS_NAME: Final = "keys"
 ROOTS_NAME: Final = "roots"
 LEDGER_NAME: Final = "ledger.sqlite"
@@ -56,6 +57,8 @@ DELTAS_TOTAL_MAX_BYTES: Final = 16 * 1024 * 1024
 GRACE_SECONDS: Final = 3_600
 """A device on the slowest link has fetched a snapshot by then."""
 GRACE_MAX_SECONDS: Final = 30 * 86_400
+IGNORED_REPORTS_MAX: Final = 1_000
+"""A list that a person keeps; of more devices than that it is the accounts on the broker that are to be withdrawn."""
 ROOT_LIFETIME_DAYS: Final = 3_653
 """Ten years: devices in the field outlive most plans."""
 ROOT_LIFETIME_MAX_DAYS: Final = 36_525
@@ -65,6 +68,15 @@ _CONFIG_MAX_BYTES: Final = 1_048_576
 
 _SECONDS_PER_HOUR: Final = 3_600
 _SECONDS_PER_DAY: Final = 86_400
+
+_IGNORED: Final = """\
+# The ledger and the usage book change at every run and are backed up, not versioned; secrets never enter a repository.
+ledger.sqlite*
+usage.sqlite*
+*password*
+*passphrase*
+*.pgpass
+"""
 
 _LEDGER_FORM: Final = "postgresql://[USER@]HOST[:PORT]/DATABASE"
 
@@ -114,6 +126,9 @@ deltas_total_bytes = {deltas_total}
 # How long a message that no head names any more stays on the broker, for devices that are just fetching it, 0 to
 # {grace_high} seconds.
 grace_seconds = {grace}
+# Devices whose reports are not compared with the ledger, because they report numbers that nobody published; at most
+# {ignored_high}.
+#ignored_reports = ["charger-17"]
 
 [root]
 # How long a new root is good for, 1 to {root_high} days.
@@ -160,6 +175,7 @@ class Project:
     deltas_total: int
     grace: int
     ledger_url: str = ""
+    ignored_reports: frozenset[DeviceId] = frozenset()
     allow_group: bool = False
 
     @property
@@ -235,6 +251,7 @@ def parse(text: str, folder: Path, where: str) -> Project:
         publish.integer("deltas_total_bytes", DELTAS_TOTAL_BYTES, 0, DELTAS_TOTAL_MAX_BYTES),
         publish.integer("grace_seconds", GRACE_SECONDS, 0, GRACE_MAX_SECONDS),
         top.parsed("ledger", parse_ledger_url, ""),
+        publish.devices("ignored_reports", IGNORED_REPORTS_MAX),
     )
     for table in (top, broker, publish, root):
         table.refuse_unknown()
@@ -276,6 +293,7 @@ def template(environment: str, broker_url: str, prefix: str) -> str:
         deltas_total=DELTAS_TOTAL_BYTES,
         grace_high=GRACE_MAX_SECONDS,
         grace=GRACE_SECONDS,
+        ignored_high=IGNORED_REPORTS_MAX,
         root_high=ROOT_LIFETIME_MAX_DAYS,
         root_lifetime=ROOT_LIFETIME_DAYS,
     )
@@ -310,11 +328,18 @@ def founding(folder: Path, text: str) -> Iterator[Project]:
             _require_free(folder, name)
             (staged / name).rename(folder / name)
             moved.append(folder / name)
+        # A folder that was there before may have one, which is somebody's.
+        if not (folder / IGNORE_NAME).exists() and not (folder / IGNORE_NAME).is_symlink():
+            _write_new(folder / IGNORE_NAME, _IGNORED)
+            moved.append(folder / IGNORE_NAME)
         _write_new(folder / CONFIG_NAME, text)
         _sync_folder(folder)
     except BaseException as error:
         for path in moved:
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         if not was_there:
             shutil.rmtree(folder, ignore_errors=True)
@@ -455,6 +480,15 @@ class _Table:
         if not low <= value <= high:
             raise self.wrong(key, f"is {value}; allowed is {low} to {high}")
         return value
+
+    def devices(self, key: str, most: int) -> frozenset[DeviceId]:
+        value = self._take(key, [])
+        if not isinstance(value, list) or len(value) > most:
+            raise self.wrong(key, f"must be a list of at most {most} device ids in quotes")
+        try:
+            return frozenset(parse_device(name if isinstance(name, str) else "") for name in value)
+        except InvalidIdentifier as error:
+            raise self.wrong(key, f"cannot be used: {error}") from error
 
     def optional_path(self, key: str, folder: Path) -> Path | None:
         text = self.text(key, "")

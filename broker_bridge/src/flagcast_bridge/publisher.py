@@ -23,6 +23,7 @@ from flagcast_shared import trust
 from flagcast_shared.envelope import open_envelope
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration, InvalidInput, Refused
 from flagcast_shared.ids import (
+    DeviceId,
     Environment,
     Epoch,
     FlagKey,
@@ -33,16 +34,26 @@ from flagcast_shared.ids import (
 )
 from flagcast_shared.ids import Sequence as HeadSequence
 from flagcast_shared.keyring import verify
-from flagcast_shared.limits import MESSAGE_MAX_BYTES
+from flagcast_shared.limits import MESSAGE_MAX_BYTES, NUMBER_MAX
 from flagcast_shared.messages import Head, Offering, Place
 from flagcast_shared.model import BooleanFlag, Entry
 from flagcast_shared.records import Record
+from flagcast_shared.reports import Report, decode_report
 from flagcast_shared.root import Quorum, Role, Root, encode_root, root_place
-from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, RootAddress, SnapshotAddress
+from flagcast_shared.topics import (
+    Address,
+    DeltaAddress,
+    DeviceAddress,
+    HeadAddress,
+    Kind,
+    RootAddress,
+    SnapshotAddress,
+)
 
 from . import ceremony, clock, describe, git, keychain, mqtt, project, signer
 from .ceremony import Ceremony, CeremonyRefused, Subject
-from .ledger import LEASE_STOP_SECONDS, Ledger, LedgerBusy, LedgerError, existing
+from .fleet import RECOVERY_BOUND, Claim, Fleet, Numbers, Published, claims, gather
+from .ledger import LEASE_STOP_SECONDS, RECOVERY_MARGIN, Ledger, LedgerBusy, LedgerError, existing
 from .ledger import Entry as LedgerEntry
 from .passphrase import Unlock, from_environment
 from .planner import (
@@ -65,6 +76,7 @@ from .planner import (
     plan_share,
     plan_upkeep,
     renew_at,
+    top_version,
 )
 from .project import Project
 from .signer import Signer
@@ -78,6 +90,9 @@ ROOT_WARNING_SECONDS: Final = 90 * 86_400
 ROOT_NAME: Final = "root"
 PUBLISHER_NAME: Final = "publisher"
 
+_NAMED_MAX: Final = 3
+# Of devices or namespaces, so many stand in a line.
+_LYING: Final = "reports are unsigned: publish.ignored_reports leaves out a device that lies"
 _PREPARE_ANEW: Final = "prepare it anew"
 _COMMIT: Final = "commit"
 # The name in a provenance under which a commit of git stands.
@@ -87,6 +102,14 @@ _EXPIRY_UNCHECKED: Final = 0
 
 class ProjectOutdated(FlagcastError):
     """The broker shows a root that follows the project's last one: somebody else rotated keys."""
+
+
+class LedgerMissing(FlagcastError):
+    """A ledger that has issued nothing, beside a broker that shows what these keys have published."""
+
+
+class NumbersUnknown(FlagcastError):
+    """Numbers that devices hold and this ledger does not know; the text says of which device, and what to do."""
 
 
 class RootExpired(FlagcastError):
@@ -206,6 +229,15 @@ class RolloutStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovered:
+    """One namespace whose numbers go on above `after`. `before` is what ledger and broker knew."""
+
+    namespace: Namespace
+    before: Numbers
+    after: Numbers
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What a turn of upkeep did and found.
 
@@ -318,19 +350,25 @@ def publish(
     show: Callable[[Plan], None],
     unlock: Unlock = from_environment,
     patience: float = LEASE_PATIENCE_SECONDS,
+    without_ledger: bool = False,
 ) -> Outcome:
     """Bring the broker to what is ordered. `show` is given every plan before anything is sent, `say` what is noteworthy.
 
     `unlock` gives the passphrase of a signing key that has one; for another bridge that is at work it waits `patience` seconds.
+    `without_ledger` goes on above what is live where the ledger has issued nothing.
 
     Raises:
+        LedgerMissing, NumbersUnknown: nothing was reserved and nothing sent.
         BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
     """
     with _run(settings, patience, say) as run:
         signers = keychain.publishers(settings, run.seen.root, unlock)
+        if not without_ledger:
+            run.require_ledger(order)
         outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
         for each in outcome.plans:
             show(each)
+        run.require_known_numbers(outcome.plans, say)
         _require_agreed(order, outcome.plans)
         threshold = run.seen.root.roles[Role.PUBLISHER].threshold
         if len(signers) < threshold and any(each.head_draft is not None for each in outcome.plans):
@@ -350,13 +388,17 @@ def prepare(
     say: Callable[[str], None],
     show: Callable[[Plan], None],
     patience: float = LEASE_PATIENCE_SECONDS,
+    without_ledger: bool = False,
 ) -> tuple[Outcome, Ceremony | None]:
     """What `publish` would send, for several people to sign; None where there is nothing. Its numbers are reserved already.
 
     Raises:
+        LedgerMissing, NumbersUnknown: nothing was reserved.
         BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
     """
     with _run(settings, patience, say) as run:
+        if not without_ledger:
+            run.require_ledger(order)
         issued = run.ledger.issued(epoch=run.seen.root.epoch)
         told = {name: head.sequence for name, head in newest_heads(run.seen, issued)}
         outcome = _decide(settings, order, run.seen, run.ledger, now=run.now, say=say)
@@ -366,6 +408,7 @@ def prepare(
         drafted = [(each, each.head_draft) for each in outcome.plans if each.head_draft is not None]
         if not drafted:
             return outcome, None
+        run.require_known_numbers(outcome.plans, say)
         run.ledger.reserve(outcome.plans, run.now)
         drafts = [draft for each, _ in drafted for draft in each.body] + [head for _, head in drafted]
         base = {each.namespace: told.get(each.namespace, HeadSequence(0)) for each, _ in drafted}
@@ -412,6 +455,64 @@ def release(
         return Released(signed.heads, cleared, roots)
 
 
+def recover(
+    settings: Project,
+    namespaces: frozenset[Namespace],
+    *,
+    say: Callable[[str], None],
+    is_dry: bool = False,
+    patience: float = LEASE_PATIENCE_SECONDS,
+) -> tuple[Recovered, ...]:
+    """Take all numbers that were seen anywhere, and RECOVERY_MARGIN more, in a ledger that was restored from an older state.
+
+    Of every namespace that the ledger knows or the broker shows, and of `namespaces`. What devices report counts up to
+    RECOVERY_BOUND above ledger and broker; `say` names the devices beyond. With `is_dry` nothing is taken.
+
+    Raises:
+        BrokerError, LedgerError, InvalidConfiguration, ProjectOutdated
+        PlanRefused: numbers are used up.
+    """
+    with _run(settings, patience, say) as run:
+        epoch = run.seen.root.epoch
+        issued = run.ledger.issued(epoch=epoch)
+        known = {
+            name: _numbers(name, run.seen, issued)
+            for name in issued.keys() | run.seen.live.keys() | namespaces
+        }
+        members = _read_members(settings, run.seen, say) or {}
+        found = claims(members, epoch, known)
+        for line in (*_beyond(found), *_of_later_epochs(found, run.seen.root)):
+            say(f"warning: {line}")
+        others = {name for member in members.values() for name in member.said.applied} - known.keys()
+        if others:
+            listed = ", ".join(sorted(others)[:_NAMED_MAX])
+            say(
+                f"devices hold {len(others)} namespaces more of which neither ledger nor broker knows ({listed}); --namespace "
+                "NAME recovers one that is yours"
+            )
+        done = []
+        for name, before in sorted(known.items()):
+            counted = [
+                each.held
+                for each in found
+                if each.namespace == name and not each.is_beyond and not each.is_of_later_epoch
+            ]
+            after = Numbers(
+                max(before.version, *(each.version for each in counted), 0) + RECOVERY_MARGIN,
+                max(before.sequence, *(each.sequence for each in counted), 0) + RECOVERY_MARGIN,
+            )
+            if max(after.version, after.sequence) >= NUMBER_MAX:
+                raise PlanRefused(
+                    f"{name}: its numbers are used up; begin the next epoch with flagcast keys rotate publisher"
+                )
+            if not is_dry:
+                run.ledger.recover(
+                    name, epoch, Version(after.version), HeadSequence(after.sequence), run.ledger.now()
+                )
+            done.append(Recovered(name, before, after))
+        return tuple(done)
+
+
 def keep_up(
     settings: Project,
     *,
@@ -434,8 +535,16 @@ def keep_up(
             say(f"warning: {line}")
         for line in _foreign_heads(run.seen, issued):
             say(f"error: {line}")
-        put_back = run.put_back(issued, repeats=repeats)
-        plans = tuple(_upkeep_plans(settings, run.seen, issued, run.now, say))
+        run.witness()
+        held_up = run.held_up(issued, say)
+        put_back = run.put_back(issued, held_up, repeats=repeats, say=say)
+        unissued = run.ledger.unissued()
+        for name, version in unissued.items():
+            live = run.seen.live.get(name)
+            if live is None or run.now >= renew_at(live.head):
+                say(f"warning: {_taken(name, version)}")
+        left_alone = held_up | unissued.keys()
+        plans = tuple(_upkeep_plans(settings, run.seen, issued, run.now, say, left_alone=left_alone))
         needs_keys = [each for each in plans if each.head_draft is not None]
         signers = (
             _signers_if_any(settings, run.seen, needs_keys, run.now, say=say, unlock=unlock)
@@ -499,8 +608,74 @@ class _Run:
         self.keep(heads)
         return tuple(address.number for address in roots if isinstance(address, RootAddress))
 
-    def put_back(self, issued: Mapping[Namespace, Issued], *, repeats: bool) -> tuple[Address, ...]:
+    def require_ledger(self, order: Order) -> None:
+        """Raises LedgerMissing where nothing was issued from here and the broker shows what the order is about."""
+        names = set(self.seen.live)
+        if isinstance(order, Wanted):
+            names &= order.entries.keys() | order.remove
+        if not names or self.ledger.namespaces():
+            return
+        name = min(names)
+        head = self.seen.live[name].head
+        raise LedgerMissing(
+            f"{self.settings.ledger}: no ledger was here, and the broker shows version {head.stable.version} of {name}, which "
+            "another one issued; a runner needs the ledger too: on PostgreSQL, or kept from run to run (docs/operations.md); "
+            "--without-ledger goes on above what is live"
+        )
+
+    def require_known_numbers(self, plans: Iterable[Plan], say: Callable[[str], None]) -> None:
+        """Raises NumbersUnknown where devices report numbers that neither ledger nor broker knows, or content under theirs."""
+        taken = [each for each in plans if each.head_draft is not None]
+        members = _read_members(self.settings, self.seen, say) if taken else None
+        if members is None:
+            return
+        root = self.seen.root
+        issued = self.ledger.issued(epoch=root.epoch)
+        known = {each.namespace: _numbers(each.namespace, self.seen, issued) for each in taken}
+        found = claims(members, root.epoch, known)
+        for line in _beyond(found):
+            say(f"warning: {line}")
+        why = [*_of_later_epochs(found, root), *_unknown(found, known)]
+        why += [line for each in taken for line in _split(members, each)]
+        if why:
+            raise NumbersUnknown(why[0])
+
+    def witness(self) -> None:
+        """Note down newer heads that this project's keys have signed elsewhere, so that nothing older takes their place."""
+        for live in self.seen.live.values():
+            self.ledger.witness(live.head, self.seen.messages if live.is_whole else {}, self.ledger.now())
+
+    def held_up(self, issued: Mapping[Namespace, Issued], say: Callable[[str], None]) -> frozenset[Namespace]:
+        """The namespaces in which nothing may be published, because devices report numbers that this ledger does not know."""
+        # Reports are read only where something is to be done; as a rule everything stands as it was published.
+        due = [
+            name
+            for name, known in issued.items()
+            if (live := self.seen.live.get(name)) is None
+            or not live.is_whole
+            or live.head.sequence < known.sequence
+            or self.now >= renew_at(live.head)
+        ]
+        members = _read_members(self.settings, self.seen, say) if due else None
+        if members is None:
+            return frozenset()
+        root = self.seen.root
+        known = {name: _numbers(name, self.seen, issued) for name in due}
+        found = claims(members, root.epoch, known)
+        for line in (*_beyond(found), *_of_later_epochs(found, root), *_unknown(found, known)):
+            say(f"warning: {line}")
+        return frozenset(each.namespace for each in found if not each.is_beyond)
+
+    def put_back(
+        self,
+        issued: Mapping[Namespace, Issued],
+        held_up: frozenset[Namespace],
+        *,
+        repeats: bool,
+        say: Callable[[str], None],
+    ) -> tuple[Address, ...]:
         """Publish the messages again that stood there when each namespace's last head was published."""
+        unissued = self.ledger.unissued()
         kept = self.ledger.kept()
         lost = {
             address: data
@@ -522,6 +697,16 @@ class _Run:
             if was is None or not was.is_whole or newest_head(was, known) != was.head:
                 continue  # nothing was kept, or under keys that are no longer in force
             if live is not None and live.head.sequence > was.head.sequence:
+                continue
+            version = top_version(was.head)
+            if live is not None and top_version(live.head) > version:
+                say(
+                    f"warning: {namespace}: the broker shows version {top_version(live.head)} under head {live.head.sequence}, "
+                    f"signed by this project's keys, and this ledger knows of version {version} under head {was.head.sequence}; "
+                    "two ledgers publish, and nothing is put back; flagcast publish from the right one goes on above both"
+                )
+                continue
+            if namespace in held_up or unissued.get(namespace, version) > version:
                 continue
             back |= {address: lost[address] for address in named(was.head) if address in lost}
             self.seen = replace(self.seen, live={**self.seen.live, namespace: was})
@@ -911,24 +1096,147 @@ def newest_heads(seen: OnBroker, issued: Mapping[Namespace, Issued]) -> list[tup
     return [(name, head) for name, head in found if head is not None]
 
 
+def _numbers(name: Namespace, seen: OnBroker, issued: Mapping[Namespace, Issued]) -> Numbers:
+    # The highest that ledger and broker know.
+    known, live = issued.get(name, Issued()), seen.live.get(name)
+    if live is None:
+        return Numbers(known.version, known.sequence)
+    return Numbers(max(known.version, top_version(live.head)), max(known.sequence, live.head.sequence))
+
+
+def _read_members(settings: Project, seen: OnBroker, say: Callable[[str], None]) -> Fleet | None:
+    # The devices whose reports count; None where the broker does not show reports. On a connection of its own, so that more
+    # than is read at once, or a missing right, costs the check and not the run.
+    if seen.needs_names:
+        why = "the broker shows no retained message to a subscription with wildcards"
+    else:
+        try:
+            with connect(settings) as connection:
+                found = connection.read_all([settings.topics.all_devices("report")])
+        except (mqtt.NotAllowed, mqtt.TooManyMessages) as error:
+            why = str(error)
+        else:
+            reports, _ = parse_reports(settings, found)
+            return gather(each for each in reports if each[0] not in settings.ignored_reports)
+    say(f"warning: devices' reports were not compared with the ledger: {why}")
+    return None
+
+
+def parse_reports(
+    settings: Project, found: Mapping[str, bytes]
+) -> tuple[list[tuple[DeviceId, Report]], dict[str, str]]:
+    """The reports among retained messages, and why others of these topics are none."""
+    reports: list[tuple[DeviceId, Report]] = []
+    unreadable: dict[str, str] = {}
+    for topic, payload in sorted(found.items()):
+        address = settings.topics.address(topic)
+        if not isinstance(address, DeviceAddress) or not payload:
+            continue
+        try:
+            reports.append((address.device, decode_report(payload)))
+        except Refused as error:
+            unreadable[topic] = str(error)
+    return reports, unreadable
+
+
+def _beyond(found: Iterable[Claim]) -> Iterator[str]:
+    for each in [each for each in found if each.is_beyond][:_NAMED_MAX]:
+        yield (
+            f"{each.namespace}: device {each.device} reports version {each.held.version}, head {each.held.sequence}, more than "
+            f"{RECOVERY_BOUND} above what is known, which does not count, because reports are unsigned: it lies, or a thief of a "
+            "key has published that; flagcast keys rotate publisher outranks every number of before"
+        )
+
+
+def _of_later_epochs(found: Iterable[Claim], root: Root) -> Iterator[str]:
+    for each, more in _by_namespace(each for each in found if each.is_of_later_epoch):
+        yield (
+            f"{each.namespace}: device {each.device} holds epoch {each.held.epoch}{more}, and this project's roots end at root "
+            f"{root.number}, epoch {root.epoch}; devices refuse what is published from here: bring the later roots back "
+            f"into {project.ROOTS_NAME}/ and their keys into {project.KEYS_NAME}/; {_LYING}"
+        )
+
+
+def _unknown(found: Iterable[Claim], known: Mapping[Namespace, Numbers]) -> Iterator[str]:
+    for each, more in _by_namespace(
+        each for each in found if not each.is_beyond and not each.is_of_later_epoch
+    ):
+        numbers = known[each.namespace]
+        named_here = "" if numbers.sequence else f" --namespace {each.namespace}"
+        yield (
+            f"{each.namespace}: device {each.device} holds version {each.held.version}, head {each.held.sequence}{more}, "
+            f"and this ledger knows of version {numbers.version}, head {numbers.sequence}: it was restored from an older state, "
+            "or another ledger publishes; nothing was published, because devices refuse numbers that were used before; bring "
+            f"the newest ledger here, or go on above them: flagcast ledger recovered{named_here}, then flagcast publish; {_LYING}"
+        )
+
+
+def _split(members: Fleet, planned: Plan) -> Iterator[str]:
+    offered = published(planned.head)
+    for device, member in sorted(members.items()):
+        held = member.said.applied.get(planned.namespace)
+        if held is not None and offered.has_other(held):
+            yield (
+                f"{planned.namespace}: device {device} holds another content of version {held.version}: that number was used "
+                f"twice, and the device refuses it; go on above it: flagcast ledger recovered, then flagcast publish; {_LYING}"
+            )
+            return
+
+
+def published(head: Head) -> Published:
+    """The contents that a head offers, as reports are compared with them."""
+    digests = {head.stable.version: head.stable.digest}
+    if head.candidate is not None:
+        digests[head.candidate.offering.version] = head.candidate.offering.digest
+    return Published((head.epoch, head.stable.version), digests)
+
+
+def _by_namespace(found: Iterable[Claim]) -> Iterator[tuple[Claim, str]]:
+    # The highest claim of each namespace, and how many devices more there are.
+    gathered: dict[Namespace, list[Claim]] = {}
+    for each in found:
+        gathered.setdefault(each.namespace, []).append(each)
+    for listed in gathered.values():
+        highest = max(listed, key=lambda each: (each.held.epoch, each.held.version, each.held.sequence))
+        others = len(listed) - 1
+        yield highest, f" (and {others} devices more)" if others else ""
+
+
+def _taken(name: Namespace, version: Version) -> str:
+    return (
+        f"{name}: its numbers were recovered, or another ledger has published up to version {version}; what devices hold need "
+        "not be in this ledger, so nothing is published from here until flagcast publish is run"
+    )
+
+
 def _upkeep_plans(
     settings: Project,
     seen: OnBroker,
     issued: Mapping[Namespace, Issued],
     now: int,
     say: Callable[[str], None],
+    *,
+    left_alone: frozenset[Namespace],
 ) -> Iterator[Plan]:
     terms = _terms(settings, seen.root, now)
     for name, live in seen.live.items():
         head = live.head
-        if head.sequence > issued.get(name, Issued()).sequence and now >= renew_at(head):
+        if (
+            name not in left_alone
+            and head.sequence > issued.get(name, Issued()).sequence
+            and now >= renew_at(head)
+        ):
             say(
                 f"warning: {name}: head {head.sequence} expires at {clock.as_text(head.expires)} and is not renewed from here, "
                 "because this ledger has not issued it; flagcast publish from this project takes the namespace over"
             )
     for name, known in issued.items():
+        if name in left_alone:
+            continue
         found_there = seen.live.get(name)
-        if found_there is not None and found_there.head.sequence > known.sequence:
+        if found_there is not None and (
+            found_there.head.sequence > known.sequence or top_version(found_there.head) > known.version
+        ):
             continue
         try:
             planned = plan_upkeep(name, found_there, known, terms)

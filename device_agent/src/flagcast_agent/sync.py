@@ -34,6 +34,7 @@ from typing import Final
 from flagcast_shared.bucketing import candidate_bucket
 from flagcast_shared.errors import Frozen, Misplaced, Refused, Unauthentic
 from flagcast_shared.ids import Namespace, Version
+from flagcast_shared.limits import REPORT_DIGEST_BYTES
 from flagcast_shared.reports import (
     Applied,
     Refresh,
@@ -1114,7 +1115,12 @@ class Sync:
 
     def _make_report(self, now: int, *, number: int, is_online: bool) -> Report:
         applied = {
-            namespace: Applied(holding.epoch, holding.version, holding.head.sequence)
+            namespace: Applied(
+                holding.epoch,
+                holding.version,
+                holding.head.sequence,
+                holding.digest[:REPORT_DIGEST_BYTES],
+            )
             for namespace, holding in self.trusted.holdings.items()
         }
         rejection = None

@@ -79,6 +79,8 @@ DELTAS_MAX = 64
 
 REPORT_MAX_BYTES = 2_048
 """A device's report; thousands of devices write one each into the broker's retained store."""
+REPORT_DIGEST_BYTES = 8
+"""The part of a content's digest in a report: enough to tell two contents apart, and no proof of either."""
 
 WORD_MAX_CHARACTERS = 64
 """An attack's word, a reason or an agent's release in what devices report; the longest of ours has 18 characters."""

@@ -15,6 +15,7 @@ from .ids import Epoch, FlagKey, Namespace, Version, parse_flag_key, parse_names
 from .limits import (
     KEY_MAX_BYTES,
     REFRESH_NAMESPACES_MAX,
+    REPORT_DIGEST_BYTES,
     REPORT_MAX_BYTES,
     USAGE_BATCH_ID_BYTES,
     USAGE_COUNT_MAX,
@@ -27,11 +28,15 @@ from .topics import FORMAT
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a device holds of a namespace: the content's epoch and version, and the head's sequence."""
+    """Content of one namespace on a device: its epoch and version, and the head's sequence.
+
+    `digest` is the first REPORT_DIGEST_BYTES of the content's digest; empty from an agent that reports none.
+    """
 
     epoch: Epoch
     version: Version
     sequence: int
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +103,11 @@ class Usage:
 
 
 def encode_report(report: Report) -> bytes:
-    """1 format, 2 session, 3 number, 4 online, 5 at, 6 agent release, 7 root, 8 namespace to {1 epoch, 2 version, 3 sequence},
-    9 rejection {1 attack, 2 namespace, 3 at}. An offline report that says no time has the first four alone.
+    """1 format, 2 session, 3 number, 4 online, 5 at, 6 agent release, 7 root, 8 namespace to {1 epoch, 2 version, 3 sequence,
+    4 digest}, 9 rejection {1 attack, 2 namespace, 3 at}. An offline report that says no time has the first four alone.
 
-    Namespaces that REPORT_MAX_BYTES has no room for are left out, the last by name first: a device of many namespaces
-    says less of itself, and goes on.
+    Where REPORT_MAX_BYTES has no room for all namespaces with their digests, all digests are left out; then namespaces, the last
+    by name first: a device of many namespaces says less of itself, and goes on.
 
     Raises:
         TooLarge: there is no room for the rest.
@@ -132,7 +137,10 @@ def decode_report(data: bytes) -> Report:
     for namespace, value in listed.items():
         one = Fields(value, "report, applied")
         applied[_named(parse_namespace, namespace, "report, applied")] = Applied(
-            Epoch(one.integer(1)), Version(one.integer(2)), one.integer(3)
+            Epoch(one.integer(1)),
+            Version(one.integer(2)),
+            one.integer(3),
+            one.bytes(4, REPORT_DIGEST_BYTES, REPORT_DIGEST_BYTES) if 4 in one else b"",
         )
     release = fields.get(6) if 6 in fields else ""
     rejection = None
@@ -300,10 +308,17 @@ def _answer(value: Value) -> str:
 
 
 def _applied_fields(applied: Mapping[Namespace, Applied], room: int) -> dict[str, Value]:
+    fitting = _fitting(applied, room, has_digests=True)
+    return fitting if len(fitting) == len(applied) else _fitting(applied, room, has_digests=False)
+
+
+def _fitting(applied: Mapping[Namespace, Applied], room: int, *, has_digests: bool) -> dict[str, Value]:
     fitting: dict[str, Value] = {}
     left = room - _MAP_ROOM_BYTES
     for namespace, one in sorted(applied.items()):
-        entry: Value = {1: one.epoch, 2: one.version, 3: one.sequence}
+        entry: dict[int, Value] = {1: one.epoch, 2: one.version, 3: one.sequence}
+        if has_digests and one.digest:
+            entry[4] = one.digest[:REPORT_DIGEST_BYTES]
         left -= len(encode(str(namespace))) + len(encode(entry))
         if left < 0:
             break
