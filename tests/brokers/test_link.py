@@ -459,8 +459,10 @@ def test_counts_are_kept_while_nobody_collects_and_no_word_of_a_caller_is_among_
     device.start()
     device.wait_for('message="up to date"')
     secrets = {"entity": "entity-secret-4711", "key": "key-secret", "value": "value-secret"}
+    device.evaluate("lights", "e")  # whoever looks is not counted
+    assert device.run("explain", "lights").returncode == 0
     for _ in range(3):
-        device.evaluate("lights", secrets["entity"], {secrets["key"]: secrets["value"]})
+        device.ask("lights", secrets["entity"], {secrets["key"]: secrets["value"]})
     store = device.folder / "agent.sqlite"
 
     def kept() -> int:
@@ -503,7 +505,7 @@ def test_a_batch_whose_acknowledgement_a_power_cut_took_is_counted_once(
             device.wait_for('message="up to date"')
             relay.fall_silent(both_ways=False)
             for _ in range(3):
-                device.evaluate("lights", "e")
+                device.ask("lights", "e")
             wait_until(lambda: batches, "the broker has it")
             device.kill()
             relay.speak()
@@ -525,7 +527,7 @@ def test_an_agent_that_is_told_not_to_count_keeps_nothing(
     configure(device, "[usage]", "interval_seconds = 0")
     device.start()
     device.wait_for('message="up to date"')
-    device.evaluate("lights", "e")
+    device.ask("lights", "e")
     assert device.stop() == 0, "the last span is kept when the agent ends"
     with closing(sqlite3.connect(device.folder / "agent.sqlite")) as connection:
         assert connection.execute("SELECT count(*) FROM usage").fetchone() == (0,)
@@ -534,7 +536,7 @@ def test_an_agent_that_is_told_not_to_count_keeps_nothing(
     (device.folder / "agent.toml").write_text(text.replace("interval_seconds = 0", "interval_seconds = 60"))
     device.start()
     device.wait_for('message="up to date"')
-    device.evaluate("lights", "e")
+    device.ask("lights", "e")
     assert device.stop() == 0
     with closing(sqlite3.connect(device.folder / "agent.sqlite")) as connection:
         assert connection.execute("SELECT sum(evaluations) FROM usage").fetchone() == (1,)
