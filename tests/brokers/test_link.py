@@ -321,7 +321,7 @@ def test_another_agent_that_has_this_one_s_name_is_not_fought_for_the_connection
     ):
         device.start()
         device.wait_for("connection lost")
-        assert "Session taken over" in device.log
+        assert "the broker ended the connection: Session taken over" in device.log
         assert float(device.log.split("again_in_seconds=")[1].split()[0]) >= 15
         assert state(device) == "refused"
         assert device.stop() == 0
