@@ -178,6 +178,31 @@ def test_a_broken_file_publishes_nothing(site: Site) -> None:
     assert site.retained() == before
 
 
+TWICE = """
+flags:
+  - {key: lights, name: Lights, type: BOOLEAN_FLAG_TYPE, enabled: true}
+segments:
+  - key: s
+    name: S
+    match_type: ANY_MATCH_TYPE
+    constraints:
+      - {type: STRING_COMPARISON_TYPE, property: device.lable, operator: eq, value: a}
+      - {type: STRING_COMPARISON_TYPE, property: device.lable, operator: eq, value: b}
+      - {type: STRING_COMPARISON_TYPE, property: device.model, operator: eq, value: c}
+      - {type: STRING_COMPARISON_TYPE, property: device.lable, operator: eq, value: d}
+"""
+
+
+def test_a_warning_is_printed_once_with_its_number(on_mosquitto: Site) -> None:
+    code, said = on_mosquitto.publish(TWICE)
+    assert code == 0
+    lines = [line for line in said.splitlines() if "warning FC236" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("(3 times)")
+    assert "features.yml:9:" in lines[0], "the first of them"
+    assert all(not line.endswith("times)") for line in said.splitlines() if "FC236" not in line)
+
+
 def test_namespaces_that_are_not_named_are_left_alone_unless_removed(site: Site) -> None:
     site.publish(features({"a": True}) + "---\n" + features({"b": True}, "mobile"))
     code, said = site.publish(features({"a": False}))

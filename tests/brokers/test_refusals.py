@@ -1,5 +1,7 @@
 """What an agent says and goes on doing when the broker, the disk or the configuration is not as it should be."""
 
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ import pytest
 from devices import Device, provision
 from publisher_simulator import PublisherSimulator
 
-from brokers import Broker, free_port, start_mosquitto
+from brokers import Broker, add_mosquitto_user, free_port, start_mosquitto
 from flagcast_bridge import mqtt
 from flagcast_shared.ids import FlagKey
 from flagcast_shared.model import BooleanFlag
@@ -184,3 +186,79 @@ def test_a_socket_in_a_folder_that_is_not_there_is_one_line(tmp_path: Path, anch
     assert done.returncode == 2
     assert "does not exist" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+ACCESS = """user fleet
+topic read flagcast/#
+pattern write flagcast/1/+/devices/%u/report
+user publisher
+topic readwrite flagcast/#
+"""
+# As in deploy/mosquitto/acl: a device writes below its user's name.
+
+
+def link(device: Device) -> dict[str, object]:
+    found = device.status()["link"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.mosquitto
+def test_a_report_that_the_broker_refuses_is_told_until_one_is_taken(
+    tmp_path: Path, simulator: PublisherSimulator, anchor: Path
+) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text(ACCESS)
+    simulator.release(FLAG)
+    (tmp_path / "password").write_text("secret")
+    with (
+        start_mosquitto(tmp_path / "broker", user=("fleet", "secret"), lines=[f"acl_file {rules}"]) as broker,
+        provision(tmp_path / "device", anchor, broker.url) as device,
+    ):
+        add_mosquitto_user(tmp_path / "broker" / "passwords", "publisher", "secret")
+        os.kill(broker.pid, signal.SIGHUP)
+        configuration = device.folder / "agent.toml"
+        configuration.write_text(
+            configuration.read_text().replace(
+                "[broker]", f'[broker]\nuser = "fleet"\npassword_file = "{tmp_path / "password"}"'
+            )
+        )
+        with mqtt.connect(broker.host, broker.port, mqtt.Login("publisher", "secret")) as connection:
+            connection.publish(list(simulator.retained.items()))
+            device.start()
+            device.wait_for("message=admitted")
+            device.wait_for("report refused")
+            refused = str(link(device)["report_refused"])
+            assert "Not authorized" in refused
+            assert "(135)" in refused
+            assert "is its user device-1?" in device.run("status").stdout
+            told = device.run("doctor")
+            assert told.returncode == 1
+            assert "failed   report         refused by the broker: Not authorized (135)" in told.stdout
+            # Flags come and are answered all the same; of every report one would be refused, and one line tells it.
+            simulator.release(BooleanFlag(FlagKey("lights"), enabled=False))
+            connection.publish(list(simulator.retained.items()))
+            device.wait_for("version=2")
+            assert device.evaluate("lights", "e")["value"] is False
+            assert device.log.count("report refused") == 1
+            rules.write_text(ACCESS.replace("%u", "device-1"))
+            os.kill(broker.pid, signal.SIGHUP)
+            simulator.release(FLAG)
+            connection.publish(list(simulator.retained.items()))
+            device.wait_for("report taken again")
+        assert link(device)["report_refused"] is None
+        assert "refused by the broker" not in device.run("status").stdout
+        assert device.stop() == 0
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_goes_away_is_the_last_error(synced: tuple[Broker, Device]) -> None:
+    broker, device = synced
+    device.start()
+    device.wait_for('message="up to date"')
+    broker.kill()
+    device.wait_for("connection lost")
+    (line,) = [line for line in device.log.splitlines() if "connection lost" in line]
+    assert "the broker closed the connection" in line or "the connection broke: " in line
+    assert "Unspecified" not in device.log
+    assert device.stop() == 0

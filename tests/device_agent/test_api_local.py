@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from local_server import STATUS, RunningServer, running
 
+from flagcast_agent import cli
 from flagcast_agent.api.answers import Question
 from flagcast_agent.api.local import AgentNotReachable, Evaluation, ListedFlag, LocalClient
 from flagcast_agent.status import LinkStatus, Status
@@ -36,10 +37,8 @@ def folder() -> Iterator[Path]:
 
 
 def test_a_boolean_flag(client: LocalClient) -> None:
-    found = client.evaluate(Question("in-north", "e", {"region": "north"}, request_id="mine"))
-    assert found == Evaluation(
-        "in-north", "boolean", "true", "match", True, ("north",), request_id="mine", milliseconds=1.0
-    )
+    found = client.evaluate(Question("in-north", "e", {"region": "north"}))
+    assert found == Evaluation("in-north", "boolean", "true", "TARGETING_MATCH", True, ("north",))
     assert found.as_json()["value"] is True
 
 
@@ -56,7 +55,7 @@ def test_a_variant_flag_needs_no_other_command(client: LocalClient) -> None:
 
 def test_a_disabled_flag_says_so(client: LocalClient) -> None:
     found = client.evaluate(Question("off"))
-    assert (found.value, found.reason, found.match) == ("false", "flag_disabled", False)
+    assert (found.value, found.reason, found.match) == ("false", "DISABLED", False)
 
 
 @pytest.mark.parametrize("question", [Question("nope"), Question("on", namespace="elsewhere")])
@@ -89,6 +88,46 @@ def test_the_flags_are_listed_by_key_with_what_is_wrong_with_them(client: LocalC
     )
     with pytest.raises(FlagNotFound, match="'elsewhere'"):
         client.flags("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "printed"),
+    [
+        (("on",), 0, "true\tSTATIC\n"),
+        (("off",), 0, "false\tDISABLED\n"),
+        (("in-north", "--context", "region=north"), 0, "true\tTARGETING_MATCH\n"),
+        (("theme", "--context", "region=north"), 0, 'dark\tTARGETING_MATCH\t{"ink":"white"}\n'),
+        (("theme",), 0, "light\tDEFAULT\n"),
+        (("bare",), 4, "(none)\tSTATIC\n"),
+        (("nope",), 1, ""),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_eval_prints_openfeatures_reason_and_ends_with_4_without_a_value(
+    server: RunningServer, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, printed: str
+) -> None:
+    arguments = ["eval", *words, "--entity", "e", "--socket", str(server.path)]
+    assert cli.main(arguments) == code
+    assert capsys.readouterr().out == printed
+    assert cli.main([*arguments, "--format", "json"]) == code
+
+
+def test_a_boolean_flag_is_listed_by_what_it_answers_otherwise(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["flags", "--socket", str(server.path)]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert listed["on"] == "boolean  otherwise on"
+    assert listed["in-north"] == "boolean  otherwise off"
+    assert listed["theme"] == "variant  enabled"
+
+
+def test_what_the_command_asks_is_not_counted(server: RunningServer, client: LocalClient) -> None:
+    before = server.evaluator.evaluations
+    client.evaluate(Question("on"))
+    client.evaluate(Question("theme"))
+    client.explain(Question("on"))
+    assert server.evaluator.evaluations == before
 
 
 def test_an_explanation_has_the_version_and_the_steps(client: LocalClient) -> None:

@@ -18,7 +18,7 @@ from publisher_simulator import PublisherSimulator
 
 from brokers import free_port, start_mosquitto
 from flagcast_agent import clock
-from flagcast_agent.store import SCHEMA_VERSION
+from flagcast_agent.store import SCHEMA_VERSION, Reader, StoreUnreadable
 
 
 @pytest.fixture
@@ -236,3 +236,31 @@ def test_a_handshake_that_fails_leaves_no_socket_open(
         device.wait_for("fault=refused")
         assert device.stop() == 0
         assert "unclosed" not in device.log
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int, int]]:
+    return {
+        path.name: (path.stat().st_mode, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.iterdir())
+    }
+
+
+def test_it_creates_nothing_where_there_is_no_database(device: Device) -> None:
+    before = files_of(device.folder)
+    code, checks = examined(device)
+    assert code == 1
+    assert checks["database"][0] == "warning"
+    assert "there is none yet" in checks["database"][1]
+    assert files_of(device.folder) == before
+    # Whoever ran it, the agent makes a database of its own.
+    device.start()
+    device.wait_for("message=answering")
+    assert device.stop() == 0
+
+
+def test_a_database_that_goes_away_while_it_is_read_is_not_made_anew(device: Device) -> None:
+    path = device.folder / "agent.sqlite"
+    for read in (Reader(path).belief, Reader(path).damages, lambda: Reader(path).look({})):
+        with pytest.raises(StoreUnreadable, match="there is no database"):
+            read()
+    assert not path.exists()

@@ -47,6 +47,7 @@ KEY = "from cryptography.hazmat.primitives.asymmetric import ed25519"
 VIOLATIONS = [
     Violation("distributions", "flagcast_bridge.mqtt", "import flagcast_agent"),
     Violation("distributions", "flagcast_agent.mqtt", "import flagcast_bridge"),
+    Violation("distributions", "flagcast_agent.testing", "def late() -> None:\n    import flagcast_bridge"),
     Violation("distributions", "flagcast_shared.topics", "import flagcast_bridge"),
     Violation("distributions", "flagcast_shared.topics", "def late() -> None:\n    import flagcast_agent"),
     *(Violation("shared-is-pure", "flagcast_shared.trust", f"import {name}") for name in IMPURE),
@@ -71,6 +72,7 @@ VIOLATIONS = [
     upward("agent-layers", "flagcast_agent", "store", "daemon"),
     upward("agent-layers", "flagcast_agent", "daemon", "client"),
     upward("agent-layers", "flagcast_agent", "client", "openfeature"),
+    upward("agent-layers", "flagcast_agent", "openfeature", "testing"),
     Violation("agent-layers", "flagcast_agent.unplaced", "import zlib"),
     Violation("cores-decide", "flagcast_agent.sync", "import socket"),
     Violation("cores-decide", "flagcast_agent.link", "import random"),

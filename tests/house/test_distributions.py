@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from repository import DISTRIBUTIONS, ROOT, Distribution, files
+from repository import AGENT, BRIDGE, DISTRIBUTIONS, ROOT, Distribution, files
 
 OWN = {distribution.package: distribution.name for distribution in DISTRIBUTIONS}
 
@@ -50,6 +50,21 @@ def declared_by(distribution: Distribution) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
+def plugins_of(distribution: Distribution) -> set[str]:
+    """Our distributions whose entry points a distribution's modules name by their group, and so need without an import."""
+    texts = {
+        node.value
+        for path in distribution.sources.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes(), path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    return {
+        other.name
+        for other in DISTRIBUTIONS
+        if other is not distribution and texts & set(other.project.get("entry-points", {}))
+    }
+
+
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=by_name)
 def test_a_distribution_declares_exactly_what_it_imports(distribution: Distribution) -> None:
     providers = packages_distributions()
@@ -63,7 +78,16 @@ def test_a_distribution_declares_exactly_what_it_imports(distribution: Distribut
         provided_by = provided_by & declared or provided_by
         assert len(provided_by) == 1, f"{package} is provided by {provided_by}"
         needed |= provided_by
-    assert needed == declared
+    assert needed | plugins_of(distribution) == declared
+
+
+def test_the_agent_needs_the_bridge_for_the_tests_of_applications_alone() -> None:
+    assert plugins_of(AGENT) == {BRIDGE.name}
+    extras = AGENT.project["optional-dependencies"]
+    assert extras["testing"] == [f"{BRIDGE.name}=={BRIDGE.project['version']}"]
+    others = [line for extra, lines in extras.items() if extra != "testing" for line in lines]
+    required = {Requirement(line).name for line in (*AGENT.project["dependencies"], *others)}
+    assert BRIDGE.name not in required
 
 
 def test_all_distributions_have_one_version_and_ask_for_each_other_at_it() -> None:

@@ -13,6 +13,7 @@ from repository import ROOT
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+FIRST, ASKED, EVALUATED, *_ = BLOCKS
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,59 @@ def test_a_block_runs(block: str, store: Path) -> None:
 
 def test_the_blocks_say_what_the_page_says(store: Path) -> None:
     assert len(BLOCKS) > 4
-    printed = run(BLOCKS[0] + "\nprint(is_dark, theme, limit, layout)\nflags.close()\n", store)
+    printed = run(ASKED + "\nprint(is_dark, theme, limit, layout)\nflags.close()\n", store)
     assert printed == "True dark 32 {'columns': 2}\n"
-    (expected,) = re.findall(r"# (False ERROR .*)", BLOCKS[1])
-    assert run(BLOCKS[1], store).splitlines()[0] == expected
+    (expected,) = re.findall(r"# (False ERROR .*)", EVALUATED)
+    assert run(EVALUATED, store).splitlines()[0] == expected
+
+
+def test_the_first_section_is_a_test_that_passes_as_printed(tmp_path: Path) -> None:
+    sections = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+    assert sections[0] == "Test your application"
+    (flags,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "features.yml").write_text(flags, encoding="utf-8")
+    (tmp_path / "test_application.py").write_text(FIRST, encoding="utf-8")
+    # In a folder of its own, with no configuration and no agent of ours anywhere.
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "error",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            tmp_path,
+            tmp_path,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "FLAGCAST_AGENT_STORE": str(tmp_path / "none.sqlite")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "3 passed" in ran.stdout
+    typed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--config-file",
+            os.devnull,
+            tmp_path / "test_application.py",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert typed.returncode == 0, typed.stdout
 
 
 def test_every_method_of_the_table_exists() -> None:

@@ -85,7 +85,9 @@ def test_the_quick_start_and_the_example_work_as_they_are_written(
     assert ran.code == 0, f"{ran.printed}\n{ran.errors}"
     assert "0 errors" in ran.printed
     assert "published 2 namespaces" in ran.printed
-    assert re.search(r"^true\tmatch", ran.printed, re.MULTILINE)  # night-mode, because the device is a pilot
+    assert re.search(
+        r"^true\tTARGETING_MATCH", ran.printed, re.MULTILINE
+    )  # night-mode, because the device is a pilot
     assert "variant flag 'screen-theme' (enabled) for entity 'charger-17'" in ran.printed
     assert re.search(r"^default +fresh: version 1 ", ran.printed, re.MULTILINE)
     assert "~ flag contactless-payment: enabled true -> false" in ran.printed

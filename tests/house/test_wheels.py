@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from repository import AGENT, BIN, DISTRIBUTIONS, ROOT, SHARED, Distribution
+from repository import AGENT, BIN, BRIDGE, DISTRIBUTIONS, ROOT, SHARED, Distribution
 
 HEAVY = {"sqlite_utils", "sqlite3", "paho", "grpclib", "google.protobuf", "h2", "cryptography", "asyncio"}
 
@@ -131,6 +131,35 @@ def test_every_module_imports_with_what_the_agent_declares(device: Path) -> None
     ]
     ran = python_on(device, "-W", "error", "-c", "\n".join(f"import {module}" for module in modules))
     assert ran.returncode == 0, ran.stderr
+
+
+MAKES_A_CLIENT = """
+from flagcast_agent.testing import client_of
+from flagcast_shared.errors import InvalidConfiguration
+flags = {"flags": [{"key": "x", "name": "X", "type": "BOOLEAN_FLAG_TYPE", "enabled": True}]}
+try:
+    with client_of(flags) as client:
+        print("answers", client.boolean("x", False))
+except InvalidConfiguration as error:
+    print(error)
+"""
+
+
+def test_flags_for_tests_need_the_extra_and_nothing_more(
+    device: Path, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    without = python_on(device, "-W", "error", "-c", MAKES_A_CLIENT)
+    assert without.returncode == 0, without.stderr
+    assert "flagcast-agent[testing]" in without.stdout
+    # What the extra brings: the bridge's wheel, with its entry point, and what reads YAML.
+    with zipfile.ZipFile(wheels[BRIDGE.name]) as wheel:
+        wheel.extractall(tmp_path)
+    (tmp_path / "yaml").symlink_to(Path(str(installed("PyYAML").locate_file("yaml"))))
+    (tmp_path / "_yaml").symlink_to(Path(str(installed("PyYAML").locate_file("_yaml"))))
+    added = f"import sys; sys.path.append({str(tmp_path)!r})\n{MAKES_A_CLIENT}"
+    with_extra = python_on(device, "-W", "error", "-c", added)
+    assert with_extra.returncode == 0, with_extra.stderr
+    assert with_extra.stdout == "answers True\n"
 
 
 def test_the_agent_command_starts_on_a_device(device: Path) -> None:

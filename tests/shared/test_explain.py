@@ -80,7 +80,7 @@ def test_a_boolean_flag_is_told_rollout_by_rollout() -> None:
     assert bucket >= 25
     assert told("switch", "eu-1", plan="gold") == "\n".join(
         [
-            "boolean flag 'switch' (disabled) for entity 'eu-1':",
+            "boolean flag 'switch' (otherwise off) for entity 'eu-1':",
             "  false, reason default",
             "  rollout 1 (segment), and of 2 segments: does not match",
             "    segment 'pro', all of 2 constraints: does not match",
@@ -93,14 +93,14 @@ def test_a_boolean_flag_is_told_rollout_by_rollout() -> None:
             f"    bucket {bucket} of 100: not in 0 to 24",
             "  rollout 3 (threshold): does not match",
             f"    bucket {bucket} of 100: none is asked for",
-            "  no rule or rollout matches: the answer is whether the flag is enabled",
+            "  no rule or rollout matches: otherwise off",
         ]
     )
 
 
 def test_a_matching_rollout_is_the_last_that_is_told() -> None:
     assert told("switch", "e", plan="pro", since="2020-01-01").splitlines()[:3] == [
-        "boolean flag 'switch' (disabled) for entity 'e':",
+        "boolean flag 'switch' (otherwise off) for entity 'e':",
         "  true, reason match, segments pro, eu",
         "  rollout 1 (segment), and of 2 segments: matches, gives true",
     ]
@@ -125,9 +125,9 @@ def test_a_variant_flag_is_told_with_the_bucket_against_the_bound() -> None:
         (
             "plain",
             [
-                "boolean flag 'plain' (disabled) for entity 'e':",
+                "boolean flag 'plain' (otherwise off) for entity 'e':",
                 "  false, reason flag_disabled",
-                "  the flag is disabled",
+                "  the flag has no rules or rollouts: otherwise off",
             ],
         ),
         (

@@ -112,7 +112,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     from . import publisher, validate
-    from .findings import as_lines, unlisted_as_text
+    from .findings import as_lines, once_each, unlisted_as_text
 
     settings = _settings(arguments)
     if arguments.release is not None:
@@ -120,8 +120,8 @@ def _publish(arguments: argparse.Namespace) -> int:
     provenance = _provenance(arguments)
     remove = frozenset(parse_namespace(name) for name in arguments.remove)
     compilation = validate.load(arguments.path)
-    for each in compilation.findings:
-        echo_error(*as_lines(each))
+    for each, times in once_each(compilation.findings):
+        echo_error(*as_lines(each, times))
     if any(compilation.unlisted):
         echo_error(unlisted_as_text(compilation.unlisted))
     if compilation.has_errors:

@@ -218,13 +218,28 @@ def _shortened(text: str) -> str:
     )
 
 
-def as_lines(each: Finding) -> tuple[str, ...]:
-    """`file:line:column: error FC111: message`, and the hint on a line of its own, in characters that print."""
+def as_lines(each: Finding, times: int = 1) -> tuple[str, ...]:
+    """`file:line:column: error FC111: message`, and the hint on a line of its own, in characters that print.
+
+    One that stands for several has their number behind it.
+    """
     where = f"{each.file}:{each.line}:{each.column}"
-    lines = [f"{where}: {each.severity} {each.code}: {each.message}"]
+    number = f" ({times} times)" if times > 1 else ""
+    lines = [f"{where}: {each.severity} {each.code}: {each.message}{number}"]
     if each.hint:
         lines.append(f"    {each.hint}")
     return tuple(printable(line) for line in lines)
+
+
+def once_each(findings: Iterable[Finding]) -> tuple[tuple[Finding, int], ...]:
+    """Findings with how often each is there: of warnings with one code and message the first, every error by itself."""
+    times: dict[tuple[str, str] | Finding, int] = {}
+    first: dict[tuple[str, str] | Finding, Finding] = {}
+    for each in findings:
+        alike = each if each.severity == "error" else (each.code, each.message)
+        first.setdefault(alike, each)
+        times[alike] = times.get(alike, 0) + 1
+    return tuple((first[alike], number) for alike, number in times.items())
 
 
 def count(findings: Iterable[Finding], unlisted: Counts) -> Counts:

@@ -1,11 +1,16 @@
 """What `flagcast validate` and `flagcast publish` read: a path in, compiled namespaces and findings out."""
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Final, Literal, TextIO
 
 from flagcast_shared.errors import InvalidDocument
+from flagcast_shared.ids import Namespace
+from flagcast_shared.model import UnsupportedRecord
+from flagcast_shared.records import encode_record
 
 from .compiler import Compilation, compile_documents
 from .document import parse
@@ -43,6 +48,57 @@ def check(sources: Iterable[SourceFile]) -> Compilation:
         return compilation
     lint(documents, found)
     return replace(compilation, findings=found.listed(), unlisted=found.unlisted())
+
+
+ERRORS_SHOWN_MAX: Final = 20
+"""Errors in one exception's message: more scroll out of sight in the output of a test."""
+
+_DICTIONARY: Final = "dictionary.json"
+# The name that a dictionary is read under: the rules of JSON are those of its values.
+_ODD: Final = re.compile(r"[^\x20-\x7e\ud800-\udfff\U00010000-\U0010ffff]")
+# YAML, by whose parser JSON is read, folds or refuses some characters, and takes no escaped pairs of surrogates.
+
+
+def read_records(flags: Path | Mapping[str, object]) -> Mapping[Namespace, tuple[bytes, ...]]:
+    """The records of every namespace, as they travel: the entry point `flagcast.flags_reader`.
+
+    `flags` is a flags file, a folder of them, or one document as a dictionary. The namespaces are in the order of the
+    files, and by it `flagcast_agent.testing` reads without importing this distribution.
+
+    Raises:
+        InvalidDocument: nothing could be published; the message lists the errors.
+    """
+    is_file = isinstance(flags, Path)
+    compilation = check(read_path(flags) if isinstance(flags, Path) else (_written(flags),))
+    if compilation.has_errors:
+        errors = [each for each in compilation.findings if each.severity == "error"]
+        lines = [f"{flags if is_file else 'the dictionary'} cannot be published:"]
+        for each in errors[:ERRORS_SHOWN_MAX]:
+            first, *hints = as_lines(each)
+            # A place in the text that was written of a dictionary means nothing to its author.
+            lines += [first if is_file else first[first.index(each.severity) :], *hints]
+        hidden = len(errors) + compilation.unlisted.errors - ERRORS_SHOWN_MAX
+        if hidden > 0:
+            lines.append(_count(hidden, "more error"))
+        raise InvalidDocument("\n".join(lines))
+    return {
+        namespace: tuple(
+            encode_record(entry).data for entry in entries if not isinstance(entry, UnsupportedRecord)
+        )
+        for namespace, entries in compilation.namespaces.items()
+    }
+
+
+def _written(flags: Mapping[str, object]) -> SourceFile:
+    try:
+        text = json.dumps(dict(flags), allow_nan=False, ensure_ascii=False)
+        return SourceFile(_DICTIONARY, _ODD.sub(_escaped, text).encode("utf-8"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidDocument(f"the dictionary holds what JSON has no form for: {error}") from error
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def run(

@@ -1,6 +1,7 @@
 """The command `flagcast-agent`. The one place that reads arguments, prints for people and sets exit codes.
 
-Exit codes: 0 it worked; 1 it did not, or the flag has no answer; 2 wrong usage or configuration; 3 no agent answers.
+Exit codes: 0 it worked; 1 it did not, or the flag has no answer; 2 wrong usage or configuration; 3 no agent answers;
+4 the flag was evaluated and has no value.
 """
 
 import argparse
@@ -34,6 +35,7 @@ OK: Final = 0
 FAILED: Final = 1
 WRONG_INPUT: Final = 2
 NO_AGENT: Final = 3
+NO_VALUE: Final = 4
 
 _EPILOG: Final = f"""\
 The folder that a device was provisioned with is --dir, else ${FOLDER_VARIABLE}, else {DEFAULT_FOLDER}.
@@ -132,7 +134,10 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         "ask the running agent for a flag",
         _evaluate,
-        "example: flagcast-agent eval new-dashboard --entity charger-17 --context site=oslo",
+        "example: flagcast-agent eval new-dashboard --entity charger-17 --context site=oslo\n"
+        "Prints the value, the reason in OpenFeature's words and the attachment. The agent does not count it as usage.\n"
+        "Exit codes: 0 a value, 1 no answer, 2 usage or configuration, 3 no agent answers, 4 the flag has no value: an\n"
+        "application gets its default.",
     )
     _question_options(evaluate)
 
@@ -343,13 +348,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     evaluation = _client(options).evaluate(_question(options))
     if options.format == "json":
         _print_json(evaluation.as_json())
-        return OK
+        return OK if evaluation.value else NO_VALUE
     columns = [evaluation.value or "(none)", evaluation.reason]
     if evaluation.attachment:
         columns.append(evaluation.attachment)
     # A tab in a variant's key must not make a column.
     _echo("\t".join(printable(column) for column in columns))
-    return OK
+    return OK if evaluation.value else NO_VALUE
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -391,7 +396,9 @@ def _flags(options: argparse.Namespace) -> int:
     _echo(f"{listed.namespace}: version {listed.version}, {len(listed.flags)} flags")
     width = max((len(flag.key) for flag in listed.flags), default=0)
     for flag in listed.flags:
-        state = "enabled" if flag.enabled else "disabled"
+        # `enabled` of a boolean flag is no switch: its rollouts come first.
+        words = ("otherwise on", "otherwise off") if flag.type == "boolean" else ("enabled", "disabled")
+        state = words[0] if flag.enabled else words[1]
         _echo(f"  {flag.key:<{width}}  {flag.type:<8} {flag.problem or state}")
     return OK
 

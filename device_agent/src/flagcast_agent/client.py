@@ -177,12 +177,12 @@ class Client:
         self._is_closed = False
         self._changing = threading.Lock()
         self._ready = threading.Event()
-        self._source: _Source
+        self._source: Source
 
     def _follow(self, path: Path, poll_seconds: float) -> None:
         following = _Following(self, Reader(path), poll_seconds)
         self._source = following
-        _watch_forks(self)
+        watch_forks(self)
         following.look_or_log()
         following.start()
 
@@ -471,7 +471,7 @@ class Client:
         self._learn(
             {name: evaluator.knowledge(name) for name in evaluator.namespaces()}, booted.store.why_read_only
         )
-        _watch_forks(self)
+        watch_forks(self)
         source.start()
 
     def _begin_again_in_child(self) -> None:
@@ -651,8 +651,8 @@ def _joined(former: Change, later: Change) -> Change:
     return Change(later.namespace, later.version, former.keys | later.keys, later.freshness, later.problem)
 
 
-class _Source:
-    # Where a client learns from, in a thread of its own that keeps no client alive.
+class Source:
+    """The origin of a client's flags: a thread of its own that keeps no client alive."""
 
     def __init__(self, client: Client) -> None:
         self.client = weakref.ref(client)
@@ -662,16 +662,19 @@ class _Source:
         self.working = threading.RLock()
 
     def start(self) -> None:
+        """Begin to follow."""
         raise NotImplementedError
 
     def stop(self) -> None:
+        """End the thread, if there is one."""
         raise NotImplementedError
 
     def begin_again_in_child(self) -> None:
+        """Go on in a forked process, where the parent's threads and locks are gone."""
         raise NotImplementedError
 
 
-class _Following(_Source):
+class _Following(Source):
     def __init__(self, client: Client, reader: Reader, poll_seconds: float) -> None:
         super().__init__(client)
         self._reader = reader
@@ -842,7 +845,7 @@ def _same(one: Knowledge, other: Knowledge) -> bool:
     )
 
 
-class _Embedded(_Source):
+class _Embedded(Source):
     # The agent's link thread, and one that tells the client.
 
     def __init__(self, client: Client, settings: "AgentConfig", booted: "Booted") -> None:
@@ -906,11 +909,12 @@ class _Embedded(_Source):
 
 _CLIENTS: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _clients_lock = threading.Lock()
-_forking: list[_Source] = []
+_forking: list[Source] = []
 _fork_is_watched = False
 
 
-def _watch_forks(client: Client) -> None:
+def watch_forks(client: Client) -> None:
+    """Have a client begin again in every child of this process."""
     global _fork_is_watched
     with _clients_lock:
         _CLIENTS.add(client)

@@ -103,6 +103,10 @@ def examine(folder: Path) -> Iterator[Finding]:
         yield Finding(
             "broker", "ok", f"the agent is connected to {settings.broker.host}:{settings.broker.port}"
         )
+        if status.link.report_refused:
+            found = f"refused by the broker: {status.link.report_refused}; the publisher does not hear of this device"
+            do = f"give this device an account of its own, whose user (or certificate's name) is {status.device}"
+            yield Finding("report", "failed", found, do)
     else:
         yield from _broker(settings)
 

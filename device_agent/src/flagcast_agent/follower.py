@@ -175,6 +175,7 @@ class Follower:
                 clock.instant_of(sync.link_since),
                 sync.last_error,
                 clock.instant_of(self._last_error_at) if sync.last_error else 0,
+                sync.report_refused,
             ),
             namespaces=tuple(
                 self._namespace_status(namespace, believed) for namespace in self._settings.namespaces

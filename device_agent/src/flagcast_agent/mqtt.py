@@ -32,6 +32,7 @@ from .sync import (
     Event,
     Fault,
     Received,
+    Reported,
     Subscribed,
 )
 
@@ -50,6 +51,7 @@ _UNWELCOME: Final = {0x86, 0x87, 0x8A, 0x8C, 0x8E}
 # Reasons of a DISCONNECT (MQTT 5, 3.14.2.1) that will be the same tomorrow: bad user, not authorized, banned, bad method, and
 # another client that has this client's id and will take it again.
 _LOGIN_KEYS: Final = "broker.user, broker.password_file and broker.cert_file"
+_KEEPALIVE_TIMEOUT: Final = 0x8D  # MQTT 5, 2.4; also what paho says where a ping has no answer
 _NO_SUBSCRIBER: Final = 0x10  # MQTT 5, 3.4.2.1: the broker took the message and had nobody to give it to
 _QOS_2: Final = 0b0100  # in the first byte of a PUBLISH (MQTT 3.1.1, 3.3.1)
 
@@ -128,9 +130,9 @@ class Link:
             self._session.unsubscribe(filters)
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Publish at QoS 1, retained."""
+        """Publish at QoS 1, retained; Reported follows, unless the connection ends."""
         if self._session is not None:
-            self._session.publish(topic, payload, retain=True)
+            self._session.report(topic, payload)
 
     def send(self, topic: str, payload: bytes, token: int) -> None:
         """Publish at QoS 1, not retained; Delivered with this token follows, unless the connection ends."""
@@ -269,6 +271,7 @@ class _Session:
         self._failure: ConnectFailed | None = None
         self._asked: dict[int, tuple[str, ...]] = {}
         self._tokens: dict[int, int] = {}
+        self._reports: set[int] = set()
         self.meter = _Meter()
 
     @property
@@ -293,6 +296,9 @@ class _Session:
         message = self._client.publish(topic, payload, qos=1, retain=retain)
         return int(message.mid)
 
+    def report(self, topic: str, payload: bytes) -> None:
+        self._reports.add(self.publish(topic, payload, retain=True))
+
     def send(self, topic: str, payload: bytes, token: int) -> None:
         self._tokens[self.publish(topic, payload, retain=False)] = token
 
@@ -302,6 +308,9 @@ class _Session:
                 asked = self._asked.pop(packet, ())
                 why = {name: reason for name, reason in zip(asked, refused, strict=False) if reason}
                 return Subscribed(asked, tuple(why), ", ".join(sorted(set(why.values())))) if asked else None
+            case Puback(packet, code, reason) if packet in self._reports:
+                self._reports.discard(packet)
+                return Reported("" if code < 0x80 else f"{reason} ({code})")
             case Puback(packet, code, reason):
                 token = self._tokens.pop(packet, None)
                 if token is None:
@@ -456,7 +465,13 @@ class _Session:
         if self._was_connected:
             is_unwelcome = flags.is_disconnect_packet_from_server and reason.value in _UNWELCOME
             fault = Fault.REFUSED if is_unwelcome else Fault.NETWORK
-            self._say(Disconnected(client.why_closed or str(reason), fault))
+            why = client.why_closed
+            if flags.is_disconnect_packet_from_server:
+                why = f"the broker ended the connection: {reason}"
+            elif not why and reason.value != _KEEPALIVE_TIMEOUT:
+                # paho's word for every error of a socket is that it is unspecified.
+                why = client.why_lost
+            self._say(Disconnected(why or str(reason), fault))
 
     def _on_message(self, _client: object, _userdata: object, message: Any) -> None:
         self._say(Received(message.topic, bytes(message.payload)))
@@ -516,14 +531,17 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
 
     class BoundedClient(Client):
         why_closed = ""
+        why_lost = ""
 
         def _sock_recv(self, bufsize: int) -> bytes:
             if bufsize > MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES:
                 self.why_closed = f"the broker sent a packet of {bufsize} bytes"
                 raise OSError(self.why_closed)
-            received: bytes = super()._sock_recv(bufsize)
-            if not received and isinstance(self._sock, BoundedWebsocket):
-                self.why_closed = self._sock.why_closed
+            received: bytes = self._watched(super()._sock_recv, bufsize)
+            if not received:
+                self.why_lost = self.why_lost or "the broker closed the connection"
+                if isinstance(self._sock, BoundedWebsocket):
+                    self.why_closed = self._sock.why_closed
             meter.received += len(received)
             return received
 
@@ -534,9 +552,19 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
             return stream
 
         def _sock_send(self, buf: Any) -> int:
-            sent: int = super()._sock_send(buf)
+            sent: int = self._watched(super()._sock_send, buf)
             meter.sent += sent
             return sent
+
+        def _watched(self, perform: Any, argument: Any) -> Any:
+            # What ended the connection is known here, and nowhere above.
+            try:
+                return perform(argument)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self.why_lost = self.why_lost or f"the connection broke: {error.strerror or error}"
+                raise
 
         def _create_socket(self) -> Any:
             if not config.path:

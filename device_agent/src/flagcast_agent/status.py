@@ -23,12 +23,16 @@ _CONNECTED: Final = frozenset({"subscribing", "syncing", "live"})
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """The link to the broker. `since` is when the connection was made, or when there was one last. Instants are Unix seconds."""
+    """The link to the broker. `since` is when the connection was made, or when there was one last. Instants are Unix seconds.
+
+    `report_refused` says why the broker refused this device's last report, blank where it took it.
+    """
 
     state: LinkState
     since: int
     last_error: str = ""
     last_error_at: int = 0
+    report_refused: str = ""
 
     @property
     def is_connected(self) -> bool:
@@ -102,6 +106,7 @@ class Status:
                 "since": _instant(self.link.since),
                 "last_error": self.link.last_error or None,
                 "last_error_at": _instant(self.link.last_error_at),
+                "report_refused": self.link.report_refused or None,
             },
             "namespaces": [_namespace_json(namespace) for namespace in self.namespaces],
         }
@@ -121,6 +126,10 @@ class Status:
             f"agent        {self.agent_version}, up {_span(self.now - self.started)}",
             f"broker       {link}",
         ]
+        if self.link.report_refused:
+            lines.append(
+                f"report       refused by the broker: {self.link.report_refused}; is its user {self.device}?"
+            )
         if not self.clock_is_trusted:
             lines.append("clock        behind what the publisher has said; expiry is not enforced")
         for namespace in self.namespaces:

@@ -702,7 +702,10 @@ _ABANDONED: Final[list[sqlite3.Connection]] = []
 def _open_to_read(path: Path) -> tuple[sqlite3.Connection, bool]:
     # Returns whether the connection sees later commits too. SQLite reads a log with the help of an index, the `-shm` file, which
     # whoever has the database open keeps up. Only where that is there the log is opened, and `readonly_shm` keeps the index as
-    # it is: a reader that may write the folder would otherwise create files of its own user, which the agent cannot use.
+    # it is: a reader that may write the folder would otherwise create files of its own user, which the agent cannot use. For the
+    # same reason `mode=ro` is there with `immutable` too, which alone makes an empty database where there is none.
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     _require_header(path)
     uri = path.absolute().as_uri()
     is_live = path.with_name(f"{path.name}-shm").exists()
@@ -711,7 +714,7 @@ def _open_to_read(path: Path) -> tuple[sqlite3.Connection, bool]:
             f"{path}: its log has lost its index, the file {path.name}-shm; start the agent"
         )
     connection = sqlite3.connect(
-        f"{uri}?mode=ro&readonly_shm=1" if is_live else f"{uri}?immutable=1",
+        f"{uri}?mode=ro&readonly_shm=1" if is_live else f"{uri}?mode=ro&immutable=1",
         uri=True,
         isolation_level=None,
         check_same_thread=False,

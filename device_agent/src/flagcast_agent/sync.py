@@ -189,6 +189,13 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """The broker's answer to a report: why it was refused, blank where it was taken."""
+
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
 class Woken:
     """Somebody wants to be up to date now."""
 
@@ -230,6 +237,7 @@ Event = (
     | PersistFailed
     | Subscribed
     | Delivered
+    | Reported
     | Woken
     | Counted
     | UsageNotKept
@@ -408,8 +416,9 @@ class Sync:
 
     `floor` says what time it is at least. `link_since` is the monotonic time when the connection was made, or when it was lost.
     `asked` counts the times that somebody wanted to be up to date, `answered` is how many of them have been by now. `rejections`
-    counts refused messages by the name of the attack. A report holds the last `refusal` until something is admitted in
-    its place: an update of its namespace, or a root.
+    counts refused messages by the name of the attack. `report_refused` says why the broker refused the last report, blank
+    where it took it. A report holds the last `refusal` until something is admitted in its place: an update of its namespace,
+    or a root.
     """
 
     trusted: Trusted
@@ -425,6 +434,7 @@ class Sync:
     floor: TimeFloor = field(default_factory=TimeFloor)
     link_since: float = 0.0
     last_error: str = ""
+    report_refused: str = ""
     refusal: Refusal | None = None
     rejected: int = 0
     rejections: dict[str, int] = field(default_factory=dict)
@@ -499,6 +509,8 @@ class Sync:
                 return self._on_persist_failed(why, monotonic)
             case Delivered(token):
                 return self._on_delivered(event) if token == self._usage_sent else []
+            case Reported(refused):
+                return self._on_reported(refused)
             case Woken():
                 return self._on_woken(now, monotonic)
             case Counted(batches):
@@ -1144,6 +1156,16 @@ class Sync:
                 return namespace
             case _:
                 return ""
+
+    def _on_reported(self, refused: str) -> Sequence[Effect]:
+        # Told once, until a report was taken: a device reports again and again.
+        former, self.report_refused = self.report_refused, refused
+        if refused and refused != former:
+            fields = (("why", refused), ("topic", self._report_topic()), ("device", self.trusted.device.id))
+            return [Log(Level.WARNING, "report refused: is the broker's user the device id?", fields)]
+        if former and not refused:
+            return [Log(Level.INFO, "report taken again", ())]
+        return []
 
     def _report_topic(self) -> str:
         return self.topics.of(DeviceAddress(self.trusted.device.id, "report"))

@@ -229,7 +229,9 @@ def _answer_lines(explanation: Explanation) -> list[str]:
     else:
         kind, given = "variant", repr(answer.variant_key) if answer.variant_key else "no variant"
     keys = f", segments {', '.join(answer.segment_keys)}" if answer.segment_keys else ""
-    state = "enabled" if explanation.enabled else "disabled"
+    # `enabled` of a boolean flag is what it answers where no rollout matches, and no switch above them.
+    words = ("otherwise on", "otherwise off") if kind == "boolean" else ("enabled", "disabled")
+    state = words[0] if explanation.enabled else words[1]
     return [
         f"{kind} flag {answer.flag_key!r} ({state}) for entity {explanation.entity_id!r}:",
         f"  {given}, reason {answer.reason}{keys}",
@@ -273,11 +275,11 @@ def _bucket_text(bucket: BucketStep, step: Step) -> str:
 
 def _fallback_text(explanation: Explanation) -> str:
     answer = explanation.answer
-    if answer.reason is Reason.FLAG_DISABLED:
+    if answer.reason is Reason.FLAG_DISABLED and not isinstance(answer, BooleanAnswer):
         return "the flag is disabled"
     before = "no rule or rollout matches" if explanation.steps else "the flag has no rules or rollouts"
     if isinstance(answer, BooleanAnswer):
-        return f"{before}: the answer is whether the flag is enabled"
+        return f"{before}: otherwise {'on' if answer.enabled else 'off'}"
     return f"{before}: {'the default variant' if answer.variant_key else 'there is no default variant'}"
 
 

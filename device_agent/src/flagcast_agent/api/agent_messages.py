@@ -86,6 +86,7 @@ def status_response(status: Status) -> agent.StatusResponse:
             since=status.link.since,
             last_error=status.link.last_error,
             last_error_at=status.link.last_error_at,
+            report_refused=status.link.report_refused,
         ),
         namespaces=[_namespace_message(namespace) for namespace in status.namespaces],
     )
@@ -115,6 +116,7 @@ def status_of(response: agent.StatusResponse) -> Status:
             response.link.since,
             response.link.last_error,
             response.link.last_error_at,
+            response.link.report_refused,
         ),
         namespaces=tuple(_namespace_status(namespace) for namespace in response.namespaces),
     )

@@ -4,10 +4,11 @@ Each call opens a connection, asks and closes it; for a program that asks often,
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from grpclib.client import Channel
 from grpclib.const import Status as GrpcStatus
@@ -19,9 +20,7 @@ from flagcast_shared.errors import FlagcastError, FlagNotFound, InvalidCall
 from . import agent_messages
 from .answers import Question
 from .protos import flagcast_agent_pb2 as agent
-from .protos import flipt_evaluation_pb2 as flipt
 from .protos.flagcast_agent_grpc import AgentStub
-from .protos.flipt_evaluation_grpc import EvaluationServiceStub
 
 ANSWER_TIMEOUT_SECONDS = 5.0
 """An agent answers within a millisecond; one that does not within seconds hangs."""
@@ -37,7 +36,8 @@ class AgentNotReachable(FlagcastError):
 class Evaluation:
     """One flag's answer as the command line shows it. `type` is "boolean" or "variant".
 
-    `value` is "true" or "false" of a boolean flag, the variant's key of a variant flag ("" when there is none).
+    `value` is "true" or "false" of a boolean flag, the variant's key of a variant flag ("" when there is none). `reason` is
+    OpenFeature's word.
     """
 
     flag_key: str
@@ -47,8 +47,6 @@ class Evaluation:
     match: bool
     segment_keys: tuple[str, ...] = ()
     attachment: str = ""
-    request_id: str = ""
-    milliseconds: float = 0.0
 
     def as_json(self) -> dict[str, object]:
         """A dictionary that `json` can write; a boolean flag's value is a JSON boolean."""
@@ -60,8 +58,6 @@ class Evaluation:
             "match": self.match,
             "segments": list(self.segment_keys),
             "attachment": self.attachment,
-            "request_id": self.request_id,
-            "milliseconds": round(self.milliseconds, 3),
         }
 
 
@@ -107,27 +103,8 @@ class LocalClient:
     timeout: float = ANSWER_TIMEOUT_SECONDS
 
     def evaluate(self, question: Question) -> Evaluation:
-        """The flag's answer, whatever its type."""
-        request = flipt.EvaluationRequest(
-            request_id=question.request_id,
-            namespace_key=question.namespace,
-            flag_key=question.flag_key,
-            entity_id=question.entity_id,
-            context=question.context,
-            environment_key=question.environment,
-        )
-
-        async def ask(channel: Channel) -> Evaluation:
-            service = EvaluationServiceStub(channel)
-            try:
-                return _boolean(await service.Boolean(request))
-            except GRPCError as error:
-                if error.status is not GrpcStatus.INVALID_ARGUMENT:
-                    raise
-            # Not a boolean flag, or a question that the second call refuses with the same words.
-            return _variant(await service.Variant(request))
-
-        return self._run(ask)
+        """The flag's answer, whatever its type; the agent does not count it as usage."""
+        return _evaluation(json.loads(self.explain(question).json))
 
     def status(self) -> Status:
         """What the agent says about itself."""
@@ -202,40 +179,23 @@ class LocalClient:
             raise AgentNotReachable(f"the agent at {self.path} cannot be asked: {error}") from error
 
 
-def _boolean(response: flipt.BooleanEvaluationResponse) -> Evaluation:
-    reason = _reason(response.reason)
+def _evaluation(explained: Mapping[str, Any]) -> Evaluation:
+    answer = explained["answer"]
+    kind, segments = explained["type"], tuple(answer["segments"])
+    if kind == "boolean":
+        value = "true" if answer["enabled"] else "false"
+        return Evaluation(
+            explained["flag"], kind, value, answer["resolution"], answer["reason"] == "match", segments
+        )
     return Evaluation(
-        response.flag_key,
-        "boolean",
-        _text(response.enabled),
-        reason,
-        reason == "match",
-        tuple(response.segment_keys),
-        request_id=response.request_id,
-        milliseconds=response.request_duration_millis,
+        explained["flag"],
+        kind,
+        answer["variant"],
+        answer["resolution"],
+        answer["match"],
+        segments,
+        answer["attachment"],
     )
-
-
-def _variant(response: flipt.VariantEvaluationResponse) -> Evaluation:
-    return Evaluation(
-        response.flag_key,
-        "variant",
-        response.variant_key,
-        _reason(response.reason),
-        response.match,
-        tuple(response.segment_keys),
-        response.variant_attachment,
-        response.request_id,
-        response.request_duration_millis,
-    )
-
-
-def _reason(value: flipt.EvaluationReason.ValueType) -> str:
-    return flipt.EvaluationReason.Name(value).removesuffix("_EVALUATION_REASON").lower()
-
-
-def _text(value: bool) -> str:  # noqa: FBT001  # a value to show, not a switch
-    return "true" if value else "false"
 
 
 def _error(error: GRPCError) -> FlagcastError:

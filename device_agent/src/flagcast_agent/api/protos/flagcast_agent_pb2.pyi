@@ -131,11 +131,14 @@ class Link(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     LAST_ERROR_AT_FIELD_NUMBER: _builtins.int
+    REPORT_REFUSED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """"disconnected", "connecting", "subscribing", "syncing", "live", "backing off", "refused" or "off"."""
     since: _builtins.int
     last_error: _builtins.str
     last_error_at: _builtins.int
+    report_refused: _builtins.str
+    """Why the broker refused this device's last report, blank where it took it."""
     def __init__(
         self,
         *,
@@ -143,10 +146,11 @@ class Link(_message.Message):
         since: _builtins.int = ...,
         last_error: _builtins.str = ...,
         last_error_at: _builtins.int = ...,
+        report_refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_error", b"last_error", "last_error_at", b"last_error_at", "since", b"since", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_error", b"last_error", "last_error_at", b"last_error_at", "report_refused", b"report_refused", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
