@@ -97,6 +97,10 @@ def alike_words() -> str:
     )
 
 
+def tag_directives() -> str:
+    return "".join(f"%TAG !a{number}! tag:x\n" for number in range(200_000)) + "---\nflags: []\n"
+
+
 HOSTILE: dict[str, tuple[Callable[[], str], int]] = {
     "underscores in an attachment": (lambda: attachment("1" + "_" * 60_000 + "x"), 0),
     "underscores in a key": (lambda: f"flags: [{{key: 1{'_' * 100_000}x, name: F}}]\n", 1),
@@ -120,6 +124,7 @@ HOSTILE: dict[str, tuple[Callable[[], str], int]] = {
     "unknown segments among many": (many_references, 1),
     "unknown variants that are alike": (alike_words, 1),
     "unknown fields": (unknown_fields, 1),
+    "directives of tags": (tag_directives, 1),
     "one segment named often": (one_segment_often, 0),
     "constraints that contradict none": (lambda: constraints("neq", 4_000), 0),
     "rules of joined segments": (joined_segments, 0),

@@ -77,6 +77,14 @@ def test_names_are_forgotten_after_their_time_and_sums_are_not(tmp_path: Path) -
         assert book.batches(0) == (0, 0, 0)
 
 
+def test_a_book_that_stays_open_forgets_names_and_days_too(book: UsageBook) -> None:
+    for number in range(4):
+        book.take(A, batch(number), NOW + number * (USAGE_REMEMBERED_SECONDS + DAY))
+        assert book.batches(0) == (1, 1, 0)
+        assert book._database.rows("SELECT count(*) FROM device_day", {}) == [(1,)]
+    assert total(book) == 4
+
+
 def test_environments_are_apart(tmp_path: Path) -> None:
     path = tmp_path / "usage.sqlite"
     with closing(UsageBook(path, TEST, NOW)) as book:

@@ -12,14 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from publishing import make_project
-from usage_attacks import HostileBroker, Session, flood_with_large, qos_0_flood, resident_bytes
+from usage_attacks import (
+    HostileBroker,
+    Session,
+    cpu_seconds,
+    flood_with_large,
+    qos_0_flood,
+    resident_bytes,
+)
 
 from brokers import start_mosquitto
 from flagcast_bridge import mqtt, project
 from flagcast_bridge.ledger import UsageBook
 from flagcast_shared.ids import DeviceId, Environment, FlagKey, Namespace
-from flagcast_shared.limits import USAGE_MAX_BYTES
+from flagcast_shared.limits import MESSAGE_MAX_BYTES, USAGE_MAX_BYTES
 from flagcast_shared.reports import Count, Usage, encode_usage
 from flagcast_shared.topics import DeviceAddress
 
@@ -28,6 +37,8 @@ GOOD, HOSTILE = DeviceId("good"), DeviceId("hostile")
 PATIENCE_SECONDS = 60.0
 MEMORY_MAX_BYTES = 100 * 2**20
 """A collector takes some 45 MB; what the attacks below send is twice this and more."""
+CPU_MAX_SECONDS = 3.0
+"""Of a collector for a few messages; each property that is read costs the square of their number."""
 
 
 def batch(number: int) -> bytes:
@@ -150,7 +161,93 @@ def test_a_flood_of_large_messages_takes_no_memory_and_nothing_from_others(
         broker.stop()  # which writes its log out
         assert broker.log.count("as flagcast-usage-test") == 1, broker.log
     assert collector.most_bytes < MEMORY_MAX_BYTES
-    assert "64 too large" in last
+    # A broker of MQTT 5 is asked for no packet of such a size, and drops it.
+    assert ("64 too large" in last) == (protocol == "3.1.1")
+
+
+def with_user_properties(*pairs: tuple[str, str]) -> Properties:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho ships no types
+    properties.UserProperty = list(pairs)
+    return properties
+
+
+HOSTILE_PROPERTIES = {
+    "540 KB in nine": [("name", "v" * 60_000)] * 9,
+    "a character that paho refuses": [("name", "\ufeff")],
+    "60,000 that are empty": [("", "")] * 60_000,
+}
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("name", HOSTILE_PROPERTIES)
+def test_properties_of_one_message_do_not_end_the_collection_of_others(
+    tmp_path: Path, protocol: str, name: str
+) -> None:
+    folder = tmp_path / "project"
+    properties = with_user_properties(*HOSTILE_PROPERTIES[name])
+    with start_mosquitto(tmp_path / "broker") as broker:
+        make_project(folder, broker.url, {"protocol": f'"{protocol}"'})
+        with collecting(folder) as collector, mqtt.connect(broker.host, broker.port, mqtt.Login()) as device:
+            topic = metrics(folder, GOOD)
+            send_first(collector, device, topic)
+            before = cpu_seconds(collector.process.pid)
+            hostile = metrics(folder, HOSTILE)
+            device._client.publish(hostile, b"no batch", qos=1, properties=properties).wait_for_publish(
+                PATIENCE_SECONDS
+            )
+            device._client.publish(topic, batch(1), qos=1).wait_for_publish(PATIENCE_SECONDS)
+            wait_until(lambda: collector.counted() == 2, "the good batch")
+            assert cpu_seconds(collector.process.pid) - before < CPU_MAX_SECONDS
+            collector.stop()
+        broker.stop()  # which writes its log out
+        assert broker.log.count("as flagcast-usage-test") == 1, broker.log
+    assert "trying again" not in collector.log
+
+
+def test_a_packet_that_is_cut_in_its_properties_is_acknowledged_as_too_large(
+    tmp_path: Path, protocol: str
+) -> None:
+    folder = tmp_path / "project"
+    done = threading.Event()
+
+    def attack(session: Session) -> None:
+        topic = metrics(folder, GOOD).encode()
+        body = len(topic).to_bytes(2, "big") + topic + b"\x00\x05"
+        # Of 500,000 bytes and five; of 5 MB whose property length is no length.
+        for properties in (b"\xa0\xc2\x1e" + bytes(500_000) + b"batch", b"\xff" * 5_000_000):
+            size = len(body) + len(properties)
+            length = bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14 & 127 | 128, size >> 21])
+            session.send(b"\x32" + length + body + properties)
+        session.publish(topic, batch(1), qos=1, number=6)
+        done.wait(PATIENCE_SECONDS)
+
+    with HostileBroker(attack) as broker:
+        make_project(folder, broker.url, {"protocol": f'"{protocol}"'})
+        with collecting(folder) as collector:
+            try:
+                wait_until(lambda: collector.counted() == 1, "what comes after it")
+                (session,) = broker.sessions
+                wait_until(lambda: session.acknowledged == [5, 5, 6], "every acknowledgement")
+                last = collector.stop()
+            finally:
+                done.set()
+    assert "2 too large" in last
+
+
+@pytest.mark.mosquitto
+def test_properties_of_one_retained_message_do_not_hide_the_others(tmp_path: Path, protocol: str) -> None:
+    with start_mosquitto(tmp_path / "broker") as broker:
+        with mqtt.connect(broker.host, broker.port, mqtt.Login()) as device:
+            for topic, pairs in zip("abc", HOSTILE_PROPERTIES.values(), strict=True):
+                device._client.publish(
+                    f"x/{topic}", b"1", qos=1, retain=True, properties=with_user_properties(*pairs)
+                ).wait_for_publish(PATIENCE_SECONDS)
+            device.publish([("x/good", b"1")])
+        with mqtt.connect(broker.host, broker.port, mqtt.Login(), protocol=protocol) as connection:
+            found = connection.read_all(["x/+"])
+    is_cut = protocol == "5"
+    assert len(found.pop("x/a")) == (MESSAGE_MAX_BYTES + 1 if is_cut else 1)
+    assert found == {"x/b": b"1", "x/c": b"1", "x/good": b"1"}
 
 
 def test_what_no_honest_broker_sends_is_dropped_and_not_acknowledged(tmp_path: Path, protocol: str) -> None:

@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
+import struct
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,8 +24,13 @@ from flagcast_agent.api import flagd, load, ofrep, web
 from flagcast_agent.api.http1 import BadRequest, Request, RequestReader
 from flagcast_agent.limits import (
     CONNECTIONS_MAX,
+    CONTEXT_MAX_BYTES,
     HEAD_MAX_BYTES,
     HEADERS_MAX,
+    HELD_MAX_BYTES,
+    HELD_SHARE_BYTES,
+    LARGE_REFUSAL_SECONDS,
+    LARGE_WAITING_MAX,
     PIPELINED_MAX_BYTES,
     READ_MAX_BYTES,
     REQUEST_MAX_BYTES,
@@ -367,7 +376,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def send_until_stopped(client: HttpClient, data: bytes) -> int:
-    """How many whole copies of `data` the agent takes of a client that does not read; stops at 64 MiB.
+    """Whole copies of `data` taken from a client that reads nothing; at most 64 MiB.
 
     It has stopped once it takes nothing for a second.
     """
@@ -489,6 +498,167 @@ def test_many_large_answers_at_once_are_written_one_in_a_turn(
         assert counting.result(30) == 1
 
 
+ALL = "/ofrep/v1/evaluate/flags"
+ALL_BY_CONNECT = "/flagd.evaluation.v2.Service/ResolveAll"
+BLANKS = b" " * 900_000
+AS_JSON = {"content-type": "application/json"}
+
+
+def test_a_head_whose_body_is_not_whole_is_counted() -> None:
+    begun = b"POST / HTTP/1.1\r\nHost: x\r\nA: " + b"v" * 15_000 + b"\r\nContent-Length: 5\r\n\r\n123"
+    reader = RequestReader()
+    reader.feed(begun)
+    assert reader.next() is None
+    assert reader.held == len(begun)
+    reader.feed(b"45")
+    assert reader.next() is not None
+    assert reader.held == 0
+
+
+@pytest.mark.parametrize("target", [ALL, ALL_BY_CONNECT])
+def test_a_request_that_waits_for_its_large_answer_keeps_its_context_alone_and_is_counted(
+    server: RunningServer, target: str
+) -> None:
+    body = b'{"context":{"a":"' + b"v" * 60_000 + b'"}' + BLANKS + b"}"
+    with HttpClient(server.path) as client:
+        with server.large_answers_held_up():
+            client.send("POST", target, body, AS_JSON)
+            wait_until(lambda: server.open_calls() == 1)
+            wait_until(lambda: 60_000 < server.held() < 70_000)
+        assert client.response().status == 200
+        wait_until(lambda: server.held() == 0)
+
+
+@pytest.mark.parametrize("target", [ALL, ALL_BY_CONNECT])
+def test_a_context_over_the_limits_is_refused_before_it_waits(server: RunningServer, target: str) -> None:
+    with server.large_answers_held_up(), HttpClient(server.path) as client:
+        body = b'{"context":{"a":"' + b"v" * (CONTEXT_MAX_BYTES + 1) + b'"}}'
+        assert client.ask("POST", target, body, AS_JSON).status >= 400
+        assert server.open_calls() == 0
+
+
+def test_a_stream_keeps_nothing_large_of_its_request_and_is_counted(server: RunningServer) -> None:
+    with HttpClient(server.path) as events, HttpClient(server.path) as stream:
+        events.send("GET", "/ofrep/v1/events", BLANKS, {"last-event-id": "v" * 10_000})
+        assert events.head()[0] == 200
+        wait_until(lambda: 10_000 < server.held() < 11_000)
+        kind = {"content-type": "application/connect+json"}
+        message = enveloped(b"{" + BLANKS + b"}")
+        stream.send("POST", "/flagd.evaluation.v2.Service/EventStream", message, kind)
+        assert stream.head()[0] == 200
+        wait_until(lambda: 10_000 < server.held() < 11_000)
+    wait_until(lambda: server.held() == 0)
+
+
+def test_an_answer_is_counted_whole_until_all_of_it_is_read(large_server: RunningServer) -> None:
+    with HttpClient(large_server.path) as slow:
+        slow.send("POST", ALL, b"{}")
+        size = int(slow.head()[1]["content-length"])
+        wait_until(lambda: large_server.held() >= size)
+    wait_until(lambda: large_server.held() == 0)
+
+
+def test_requests_for_all_flags_beyond_the_queue_of_one_process_are_refused_and_may_be_repeated(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "LARGE_WAITING_MAX", 2)
+    monkeypatch.setattr(web, "LARGE_REFUSAL_SECONDS", 0)
+    with contextlib.ExitStack() as stack:
+        first, second, third = (stack.enter_context(HttpClient(server.path)) for _ in range(3))
+        with server.large_answers_held_up():
+            first.send("POST", ALL, b"{}")
+            second.send("POST", ALL_BY_CONNECT, b"{}", AS_JSON)
+            wait_until(lambda: server.open_calls() == 2)
+            for target in (ALL, ALL_BY_CONNECT):
+                refused = third.ask("POST", target, b"{}", AS_JSON)
+                assert (refused.status, refused.headers["retry-after"]) == (503, "0")
+                assert "2 requests" in refused.json["errorDetails"]
+        assert [client.response().status for client in (first, second)] == [200, 200]
+        assert third.ask("POST", ALL, b"{}").status == 200
+
+
+def test_a_client_without_patience_is_refused_once_in_a_while(server: RunningServer) -> None:
+    with contextlib.ExitStack() as stack, server.large_answers_held_up():
+        for _ in range(LARGE_WAITING_MAX):
+            stack.enter_context(HttpClient(server.path)).send("POST", ALL, b"{}")
+        wait_until(lambda: server.open_calls() == LARGE_WAITING_MAX)
+        with HttpClient(server.path) as client:
+            began = time.monotonic()
+            assert client.ask("POST", ALL, b"{}").status == 503
+            assert time.monotonic() - began > 0.9 * LARGE_REFUSAL_SECONDS
+
+
+def test_processes_that_wait_for_large_answers_alternate() -> None:
+    turns = load.Turns()
+    current, *waiting = (turns.enter(process) for process in "aaaabbc")
+    order = []
+    while waiting:
+        assert current is not None
+        turns.leave(current)
+        (current,) = (place for place in waiting if place is not None and place.turn.is_set())
+        order.append(current.process)
+        waiting.remove(current)
+    assert "".join(str(each) for each in order) == "bacbaa"
+    assert current is not None
+    turns.leave(current)
+    assert (turn := turns.enter("b")) is not None
+    assert turn.turn.is_set()
+
+
+def test_no_answer_is_made_for_clients_that_have_hung_up(
+    large_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolutions = large_server.server._resolutions
+    make, made = resolutions.answer_all, 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        return make(*arguments)
+
+    monkeypatch.setattr(resolutions, "answer_all", counted)
+    with HttpClient(large_server.path) as other:
+        for _ in range(30):
+            with HttpClient(large_server.path) as leaving:
+                leaving.send("POST", ALL, b"{}")
+        assert other.ask("POST", ALL, b"{}").status == 200
+        wait_until(lambda: large_server.open_connections() == 1)
+        assert made < 15
+
+
+def test_a_client_that_is_done_sending_keeps_its_place_until_it_hangs_up(server: RunningServer) -> None:
+    before = server.open_connections()
+    with HttpClient(server.path) as reading, HttpClient(server.path) as leaving:
+        with server.large_answers_held_up():
+            for client in (leaving, reading):
+                client.send("POST", ALL, b"{}")
+                client.socket.shutdown(socket.SHUT_WR)
+            wait_until(lambda: server.open_calls() == 2)
+            leaving.close()
+        assert reading.response().status == 200
+        assert reading.until_closed() == b""
+        wait_until(lambda: server.open_connections() == before)
+
+
+@pytest.mark.parametrize("how", ["stopped", "reset"])
+def test_a_request_whose_turn_never_comes_leaves_nothing_behind(how: str) -> None:
+    flags = [BooleanFlag(FlagKey(f"flag-{number}"), enabled=True) for number in range(6_000)]
+    with warnings.catch_warnings(record=True) as caught, running(flags) as server:
+        warnings.simplefilter("always")
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                client = stack.enter_context(HttpClient(server.port))
+                client.send("POST", ALL, b"{}")
+                # Closing it resets the connection, so that the agent notices at once.
+                client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            wait_until(lambda: server.open_calls() > 5)
+            if how == "stopped":
+                server.call(server.server.stop(0))
+        wait_until(lambda: server.open_calls() == 0 and server.held() == 0)
+        gc.collect()
+    assert [str(each.message) for each in caught if each.category is RuntimeWarning] == []
+
+
 def test_a_refusal_that_is_not_read_does_not_keep_its_connection(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -519,12 +689,31 @@ def test_where_too_much_waits_for_all_clients_the_longest_waits_end(
             client.socket.sendall(never_whole + bytes(700_000))
             if place >= 2:
                 assert slow[place - 2].until_closed() == b""
-            arrived = min(place + 1, 2) * 700_000 + 1
+            arrived = min(place + 1, 2) * (len(never_whole) + 700_000) + len(never_whole) + 1
             wait_until(lambda: server.held() == arrived)  # noqa: B023  # called before the next round
         for client in (*slow[3:], small):
             client.socket.sendall(bytes(REQUEST_MAX_BYTES - (1 if client is small else 700_000)))
             assert client.response().status == 404
         wait_until(lambda: server.held() == 0)
+
+
+def test_a_wait_begins_when_more_than_the_share_is_held() -> None:
+    class Connection:
+        is_aborted = False
+
+        async def finish(self) -> None:
+            raise AssertionError
+
+        def abort(self) -> None:
+            self.is_aborted = True
+
+    found = load.Load()
+    stream, flood = Connection(), Connection()
+    found.holds(stream, 100)  # for days
+    found.holds(flood, HELD_MAX_BYTES - HELD_SHARE_BYTES)
+    found.holds(stream, 2 * HELD_SHARE_BYTES)  # an event that is being read
+    assert (stream.is_aborted, flood.is_aborted) == (False, True)
+    assert found.held == 2 * HELD_SHARE_BYTES
 
 
 def test_connections_over_the_limit_are_closed(server: RunningServer) -> None:

@@ -289,7 +289,8 @@ def test_others_have_their_turn_while_very_many_flags_are_evaluated() -> None:
                 await asyncio.sleep(0)
 
         counting = asyncio.create_task(count())
-        slices, _ = await server.server._resolutions.resolve_all({})
+        resolutions = server.server._resolutions
+        slices, _ = await resolutions.resolve_all(resolutions.question_for_all({}))
         found = [each async for some in slices for each in some]
         counting.cancel()
         assert len(found) == 5_000

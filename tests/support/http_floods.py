@@ -1,4 +1,4 @@
-"""Floods of the agent's socket by HTTP/1.1 clients without manners, and what the agent and another client notice of each.
+"""Floods of the agent's socket by HTTP/1.1 clients, and their effects.
 
 `attack(socket, seconds, flood)` runs one against an agent that is answering; the flood is a process of its own, so that what is
 measured is the agent and not this process's turns. Run as `python http_floods.py SOCKET SECONDS NAME` it is that process; as
@@ -31,6 +31,7 @@ from flagcast_shared.model import BooleanFlag
 
 OTHER_PATIENCE_SECONDS = 60.0
 _SAMPLE_SECONDS = 0.01
+_QUIET_QUESTIONS = 50
 _BETWEEN_QUESTIONS_SECONDS = 0.001
 _PIECE_BYTES = 65_536
 
@@ -39,7 +40,9 @@ _PIECE_BYTES = 65_536
 class Flood:
     """One abuse of HTTP/1.1, on so many connections.
 
-    Each sends `opening` once, then `again` without end, whatever is answered; cut off, it connects again.
+    Each sends `opening` once, then `again` without end, whatever is answered; cut off, it connects again. One that is leaving
+    closes its connection after `opening` and connects again. A gradual one connects only when the connection before has sent
+    `opening`, so that whole requests gather. The other client `asks_for_all` flags, or else for liveness.
     """
 
     name: str
@@ -47,24 +50,32 @@ class Flood:
     again: bytes
     connections: int = 1
     is_reading: bool = False
+    is_leaving: bool = False
+    is_gradual: bool = False
+    asks_for_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Suffered:
-    """How an agent and one other client fared: resident memory in MiB, waits for an answer in ms."""
+    """Figures of an agent and one other client: resident memory in MiB, waits for an answer in ms.
+
+    `quiet` is the other client's median before the flood.
+    """
 
     resident_before: float
     resident_most: float
     sent_mebibytes: float
     answers: int
+    quiet: float
     p50: float
     p99: float
     longest: float
 
     def __str__(self) -> str:
         return (
-            f"{self.resident_before:.0f} -> {self.resident_most:.0f} MiB resident; other client p50 {self.p50:.2f} ms,"
-            f" p99 {self.p99:.2f} ms, longest {self.longest:.0f} ms, {self.answers} answers; {self.sent_mebibytes:.0f} MiB sent"
+            f"{self.resident_before:.0f} -> {self.resident_most:.0f} MiB resident; other client p50 {self.quiet:.2f} ms before,"
+            f" {self.p50:.2f} ms in the flood, p99 {self.p99:.2f} ms, longest {self.longest:.0f} ms, {self.answers} answers;"
+            f" {self.sent_mebibytes:.0f} MiB sent"
         )
 
 
@@ -90,6 +101,14 @@ _NEVER_WHOLE = (
     b"POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048576\r\n\r\n"
     + b" " * 1_048_575
 )
+_BLANKS = b" " * (2**20 - 64)
+_LARGE_EVENTS = (
+    f"GET /ofrep/v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(_BLANKS)}\r\n\r\n".encode()
+    + _BLANKS
+)
+_LARGE_EVENT_STREAM = _post(
+    f"{_V2}/EventStream", enveloped(b"{" + _BLANKS + b"}"), kind="application/connect+json"
+)
 
 UNREAD_GETS = Flood("unread requests", b"", _GET)
 FLOODS = (
@@ -103,6 +122,18 @@ FLOODS = (
     Flood("requests behind a Connect stream", _EVENT_STREAM, _GET, 16),
     Flood("unread event streams", _EVENT_STREAM, b"", 200),
     Flood("requests that never become whole", _NEVER_WHOLE, b"", 250),
+    Flood("server-sent events whose requests have large bodies", _LARGE_EVENTS, b"", 250, is_gradual=True),
+    Flood("Connect streams whose requests have large bodies", _LARGE_EVENT_STREAM, b"", 250, is_gradual=True),
+    Flood("large requests for all flags", _post(_ALL, _BLANKS + b"{}"), b"", 250, is_gradual=True),
+    Flood("requests for all flags", b"", _post(_ALL, _CONTEXT), 250, is_reading=True, asks_for_all=True),
+    Flood(
+        "all flags for clients that hang up",
+        _post(_ALL, _CONTEXT),
+        b"",
+        32,
+        is_leaving=True,
+        asks_for_all=True,
+    ),
     Flood(
         "a body in chunks of one byte", _chunked(_ONE, b"", 1).removesuffix(b"0\r\n\r\n"), b"1\r\n \r\n", 4
     ),
@@ -135,17 +166,15 @@ def answering_agent(folder: Path, flags: int) -> Iterator[Device]:
 
 
 def attack(socket_path: Path, seconds: float, flood: Flood = UNREAD_GETS) -> Suffered:
-    """A flood of the agent behind a socket for so many seconds, while another client asks all the time."""
+    """One flood for so many seconds, while another client asks."""
     with HttpClient(socket_path, timeout=OTHER_PATIENCE_SECONDS) as other:
         agent = _peer(other.socket)
-        assert other.ask("GET", "/livez").status == 200
+        quiet = [_wait(other, flood) for _ in range(_QUIET_QUESTIONS)]
         before = resident_mebibytes(agent)
         with _watched(agent) as resident, _flooding(socket_path, seconds, flood) as process:
             waits = []
             while process.poll() is None:
-                began = time.perf_counter()
-                assert other.ask("GET", "/livez").body == b"alive\n"
-                waits.append((time.perf_counter() - began) * 1000)
+                waits.append(_wait(other, flood))
                 time.sleep(_BETWEEN_QUESTIONS_SECONDS)
             assert process.stdout is not None
             sent = int(process.stdout.read())
@@ -155,10 +184,20 @@ def attack(socket_path: Path, seconds: float, flood: Flood = UNREAD_GETS) -> Suf
         max(resident),
         sent / 2**20,
         len(waits),
+        statistics.median(quiet),
         statistics.median(waits),
         statistics.quantiles(waits, n=100)[98],
         max(waits),
     )
+
+
+def _wait(other: HttpClient, flood: Flood) -> float:
+    began = time.perf_counter()
+    if flood.asks_for_all:
+        assert other.ask("POST", _ALL, _CONTEXT).status == 200
+    else:
+        assert other.ask("GET", "/livez").body == b"alive\n"
+    return (time.perf_counter() - began) * 1000
 
 
 def resident_mebibytes(process: int) -> float:
@@ -231,10 +270,17 @@ class _Flooder:
             self._socket.close()
             self._connect()
 
+    @property
+    def has_opened(self) -> bool:
+        """Whether `opening` was sent whole, on the first connection or a later one."""
+        return self.sent >= len(self._flood.opening)
+
     def _send(self) -> None:
         count = self._socket.send(self._waiting)
         self.sent += count
         self._waiting = self._waiting[count:] or memoryview(self._again)
+        if not self._waiting and self._flood.is_leaving:
+            raise ConnectionError  # as if the agent had ended it
         if not self._waiting:
             # There is nothing more to send: wait for the end, without reading.
             self._selector.modify(self._socket, self._reads, self)
@@ -259,12 +305,17 @@ def show(seconds: float) -> None:
 
 
 def flood_until(path: str, seconds: float, name: str) -> None:
-    """One flood until the time is over; prints how many bytes the agent has taken."""
+    """One flood until its time is over.
+
+    Prints how many bytes the agent has taken.
+    """
     (flood,) = [each for each in FLOODS if each.name == name]
     end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
-        flooders = [_Flooder(path, flood, selector) for _ in range(flood.connections)]
+        flooders = [_Flooder(path, flood, selector)]
         while time.monotonic() < end:
+            while len(flooders) < flood.connections and (not flood.is_gradual or flooders[-1].has_opened):
+                flooders.append(_Flooder(path, flood, selector))
             for key, events in selector.select(0.1):
                 key.data.move(events)
     sys.stdout.write(f"{sum(each.sent for each in flooders)}\n")

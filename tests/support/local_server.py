@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from admitted import Content, History
 
 from flagcast_agent.api.answers import Answers, Snapshot
+from flagcast_agent.api.load import Place
 from flagcast_agent.api.server import LocalServer
 from flagcast_agent.api.socket import SocketOptions, UnixSocket, bind_loopback
 from flagcast_agent.evaluator import Evaluator
@@ -145,8 +146,28 @@ class RunningServer:
         return len(self.server._load.connections)
 
     def held(self) -> int:
-        """Bytes that wait for slow clients of HTTP/1.1."""
+        """Bytes held for clients of HTTP/1.1."""
         return self.server._load.held
+
+    @contextlib.contextmanager
+    def large_answers_held_up(self) -> Iterator[None]:
+        """A time in which no answer of all flags is made: another process has the turn."""
+        turns = self.server._load.large
+
+        async def enter() -> Place:
+            place = turns.enter("another process")
+            assert place is not None
+            await place.turn.wait()
+            return place
+
+        async def leave(place: Place) -> None:
+            turns.leave(place)
+
+        place = self.call(enter())
+        try:
+            yield
+        finally:
+            self.call(leave(place))
 
     def stop(self) -> None:
         self.call(self.server.stop())

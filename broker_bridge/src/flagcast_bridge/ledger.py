@@ -809,13 +809,7 @@ class UsageBook:
         try:
             with self._explained():
                 self._create()
-                self._database.change(
-                    "DELETE FROM batch WHERE received < :since", {"since": now - USAGE_REMEMBERED_SECONDS}
-                )
-                self._database.change(
-                    "DELETE FROM device_day WHERE day < :since",
-                    {"since": (now - USAGE_REMEMBERED_SECONDS) // _SECONDS_PER_DAY},
-                )
+                self._forget(now)
         except LedgerError:
             self._database.close()
             raise
@@ -830,6 +824,8 @@ class UsageBook:
         day = now // _SECONDS_PER_DAY
         own = {"environment": self._environment, "device": device, "day": day}
         with self._explained(), self._database.atomic():
+            if day != self._day:
+                self._forget(now)
             known = self._database.rows(
                 "SELECT 1 FROM batch WHERE environment = :environment AND device = :device AND batch = :batch",
                 {"environment": self._environment, "device": device, "batch": usage.batch},
@@ -919,6 +915,17 @@ class UsageBook:
     def close(self) -> None:
         """Close; the write-ahead log is folded in."""
         self._database.close()
+
+    def _forget(self, now: int) -> None:
+        # When it is opened and once a day: a collector has it open for months.
+        self._database.change(
+            "DELETE FROM batch WHERE received < :since", {"since": now - USAGE_REMEMBERED_SECONDS}
+        )
+        self._database.change(
+            "DELETE FROM device_day WHERE day < :since",
+            {"since": (now - USAGE_REMEMBERED_SECONDS) // _SECONDS_PER_DAY},
+        )
+        self._day = now // _SECONDS_PER_DAY
 
     def _remember(self, device: DeviceId, usage: Usage, now: int) -> None:
         self._database.change(

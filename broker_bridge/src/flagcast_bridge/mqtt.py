@@ -56,7 +56,10 @@ INCOMING_MESSAGES_MAX: Final = 256
 INCOMING_BYTES_MAX: Final = 2**20
 """Their bytes: 64 messages of the largest size. While there is no room, nothing is read from the broker."""
 PACKET_KEPT_BYTES: Final = MESSAGE_MAX_BYTES + 2 * 65_536
-"""Bytes kept of one packet: the largest message of ours, the longest topic of MQTT and as much again for properties."""
+"""Bytes kept of one packet: the largest message of ours, the longest topic of MQTT and as much again for properties.
+
+A collector asks the broker for no longer ones (MQTT 5, 3.1.2.11.4): one that obeys drops them for it.
+"""
 UNSENT_PACKETS_MAX: Final = 4_096
 """Packets that wait to be sent; a broker that takes no acknowledgement for so many messages ends the connection."""
 SUBACKS_MAX: Final = 64
@@ -586,6 +589,7 @@ class Connection:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho ships no types
         properties.SessionExpiryInterval = SESSION_SECONDS
         properties.ReceiveMaximum = INCOMING_MESSAGES_MAX
+        properties.MaximumPacketSize = PACKET_KEPT_BYTES
         return {"clean_start": False, "properties": properties}
 
     def _await_connack(self) -> None:
@@ -885,11 +889,26 @@ class _Client(Client):
         return super()._sock_recv(min(bufsize, _READ_BYTES))
 
     def _handle_publish(self) -> MQTTErrorCode:
-        # paho would keep a message of QoS 2, which nobody here subscribes to, until the broker's second word.
-        if self._in_packet["command"] >> 1 & 3 == 2:
+        # paho would keep a message of QoS 2, which nobody here subscribes to, until the broker's second word. It would read
+        # every property, at a cost of the square of their number, and end the connection over one that it does not take:
+        # brokers hand them on from any sender, and a message that is not acknowledged comes again on every connection.
+        packet = self._in_packet
+        qos = packet["command"] >> 1 & 3
+        if qos == 2:
             self.on_other_qos()
             return MQTTErrorCode.MQTT_ERR_SUCCESS
-        return super()._handle_publish()
+        received = _parse_publish(
+            bytes(packet["packet"]),
+            qos,
+            is_v5=self._protocol == MQTTProtocolVersion.MQTTv5,
+            is_cut=packet["remaining_length"] > PACKET_KEPT_BYTES,
+        )
+        if received is None:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        self._handle_on_message(received)
+        if qos == 1 and not self._manual_ack:
+            return self._send_puback(received.mid)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _send_puback(self, mid: int) -> MQTTErrorCode:
         # Packet 0 is none; a broker ends the connection over an acknowledgement of it.
@@ -910,6 +929,38 @@ class _Client(Client):
         name = self._server_name or self._host
         host = f"[{name}]" if ":" in name else name
         return _Websocket(stream, host, self._port, self._ssl, self._path, None)
+
+
+def _parse_publish(packet: bytes, qos: int, *, is_v5: bool, is_cut: bool) -> MQTTMessage | None:
+    # A message of a PUBLISH (MQTT 5, 3.3), properties passed over; None for what is none. Of a packet that was cut, all that
+    # follows the packet identifier is payload: it is longer than any message of ours, and treated as such.
+    at = 2 + int.from_bytes(packet[:2], "big")
+    topic = packet[2:at]
+    number = 0
+    if qos == 1:
+        number = int.from_bytes(packet[at : at + 2], "big")
+        at += 2
+    if not topic or at > len(packet) or qos > 1:
+        return None
+    if is_v5 and not is_cut:
+        length, at = _variable_integer(packet, at)
+        at += length
+        if length < 0 or at > len(packet):
+            return None
+    message = MQTTMessage(number, topic)
+    message.qos = qos
+    message.payload = packet[at:]
+    return message
+
+
+def _variable_integer(packet: bytes, at: int) -> tuple[int, int]:
+    # A Variable Byte Integer (MQTT 5, 1.5.5) and the place after it; -1 for what is none.
+    value = 0
+    for place, byte in enumerate(packet[at : at + 4]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, at + place + 1
+    return -1, at
 
 
 class _Websocket(_WebsocketWrapper):

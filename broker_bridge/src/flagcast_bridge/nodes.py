@@ -30,6 +30,9 @@ DISPUTED_MAX_CHARACTERS: Final = 256
 DEPTH_MAX: Final = 40
 """Nesting of one file, aliases expanded; flags nest seven levels, the rest is for attachments."""
 
+TAG_DIRECTIVES_MAX: Final = 100
+"""Lines of one file that begin with %TAG; libyaml compares each with all before it, and no file of flags needs one."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -133,6 +136,8 @@ _SYNTAX_HINT: Final = (
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _TAG: Final = "tag:yaml.org,2002:"
+# Behind each line break of YAML 1.1 (5.4), which libyaml goes by, and the byte order mark that it passes over.
+_TAG_DIRECTIVE: Final = re.compile("(?:\\A\ufeff?|[\n\r\x85\u2028\u2029])%TAG")
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -185,6 +190,7 @@ class _Composer:
         Raises:
             _StopError, yaml.MarkedYAMLError, yaml.reader.ReaderError: the rest cannot be read.
         """
+        self._limit_tag_directives(text)
         stack: list[_Open] = []
         anchors: dict[str, tuple[Node, int, int, int]] = {}
         for event in yaml.parse(text, Loader=_LOADER):
@@ -228,6 +234,13 @@ class _Composer:
                 parent.height = max(parent.height, height + 1)
             else:
                 yield node
+
+    def _limit_tag_directives(self, text: str) -> None:
+        for number, each in enumerate(_TAG_DIRECTIVE.finditer(text)):
+            if number == TAG_DIRECTIVES_MAX:
+                at = Position(text.count("\n", 0, each.end()) + 1, 1)
+                said = f"more than {TAG_DIRECTIVES_MAX} %TAG directives"
+                raise _StopError("FC104", at, said, "Remove them; flags need no tags.")
 
     def _count(self, nodes: int, characters: int, depth: int, at: Position) -> None:
         self._nodes += nodes

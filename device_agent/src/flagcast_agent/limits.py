@@ -61,11 +61,17 @@ REQUESTS_PER_TURN = 4
 """Requests that were sent ahead and are answered in one go, under a millisecond; then other callers have their turn."""
 
 HELD_MAX_BYTES = 32 * 1024 * 1024
-"""What waits in memory for all HTTP/1.1 clients: requests not yet whole, answers not yet read. Devices have 64 MB and more, and
+"""Memory of all HTTP/1.1 clients: requests not yet whole or answered, answers not yet read. Devices have 64 MB and more, and
 requests and answers of applications that read are gone within milliseconds."""
 
 HELD_SHARE_BYTES = HELD_MAX_BYTES // CONNECTIONS_MAX
-"""What one connection may always hold: over HELD_MAX_BYTES, those with more are closed, the one that has waited longest first."""
+"""One connection's part, never taken: over HELD_MAX_BYTES, those with more are closed, the one that has waited longest first."""
+
+LARGE_WAITING_MAX = 32
+"""Requests for all flags that wait for one client process over HTTP/1.1: seconds of answers with 10,000 flags. More get 503."""
+
+LARGE_REFUSAL_SECONDS = 1
+"""Time until such a request is refused, and until it may be repeated: a client without patience takes no time of the others."""
 
 IDLE_SECONDS = 120
 """An HTTP/1.1 connection without a request: longer than Go's clients keep one (90 s), so that they close and not we."""

@@ -8,13 +8,15 @@ Connect protocol (connectrpc.com/docs/protocol): a unary error is an HTTP status
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+import sys
+from collections.abc import AsyncGenerator, Mapping
 from types import MappingProxyType
 from typing import Final
 
 from flagcast_agent.limits import ERROR_MAX_CHARACTERS
 from flagcast_shared.errors import InvalidCall
 
+from .answers import Question
 from .changes import Stopping
 from .flagd import (
     METHODS,
@@ -28,8 +30,15 @@ from .flagd import (
 )
 from .http1 import Request
 from .protos import flagd_evaluation_v2_pb2 as flagd
-from .resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE, NAMESPACE_HEADER, SELECTOR_HEADER, selected
-from .web import JSON, Answer, Reply, Stream
+from .resolutions import (
+    FLAGD_V1_SERVICE,
+    FLAGD_V2_SERVICE,
+    NAMESPACE_HEADER,
+    SELECTOR_HEADER,
+    memory_of,
+    selected,
+)
+from .web import JSON, Answer, Large, Reply, Stream
 
 FORMER_SERVICE: Final = "schema.v1.Service"
 """What the first version was called before; PHP's provider still does."""
@@ -78,7 +87,7 @@ class Connect:
         """Whether a path is a call of this service."""
         return path in self._paths
 
-    def answer(self, path: str, request: Request) -> Answer | Awaitable[Answer]:
+    def answer(self, path: str, request: Request) -> Answer:
         """The answer to a call of a path that is served."""
         if request.method != "POST":
             return Reply(405, JSON, b"", {"allow": "POST"})
@@ -90,7 +99,7 @@ class Connect:
         if name == "EventStream":
             if content_type not in {STREAM_PROTO, STREAM_JSON}:
                 return Reply(415, JSON, b"", {"accept-post": f"{STREAM_PROTO}, {STREAM_JSON}"})
-            return Stream(content_type, self._events(request, namespace, is_json=content_type == STREAM_JSON))
+            return self._event_stream(content_type, request, namespace)
         if content_type not in {PROTO, JSON}:
             return Reply(415, JSON, b"", {"accept-post": f"{PROTO}, {JSON}"})
         is_json = content_type == JSON
@@ -113,30 +122,42 @@ class Connect:
         message = decoded(method.request, body)
         return self._flagd.resolve(method, message, namespace, is_first_version=is_first).SerializeToString()
 
-    async def _resolve_all(self, request: Request, namespace: str, *, is_json: bool) -> Answer:
+    def _resolve_all(self, request: Request, namespace: str, *, is_json: bool) -> Answer:
+        if is_json:
+            question = self._flagd.question_for_all_json(request.body, namespace)
+        else:
+            question = self._flagd.question_for_all(decoded(flagd.ResolveAllRequest, request.body), namespace)
+        return Large(lambda: self._answer_all(question, is_json=is_json), memory_of(question))
+
+    async def _answer_all(self, question: Question, *, is_json: bool) -> Reply:
         try:
             if is_json:
-                return Reply(200, JSON, await self._flagd.resolve_all_json(request.body, namespace))
-            message = decoded(flagd.ResolveAllRequest, request.body)
-            response = await self._flagd.resolve_all(message, namespace)
+                return Reply(200, JSON, await self._flagd.resolve_all_json(question))
+            response = await self._flagd.resolve_all(question)
         except InvalidCall as error:
             return _error(error)
         return Reply(200, PROTO, response.SerializeToString())
 
-    async def _events(
-        self, request: Request, namespace: str, *, is_json: bool
-    ) -> AsyncGenerator[bytes, None]:
+    def _event_stream(self, content_type: str, request: Request, namespace: str) -> Stream:
         try:
             _require_plain(request, "connect-content-encoding")
             _require_one_message(request.body)
+            seconds = _timeout(request)
+        except _Refused as error:
+            return Stream(content_type, _only(_end(error.code, str(error))), 0)
+        events = self._events(namespace, seconds, is_json=content_type == STREAM_JSON)
+        return Stream(content_type, events, sys.getsizeof(namespace))
+
+    async def _events(
+        self, namespace: str, seconds: float | None, *, is_json: bool
+    ) -> AsyncGenerator[bytes, None]:
+        try:
             async with (
-                asyncio.timeout(_timeout(request)),
+                asyncio.timeout(seconds),
                 contextlib.aclosing(self._flagd.events(namespace)) as events,
             ):
                 async for event in events:
                     yield _framed(event_json(event) if is_json else event_message(event).SerializeToString())
-        except _Refused as error:
-            yield _end(error.code, str(error))
         except InvalidCall as error:
             yield _end(code_of(error), str(error)[:ERROR_MAX_CHARACTERS])
         except TimeoutError:
@@ -144,6 +165,10 @@ class Connect:
         except Stopping:
             # Never without an error: some providers would not subscribe again.
             yield _end("unavailable", "the agent stops")
+
+
+async def _only(part: bytes) -> AsyncGenerator[bytes, None]:
+    yield part
 
 
 def _require_plain(request: Request, header: str) -> None:

@@ -26,6 +26,7 @@ from flagcast_shared.errors import (
 from flagcast_shared.evaluation import Resolution
 from flagcast_shared.ids import FlagKey, Namespace
 
+from .answers import Question
 from .changes import ChangeKind, Changes
 from .protos import flagd_evaluation_v2_pb2 as flagd
 from .resolutions import WANTED_BY, Asked, Resolutions, Resolved, Wanted, error_code
@@ -129,10 +130,18 @@ class Flagd:
         answer |= {"reason": resolved.reason, "metadata": metadata}
         return compact(answer)
 
-    async def resolve_all(self, request: flagd.ResolveAllRequest, namespace: str) -> flagd.ResolveAllResponse:
+    def question_for_all(self, request: flagd.ResolveAllRequest, namespace: str) -> Question:
+        """The question of a ResolveAll call's message. Raises InvalidCall: one of its leaves, or BadSelector."""
+        return self._question_for_all(dictionary(request.context), namespace)
+
+    def question_for_all_json(self, body: bytes, namespace: str) -> Question:
+        """The same of protobuf's JSON. Raises as `question_for_all`, and Unreadable."""
+        return self._question_for_all(_context(_document(body)), namespace)
+
+    async def resolve_all(self, question: Question) -> flagd.ResolveAllResponse:
         """Every flag that has a value for a context. Raises InvalidCall: one of its leaves, or BadSelector."""
         response = flagd.ResolveAllResponse()
-        async for resolved, metadata in self._resolve_all(dictionary(request.context), namespace):
+        async for resolved, metadata in self._resolve_all(question):
             flag = response.flags[resolved.flag_key]
             flag.reason, flag.variant = resolved.reason, resolved.variant
             match resolved.value:
@@ -145,13 +154,13 @@ class Flagd:
                 case dict():
                     fill(flag.object_value, resolved.value)
             flag.metadata.CopyFrom(self._struct_of(metadata))
-        fill(response.metadata, self._metadata(namespace))
+        fill(response.metadata, self._metadata(question.namespace))
         return response
 
-    async def resolve_all_json(self, body: bytes, namespace: str) -> bytes:
-        """The same in protobuf's JSON. Raises as `resolve_all`, and Unreadable."""
+    async def resolve_all_json(self, question: Question) -> bytes:
+        """The same in protobuf's JSON."""
         flags: dict[str, object] = {}
-        async for resolved, metadata in self._resolve_all(_context(_document(body)), namespace):
+        async for resolved, metadata in self._resolve_all(question):
             kind = {bool: "boolValue", str: "stringValue", dict: "objectValue"}.get(
                 type(resolved.value), "doubleValue"
             )
@@ -161,7 +170,7 @@ class Flagd:
                 kind: resolved.value,
                 "metadata": metadata,
             }
-        return compact({"flags": flags, "metadata": self._metadata(namespace)})
+        return compact({"flags": flags, "metadata": self._metadata(question.namespace)})
 
     def events(self, namespace: str) -> AsyncGenerator[Event, None]:
         """The events of an EventStream: ready, at once all flags, then what changes, and a keep-alive in every long silence.
@@ -222,13 +231,17 @@ class Flagd:
             knowledge, asked.flag_key
         )
 
-    async def _resolve_all(
-        self, context: Mapping[str, object], namespace: str
-    ) -> AsyncIterator[tuple[Resolved, Metadata]]:
+    def _question_for_all(self, context: Mapping[str, object], namespace: str) -> Question:
         try:
-            slices, knowledge = await self._resolutions.resolve_all(context, namespace)
+            return self._resolutions.question_for_all(context, namespace)
         except NamespaceNotFound as error:
             raise _selector_error(namespace, error) from None
+
+    async def _resolve_all(self, question: Question) -> AsyncIterator[tuple[Resolved, Metadata]]:
+        try:
+            slices, knowledge = await self._resolutions.resolve_all(question)
+        except NamespaceNotFound as error:
+            raise _selector_error(question.namespace, error) from None
         shared = self._resolutions.metadata(knowledge)
         metadata_text = knowledge.compiled.metadata
         async for found in slices:

@@ -68,6 +68,13 @@ class Request:
     is_chunking: bool = True
     """Whether the client reads chunks: HTTP/1.1, not 1.0."""
 
+    def without_content(self) -> "Request":
+        """The request's form, enough to write its answer.
+
+        A client can make nothing in it large.
+        """
+        return Request(self.method, "", {}, b"", self.is_last, self.is_chunking)
+
 
 @dataclass(slots=True)
 class _Head:
@@ -77,6 +84,7 @@ class _Head:
     is_last: bool
     is_chunking: bool
     length: int | None  # None: in chunks
+    size: int = 0  # bytes that it was read from
     body: bytearray = field(default_factory=bytearray)
     chunk: int | None = None  # bytes of the chunk that are still to come
     is_in_trailer: bool = False
@@ -100,8 +108,13 @@ class RequestReader:
 
     @property
     def waiting(self) -> int:
-        """Bytes held of requests that were not returned yet."""
+        """Bytes of requests not returned yet, without a parsed head."""
         return len(self._bytes) if self._head is None else len(self._bytes) + len(self._head.body)
+
+    @property
+    def held(self) -> int:
+        """Bytes of requests not returned yet, a parsed head included."""
+        return self.waiting if self._head is None else self.waiting + self._head.size
 
     def feed(self, data: bytes | memoryview) -> None:
         """Bytes from the client, in any pieces.
@@ -163,7 +176,9 @@ class RequestReader:
         del self._bytes[: end + 4]
         self._searched = 0
         self._blank = 0
-        return _parse_head(lines)
+        head = _parse_head(lines)
+        head.size = end + 4
+        return head
 
     def _read_body(self, head: _Head, length: int) -> bool:
         if len(self._bytes) < length:

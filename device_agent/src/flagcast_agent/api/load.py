@@ -1,10 +1,12 @@
-"""What all connections of the local sockets together are doing, so that the agent can refuse and end them in good order."""
+"""Load of the local sockets: open connections, calls in progress, bytes held."""
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Hashable
 from typing import Protocol
 
-from flagcast_agent.limits import HELD_MAX_BYTES, HELD_SHARE_BYTES, READ_MAX_BYTES
+from flagcast_agent.limits import HELD_MAX_BYTES, HELD_SHARE_BYTES, LARGE_WAITING_MAX, READ_MAX_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -19,17 +21,79 @@ class OpenConnection(Protocol):
         """Closes it at once."""
 
 
+class Place:
+    """A request's place in the queue for large answers.
+
+    `turn` is set when its answer is to be made.
+    """
+
+    def __init__(self, process: Hashable) -> None:
+        self.process = process
+        self.turn = asyncio.Event()
+
+
+class Turns:
+    """Turns for large answers, one at a time; waiting processes alternate.
+
+    So one process with a hundred connections keeps another waiting for one of its answers, not for a hundred.
+    """
+
+    def __init__(self) -> None:
+        self._current: Place | None = None
+        # Of every process in the order in which they came; the process that had a turn last is the last one.
+        self._waiting: dict[Hashable, deque[Place]] = {}
+
+    def enter(self, process: Hashable) -> Place | None:
+        """A place for one more request, which `leave` gives back.
+
+        None where LARGE_WAITING_MAX of this process wait already.
+        """
+        place = Place(process)
+        if self._current is None:
+            self._give(place)
+            return place
+        waiting = self._waiting.get(process, ())
+        if len(waiting) >= LARGE_WAITING_MAX:
+            return None
+        self._waiting.setdefault(process, deque()).append(place)
+        return place
+
+    def leave(self, place: Place) -> None:
+        """End of a place: answered or given up."""
+        if place is not self._current:
+            self._remove(place)
+            return
+        self._current = None
+        if self._waiting:
+            following = (process for process in self._waiting if process != place.process)
+            chosen = self._waiting[next(following, place.process)][0]
+            self._remove(chosen)
+            if chosen.process in self._waiting:
+                self._waiting[chosen.process] = self._waiting.pop(chosen.process)
+            self._give(chosen)
+
+    def _give(self, place: Place) -> None:
+        self._current = place
+        place.turn.set()
+
+    def _remove(self, place: Place) -> None:
+        waiting = self._waiting[place.process]
+        waiting.remove(place)
+        if not waiting:
+            del self._waiting[place.process]
+
+
 class Load:
-    """The connections that are open, how many calls are in progress, and the bytes that wait for slow clients.
+    """Open connections, calls in progress, and bytes held for clients.
 
     `received` is where all of them receive, one after the other: what arrived is copied out before the next one reads.
+    `large` gives their turns to answers of all flags: the time and memory of one, however many are requested at once.
     """
 
     def __init__(self) -> None:
         self.received = memoryview(bytearray(READ_MAX_BYTES))
         self.held = 0
-        self.large = asyncio.Lock()
-        """Answers of all flags are made one after the other: the time and memory of one, however many ask at once."""
+        self.large = Turns()
         self._holding: dict[OpenConnection, int] = {}
         self.connections: set[OpenConnection] = set()
         self.calls = 0
@@ -56,19 +120,25 @@ class Load:
         self.connections.add(by)
 
     def holds(self, connection: OpenConnection, size: int) -> None:
-        """Bytes in memory for one client: a request not yet whole, an answer not yet read.
+        """Bytes in memory for one client, in place of the former figure.
 
-        Where too many wait for all of them together, the connections over their share are closed, the oldest wait first.
+        They are of requests not yet whole or answered, and of answers not yet read. Where the sum is over HELD_MAX_BYTES, the
+        connections over their share are closed, the longest waits first.
         """
-        self.held += size - self._holding.get(connection, 0)
+        before = self._holding.get(connection, 0)
+        self.held += size - before
+        if size > HELD_SHARE_BYTES >= before:
+            self._holding.pop(connection, None)  # its wait begins now: a stream holds its little for days
         if size:
-            self._holding[connection] = size  # in its former place: the first one has waited longest
+            self._holding[connection] = (
+                size  # in its former place: the first one over its share has waited longest
+            )
         else:
             self._holding.pop(connection, None)
         while self.held > HELD_MAX_BYTES:
             slow = next(each for each, held in self._holding.items() if held > HELD_SHARE_BYTES)
             log.warning(
-                "a connection was closed: too much waits for clients that do not read or finish their requests"
+                "a connection was closed: too much is held for clients that do not read or finish their requests"
             )
             self.held -= self._holding.pop(slow)
             slow.abort()

@@ -6,7 +6,8 @@ object or a number, else the variant's key, which `variant` always names.
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import sys
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 from urllib.parse import parse_qs, quote, unquote
 
@@ -18,6 +19,7 @@ from flagcast_shared.evaluation import Answer, BooleanAnswer, CompiledFlags
 from flagcast_shared.ids import Namespace
 
 from . import web
+from .answers import Question
 from .changes import Changes, Stopping
 from .http1 import Request
 from .resolutions import (
@@ -29,9 +31,10 @@ from .resolutions import (
     Unresolved,
     Wanted,
     error_code,
+    memory_of,
     selected,
 )
-from .web import JSON, Reply, Stream
+from .web import JSON, Large, Reply, Stream
 
 ALL_FLAGS: Final = "/ofrep/v1/evaluate/flags"
 ONE_FLAG: Final = "/ofrep/v1/evaluate/flags/"
@@ -68,7 +71,7 @@ class Ofrep:
         """Whether a path is one of OFREP's."""
         return path in {ALL_FLAGS, EVENTS} or path.startswith(ONE_FLAG)
 
-    def answer(self, path: str, request: Request) -> web.Answer | Awaitable[web.Answer]:
+    def answer(self, path: str, request: Request) -> web.Answer:
         """The answer to a request for a path that is served."""
         method = "GET" if path == EVENTS else "POST"
         if request.method != method:
@@ -77,7 +80,9 @@ class Ofrep:
         namespace = selected(headers.get(SELECTOR_HEADER, ""), headers.get(NAMESPACE_HEADER, ""))
         if path == EVENTS:
             asked = parse_qs(request.target.partition("?")[2]).get("namespace", [namespace])[0]
-            return Stream(EVENT_STREAM, self._events(asked, request.headers.get("last-event-id", "")))
+            last_seen = headers.get("last-event-id", "")
+            keeps = sys.getsizeof(asked) + sys.getsizeof(last_seen)
+            return Stream(EVENT_STREAM, self._events(asked, last_seen), keeps)
         if path == ALL_FLAGS:
             return self._evaluate_all(request, namespace)
         key = path[len(ONE_FLAG) :]
@@ -94,17 +99,23 @@ class Ofrep:
         metadata = self._encoded_metadata(knowledge, key)
         return Reply(200, JSON, _encoded(_success(resolved))[:-1] + b',"metadata":' + metadata + b"}")
 
-    async def _evaluate_all(self, request: Request, namespace: str) -> web.Answer:
+    def _evaluate_all(self, request: Request, namespace: str) -> web.Answer:
         try:
-            context = _context(request.body)
-            slices, knowledge = self._resolutions.answer_all(context, namespace, requires_key=True)
+            question = self._resolutions.question_for_all(_context(request.body), namespace)
         except (_NotReadable, InvalidCall) as error:
-            code = "PROVIDER_NOT_READY" if isinstance(error, NamespaceNotFound) else _code(error)
-            return _json(400, {"errorCode": code, "errorDetails": _shown(error)})
+            return _refused(error)
+        known = request.headers.get("if-none-match", "")
+        return Large(lambda: self._answer_all(question, known), memory_of(question) + sys.getsizeof(known))
+
+    async def _answer_all(self, question: Question, known: str) -> Reply:
+        try:
+            slices, knowledge = self._resolutions.answer_all(question, requires_key=True)
+        except InvalidCall as error:
+            return _refused(error)
         metadata = self._resolutions.metadata(knowledge)
         freshness = (metadata["stale"], metadata.get("clock_trusted", True))
-        etag = self._etag(knowledge, context, freshness)
-        if _matches(request.headers.get("if-none-match", ""), etag):
+        etag = self._etag(knowledge, question, freshness)
+        if _matches(known, etag):
             return Reply(304, JSON, b"", {"etag": etag})
         # Each slice becomes text at once, so that no caller waits for all of them.
         entries = self._entries_of(knowledge)
@@ -172,14 +183,10 @@ class Ofrep:
             self._metadata = (metadata, encoded)
         return encoded
 
-    def _etag(
-        self, knowledge: Knowledge, context: dict[str, object], freshness: tuple[object, object]
-    ) -> str:
+    def _etag(self, knowledge: Knowledge, question: Question, freshness: tuple[object, object]) -> str:
         version = (knowledge.digest.hex(), _version(knowledge))
-        basis = json.dumps(
-            [self._salt, knowledge.namespace, *version, *freshness, context],
-            sort_keys=True,
-        )
+        asked = (question.entity_id, dict(question.context))
+        basis = json.dumps([self._salt, knowledge.namespace, *version, *freshness, *asked], sort_keys=True)
         return f'"{hashlib.sha256(basis.encode()).hexdigest()[:32]}"'
 
 
@@ -213,6 +220,11 @@ def _success(resolved: Resolved) -> dict[str, object]:
 
 def _failure(key: str, code: str, error: Exception) -> dict[str, object]:
     return {"key": key[:ERROR_MAX_CHARACTERS], "errorCode": code, "errorDetails": _shown(error)}
+
+
+def _refused(error: _NotReadable | InvalidCall) -> Reply:
+    code = "PROVIDER_NOT_READY" if isinstance(error, NamespaceNotFound) else _code(error)
+    return _json(400, {"errorCode": code, "errorDetails": _shown(error)})
 
 
 def _code(error: _NotReadable | InvalidCall) -> str:

@@ -1,7 +1,7 @@
 """What stands under which path of the agent's HTTP/1.1: Connect's calls, OFREP's, metrics, liveness and readiness."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.status import Activity, Status
@@ -45,8 +45,8 @@ class Pages:
         self._ofrep = Ofrep(resolutions, lambda: changes, salt)
         self._own = {LIVE: self._live, READY: self._ready, METRICS: self._metrics}
 
-    def answer(self, request: Request) -> Answer | Awaitable[Answer]:
-        """The answer, or what becomes it."""
+    def answer(self, request: Request) -> Answer:
+        """The answer to any request."""
         path = request.target.partition("?")[0]
         if self._ofrep.serves(path):
             return self._ofrep.answer(path, request)

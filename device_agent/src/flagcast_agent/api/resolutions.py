@@ -9,6 +9,7 @@ without rollouts, and for a variant flag without rules whose variant answers as 
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -131,11 +132,19 @@ class Resolutions:
         self._answers.count(knowledge.namespace, answer)
         return resolved, knowledge
 
+    def question_for_all(self, context: Mapping[str, object], namespace: str = "") -> Question:
+        """The question for all flags, checked against the limits.
+
+        It may wait, because it keeps nothing else of its request. Raises NamespaceNotFound, InvalidContext, CallTooLarge.
+        """
+        _, question = self._admit(Asked("", context, namespace))
+        return question
+
     async def resolve_all(
-        self, context: Mapping[str, object], namespace: str = ""
+        self, question: Question
     ) -> tuple[AsyncIterator[list[Resolved | Unresolved]], Knowledge]:
         """Every flag's answer, as `answer_all` gives them."""
-        slices, knowledge = self.answer_all(context, namespace)
+        slices, knowledge = self.answer_all(question)
 
         async def resolved() -> AsyncIterator[list[Resolved | Unresolved]]:
             async for found in slices:
@@ -144,15 +153,15 @@ class Resolutions:
         return resolved(), knowledge
 
     def answer_all(
-        self, context: Mapping[str, object], namespace: str = "", *, requires_key: bool = False
+        self, question: Question, *, requires_key: bool = False
     ) -> tuple[AsyncIterator[list[Answer | Unresolved]], Knowledge]:
         """Every flag's answer in the order of keys, in slices between which others have their turn; all from one version.
 
         With `requires_key`, a flag that reaches a percentage without a targeting key is unresolved: TargetingKeyMissing.
-        Raises NamespaceNotFound, InvalidContext, CallTooLarge. These answers are not counted as evaluations: nobody has
-        asked for any of the flags yet.
+        Raises NamespaceNotFound, CallTooLarge. These answers are not counted as evaluations: nobody has asked for any of
+        the flags yet.
         """
-        knowledge, question = self._admit(Asked("", context, namespace))
+        knowledge = self._answers.admit(question)
 
         async def slices() -> AsyncIterator[list[Answer | Unresolved]]:
             compiled, entity, texts_of = knowledge.compiled, question.entity_id, question.context
@@ -264,6 +273,13 @@ class Resolutions:
 def selected(selector: str, namespace: str = "") -> str:
     """The namespace that a call's headers ask for, blank for the agent's default one."""
     return namespace or selector.removeprefix(_FLAG_SET)
+
+
+def memory_of(question: Question) -> int:
+    """Bytes of memory that a question's texts take."""
+    context = question.context
+    texts_of = (question.entity_id, question.namespace, *context, *context.values())
+    return sum(map(sys.getsizeof, texts_of))
 
 
 def error_code(error: InvalidCall) -> str:

@@ -310,7 +310,8 @@ class _Flagd:
 
         request = await receive(stream, ResolveAllRequest)
         with told(_flagd_status):
-            response = await self._flagd().resolve_all(request, _selected(stream))
+            flagd = self._flagd()
+            response = await flagd.resolve_all(flagd.question_for_all(request, _selected(stream)))
         await stream.send_message(response)
 
     async def _event_stream(self, stream: ServerStream[Any, Any]) -> None:

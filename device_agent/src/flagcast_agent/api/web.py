@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection on the agent's sockets, and what is answered on it: Connect, OFREP, metrics, liveness.
+"""One HTTP/1.1 connection on the agent's sockets: its requests and answers.
 
 Requests of a connection are answered one after the other, a few of them in one turn. While a client leaves an answer unread,
 nothing more is answered to it and nothing more is read from it; nor is anything read while more than PIPELINED_MAX_BYTES wait for
@@ -9,13 +9,19 @@ waits for it within UNREAD_SECONDS is disconnected, and so is one that stops in 
 import asyncio
 import json
 import logging
+import select
+import socket
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 from flagcast_agent.limits import (
     IDLE_SECONDS,
+    LARGE_REFUSAL_SECONDS,
+    LARGE_WAITING_MAX,
     PIPELINED_MAX_BYTES,
     REQUEST_TIMEOUT_SECONDS,
     REQUESTS_PER_TURN,
@@ -23,7 +29,7 @@ from flagcast_agent.limits import (
 )
 
 from .http1 import CONTINUE, LAST_CHUNK, BadRequest, Request, RequestReader, chunk_of, head_of
-from .load import Load
+from .load import Load, Place
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
@@ -45,15 +51,27 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An answer that goes on: parts, none of them empty, until they end or the client leaves."""
+    """An answer in parts, until they end or the client leaves.
+
+    No part is empty. `keeps` are the bytes of the request that it keeps in memory: never the request itself.
+    """
 
     content_type: str
     parts: AsyncGenerator[bytes, None]
+    keeps: int
 
 
-Answer = Reply | Stream
-Site = Callable[[Request], Answer | Awaitable[Answer]]
-"""Answers a request at once, or later where others shall have their turn in between."""
+@dataclass(frozen=True, slots=True)
+class Large:
+    """A large answer, made by `make` in its turn; `keeps` as a Stream's."""
+
+    make: Callable[[], Awaitable[Reply]]
+    keeps: int
+
+
+Answer = Reply | Stream | Large
+Site = Callable[[Request], Answer]
+"""The answer to a request, which is read and checked at once: no answer that waits keeps it."""
 
 
 class WebConnection(asyncio.BufferedProtocol):
@@ -67,6 +85,10 @@ class WebConnection(asyncio.BufferedProtocol):
         self._reader = RequestReader()
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
+        self._place: Place | None = None
+        self._process = b""
+        self._kept = 0
+        self._written = 0
         self._is_streaming = False
         self._is_over = False
         self._turn: asyncio.Handle | None = None
@@ -76,7 +98,7 @@ class WebConnection(asyncio.BufferedProtocol):
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    # What asyncio says.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio's protocol."""
@@ -108,15 +130,22 @@ class WebConnection(asyncio.BufferedProtocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        """Of asyncio's protocol: the client sends nothing more, and may still read the answers to what it asked."""
+        """Of asyncio's protocol: the client sends nothing more.
+
+        It may still read the answers to its requests, unless it has hung up.
+        """
         is_answering = self._is_busy and not self._is_streaming
         self._is_over = True
+        if self._has_hung_up():
+            self.abort()
+            return False
         return is_answering or self._turn is not None or not self._has_room.is_set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """Of asyncio's protocol."""
         self._load.closed(self)
         self._is_over = True
+        self._reader = RequestReader()
         self._has_room.set()
         for later in (self._timer, self._turn):
             if later is not None:
@@ -135,10 +164,11 @@ class WebConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Of asyncio's protocol: it has read all of it."""
         self._has_room.set()
+        self._written = 0
         self._wait_at_most(IDLE_SECONDS)
         self._advance()
 
-    # What the server says.
+    # Calls of the server.
 
     async def finish(self) -> None:
         """Closes it once what was said has been sent; a call in progress is cut."""
@@ -146,11 +176,13 @@ class WebConnection(asyncio.BufferedProtocol):
             self._task.cancel()
             await asyncio.wait([self._task])
         self._is_over = True
-        self._transport.close()
+        self._close()
 
     def abort(self) -> None:
         """Closes it at once."""
         self._is_over = True
+        self._reader = RequestReader()
+        self._written = 0
         self._transport.abort()
 
     # Requests, one after the other.
@@ -198,9 +230,10 @@ class WebConnection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _count_held(self) -> None:
-        held = self._transport.get_write_buffer_size()
-        if not self._transport.is_closing():
-            held += self._reader.waiting
+        held = self._reader.held + self._kept
+        if not self._has_room.is_set():
+            # All that was written: some releases of Python keep the whole answer until its last byte has gone.
+            held += self._written
         if held or self._is_holding:
             self._is_holding = held > 0
             self._load.holds(self, held)
@@ -208,11 +241,11 @@ class WebConnection(asyncio.BufferedProtocol):
     def _wait_for_more(self) -> None:
         if self._reader.owes_continue:
             self._reader.owes_continue = False
-            self._transport.write(CONTINUE)
+            self._send(CONTINUE)
             if not self._has_room.is_set():
                 return
         if self._is_over:
-            self._transport.close()
+            self._close()
         elif self._reader.is_in_request:
             # From its first byte on, a request may take so long; every further byte buys no more time.
             if self._deadline > self._loop.time() + REQUEST_TIMEOUT_SECONDS:
@@ -234,30 +267,48 @@ class WebConnection(asyncio.BufferedProtocol):
             answer = _problem(500, "the agent failed; its log says how")
         if isinstance(answer, Reply):
             self._write(request, answer)
+            return
+        form = request.without_content()
+        if isinstance(answer, Stream):
+            calling = partial(self._pump, form, answer)
+            self._kept = answer.keeps
+        elif place := self._load.large.enter(self._client_process()):
+            calling = partial(self._answer_in_turn, form, answer, place)
+            self._place, self._kept = place, answer.keeps
         else:
-            self._load.began()
-            self._task = asyncio.ensure_future(self._answer_later(request, answer))
-            self._task.add_done_callback(self._answered)
+            calling = partial(self._refuse_large, form)
+        self._load.began()
+        self._task = asyncio.ensure_future(self._call(calling))
+        self._task.add_done_callback(self._answered)
 
-    async def _answer_later(self, request: Request, answer: Stream | Awaitable[Answer]) -> None:
+    async def _call(self, calling: Callable[[], Awaitable[None]]) -> None:
+        # Called here, not before: a task that is cancelled before it begins would leave a coroutine that was never awaited.
         try:
-            if not isinstance(answer, Stream):
-                async with self._load.large:
-                    later = await answer
-                if isinstance(later, Reply):
-                    self._write(request, later)
-                    return
-                answer = later
-            await self._pump(request, answer)
+            await calling()
         except Exception:
             log.exception("a call failed inside the agent")
             self.abort()
+
+    async def _answer_in_turn(self, request: Request, answer: Large, place: Place) -> None:
+        await place.turn.wait()
+        if self._transport.is_closing() or self._has_hung_up():
+            self.abort()
+            return
+        self._write(request, await answer.make())
+
+    async def _refuse_large(self, request: Request) -> None:
+        await asyncio.sleep(LARGE_REFUSAL_SECONDS)
+        refusal = _problem(503, f"{LARGE_WAITING_MAX} requests of this process for all flags wait already")
+        self._write(
+            request,
+            Reply(503, refusal.content_type, refusal.body, {"retry-after": str(LARGE_REFUSAL_SECONDS)}),
+        )
 
     async def _pump(self, request: Request, stream: Stream) -> None:
         self._is_streaming = True
         headers = {"content-type": stream.content_type, "cache-control": "no-store"}
         is_chunking = request.is_chunking
-        self._transport.write(
+        self._send(
             head_of(
                 200, headers, length=None, is_last=request.is_last or not is_chunking, is_chunking=is_chunking
             )
@@ -265,20 +316,25 @@ class WebConnection(asyncio.BufferedProtocol):
         try:
             await self._has_room.wait()
             async for part in stream.parts:
-                self._transport.write(chunk_of(part) if is_chunking else part)
+                self._send(chunk_of(part) if is_chunking else part)
                 await self._has_room.wait()
         finally:
             await stream.parts.aclose()
         if is_chunking:
-            self._transport.write(LAST_CHUNK)
+            self._send(LAST_CHUNK)
         if request.is_last or not is_chunking:
-            self._transport.close()
+            self._close()
 
     def _answered(self, task: "asyncio.Task[None]") -> None:
         self._load.ended()
+        if self._place is not None:
+            self._load.large.leave(self._place)
+            self._place = None
         self._task = None
+        self._kept = 0
         self._is_streaming = False
         if self._transport.is_closing():
+            self._count_held()
             return
         if task.cancelled():
             self.abort()  # in the middle of an answer nothing else can be said
@@ -290,17 +346,27 @@ class WebConnection(asyncio.BufferedProtocol):
     def _write(self, request: Request, reply: Reply) -> None:
         headers = {"content-type": reply.content_type, **reply.headers} if reply.body else dict(reply.headers)
         head = head_of(reply.status, headers, length=len(reply.body), is_last=request.is_last)
-        self._transport.write(head if request.method == "HEAD" else head + reply.body)
+        self._send(head if request.method == "HEAD" else head + reply.body)
         if request.is_last:
-            self._transport.close()
+            self._close()
+
+    def _send(self, data: bytes) -> None:
+        self._written += len(data)
+        self._transport.write(data)
+        if self._has_room.is_set():
+            self._written = 0
+
+    def _close(self) -> None:
+        # Once the client has read what was written. What it has sent ahead will not be answered any more.
+        self._reader = RequestReader()
+        self._transport.close()
 
     def _refuse(self, error: BadRequest) -> None:
         self._is_over = True
-        self._reader = RequestReader()  # what it holds will not be read any more
         body = _problem(error.status, str(error)).body
         headers = {"content-type": JSON}
-        self._transport.write(head_of(error.status, headers, length=len(body), is_last=True) + body)
-        self._transport.close()
+        self._send(head_of(error.status, headers, length=len(body), is_last=True) + body)
+        self._close()
 
     # Time. One timer, which looks again when it is early: setting it anew for every request would cost more than the answer.
 
@@ -327,9 +393,24 @@ class WebConnection(asyncio.BufferedProtocol):
                     BadRequest(408, f"the request did not arrive within {REQUEST_TIMEOUT_SECONDS} s")
                 )
             else:
-                self._transport.close()
+                self._close()
             return
         self._watch_time()
+
+    # The client.
+
+    def _client_process(self) -> bytes:
+        # unix(7): process, user and group of whoever connected. All clients of the TCP port have the same, which is nobody's.
+        if not self._process:
+            connected = self._transport.get_extra_info("socket")
+            self._process = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return self._process
+
+    def _has_hung_up(self) -> bool:
+        # Whether nobody is left to read. A client of the TCP port that has closed looks like one that still reads.
+        looking = select.poll()
+        looking.register(self._transport.get_extra_info("socket"), 0)
+        return bool(looking.poll(0))
 
 
 def _host_of(request: Request) -> str:
