@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from publishing import Flagcast, Result, features, make_project
 from thief import forged
 
 from brokers import start_mosquitto
-from flagcast_bridge import clock, files, keychain, mqtt, passphrase, pkcs8, project, signer
+from flagcast_bridge import clock, files, keychain, keys, mqtt, passphrase, pkcs8, project, signer
 from flagcast_bridge.cli import main
 from flagcast_bridge.signer import encode_public
 from flagcast_shared.errors import InvalidConfiguration
@@ -899,6 +900,53 @@ def test_a_key_gets_its_first_passphrase_and_another_one(site: Site, tmp_path: P
     code, shown = at_terminal(asked, ["correct horse", "battery", "battery"], tmp_path)
     assert (code, "correct" in shown) == (0, False), shown
     assert signer.load(key, "alice", lambda _: b"battery").public == public
+
+
+GROUP, USER = 1_234, 65_534  # neither has to have a name on this machine
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to others")
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o640, 0o440, 0o600])
+def test_a_key_that_is_written_anew_keeps_its_group(
+    site: Site, tmp_path: Path, secret: Path, mode: int
+) -> None:
+    key = make(site.flagcast, tmp_path / "alice", "alice")
+    os.chown(key, -1, GROUP)
+    key.chmod(mode)
+    done = site.flagcast("keys", "passphrase", key, "--new-passphrase-file", secret, "--allow-group")
+    assert (done.code, "its group" in done.out + done.err) == (0, False), done.err
+    found = key.stat()
+    assert (found.st_gid, found.st_mode & 0o777) == (GROUP, mode | 0o600)
+
+
+@needs_root
+def test_a_key_that_cannot_keep_its_group_is_its_owner_s_alone(tmp_path: Path, secret: Path) -> None:
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:  # where another user gets to
+        key = Path(folder) / "alice.key"
+        signer.create("alice").save(key)
+        key.chmod(0o640)
+        for path, group in ((Path(folder), USER), (key, GROUP)):
+            os.chown(path, USER, group)
+        groups = os.getgroups()
+        os.setgroups([])
+        os.setegid(USER)
+        os.seteuid(USER)
+        try:
+            keys.change_passphrase(
+                key, unlock=lambda _: None, protect=lambda: b"open sesame", allow_group=True, say=said.append
+            )
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
+        found = key.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (USER, USER, 0o600)
+    assert (
+        f"its group may not read it any more; as root, run: chgrp {GROUP} {key} && chmod g+r {key}"
+        in "".join(said)
+    )
 
 
 # Several publishers

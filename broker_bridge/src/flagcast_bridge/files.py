@@ -15,7 +15,7 @@ PUBLIC_MODE = 0o644
 
 def write_new(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
     """A new file with exactly this mode. Raises FileExistsError where something has that name, else OSError."""
-    temporary = _write_beside(path, content, mode)
+    temporary, _ = _write_beside(path, content, mode)
     try:
         os.link(temporary, path)  # unlike a rename, it never takes the place of a file that is there
     finally:
@@ -23,15 +23,19 @@ def write_new(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
     sync_folder(path.parent)
 
 
-def replace(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
-    """Put a file in the place of one that may be there. Raises OSError."""
-    temporary = _write_beside(path, content, mode)
+def replace(path: Path, content: bytes, mode: int = PUBLIC_MODE, group: int | None = None) -> int:
+    """Put a file in the place of one that may be there, for a `group` where one is given. Raises OSError.
+
+    Returns its mode, which lacks all rights of the group where this user may not give a file to it.
+    """
+    temporary, mode = _write_beside(path, content, mode, group)
     try:
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+    return mode
 
 
 def move(path: Path, target: Path) -> None:
@@ -93,12 +97,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_beside(path: Path, content: bytes, mode: int) -> Path:
+def _write_beside(path: Path, content: bytes, mode: int, group: int | None = None) -> tuple[Path, int]:
     temporary = _temporary(path)
     tidy(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if group is not None:
+                try:
+                    os.fchown(descriptor, -1, group)
+                except OSError:
+                    mode &= ~stat.S_IRWXG  # they would be another group's
             os.fchmod(descriptor, mode)
             file.write(content)
             file.flush()
@@ -106,7 +115,7 @@ def _write_beside(path: Path, content: bytes, mode: int) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return temporary
+    return temporary, mode
 
 
 def _temporary(path: Path) -> Path:

@@ -198,8 +198,10 @@ def change_passphrase(
         raise InvalidConfiguration(
             f"{path}: has no passphrase yet; give --new-passphrase to be asked for one, or --new-passphrase-file"
         )
-    key.save_again(path, new)
+    lost = key.save_again(path, new)
     say(f"{path} is written anew; key {key.public.id.hex()} is the same")
+    if lost is not None:
+        say(f"  its group may not read it any more; as root, run: chgrp {lost} {path} && chmod g+r {path}")
     say(
         "  copies of the old file still open as they did: replace them, and destroy the ones that you cannot replace"
     )

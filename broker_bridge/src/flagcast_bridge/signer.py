@@ -83,8 +83,10 @@ class FileSigner:
         """
         _write_new(path, self._encoded(passphrase), files.PRIVATE_MODE)
 
-    def save_again(self, path: Path, passphrase: bytes) -> None:
-        """Put the key, under this passphrase, in the place of the file that it was read from; a link stays one.
+    def save_again(self, path: Path, passphrase: bytes) -> int | None:
+        """Replace the key's file by one under this passphrase; a link stays one.
+
+        Returns the number of the group that lost its right to read the file, because this user may give it none of that group.
 
         Raises:
             InvalidConfiguration: the file cannot be written.
@@ -97,9 +99,10 @@ class FileSigner:
                     f"{path}: belongs to another user, who could not read the new file; run this as that user"
                 )
             mode = files.PRIVATE_MODE | found.st_mode & stat.S_IRGRP
-            files.replace(place, self._encoded(passphrase), mode)
+            given = files.replace(place, self._encoded(passphrase), mode, found.st_gid)
         except OSError as error:
             raise InvalidConfiguration(f"{path}: the key cannot be written: {error.strerror}") from error
+        return None if given == mode else found.st_gid
 
     def _encoded(self, passphrase: bytes | None) -> bytes:
         if passphrase is None:
