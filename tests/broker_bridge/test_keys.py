@@ -1016,7 +1016,7 @@ def test_a_release_is_refused_when_things_moved_on(
             1,
             True,
         )
-    assert live.publish({"four": True}, "--prepare", "four.release").code == 0
+    assert live.publish({"four": True}, "--prepare", "four.release", "--yes").code == 0
     sign(live, "four.release", team["alice"], team["bob"])
     with monkeypatch.context() as patched:
         later = clock.now() + 8 * 86_400
@@ -1175,7 +1175,7 @@ def test_numbers_that_a_thief_pushed_to_the_end_are_left_behind_by_a_rotation(
     before = device.versions
     device.hear(live.retained(), now=clock.now())
     assert (device.refused, device.versions) == (["unknown_key"], before)
-    assert live.publish({"a": True, "c": True}).code == 0
+    assert live.publish({"a": True, "c": True}, "--yes").code == 0
     device.hear(live.retained(), now=clock.now())
     assert device.refused == []
 

@@ -162,7 +162,7 @@ def test_the_walk_through_of_the_guide_with_a_device_that_is_away(desk: Desk) ->
             has(device, root=4, epoch=4, version=5)
             assert device.evaluate("b", "e")["value"] is True
 
-        desk.write(GOOD)
+        desk.write({**BETTER, "c": True})
         said = desk.follow(RELEASE)
         assert "2 of 2 publisher keys must sign (was 1 of 1)" in said
         assert "compared with version 5:" in said

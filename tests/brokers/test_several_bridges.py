@@ -48,7 +48,7 @@ if method:
             os.kill(os.getpid(), getattr(signal, name))
         return result
     setattr(owner, method, interrupted)
-sys.exit(max(cli.main(["publish", path, "--project", folder]) for path in files))
+sys.exit(max(cli.main(["publish", path, "--project", folder, "--yes"]) for path in files))
 """
 
 

@@ -52,11 +52,11 @@ def test_flipts_corpus_publishes_and_evaluates_unchanged(
         return [(each["value"], each["reason"], each["segments"]) for each in every]
 
     expected = [
-        ("variant1", "match", ["segment1"]),
-        ("", "unknown", []),
-        (True, "match", ["segment1"]),
-        (True, "default", []),
-        (True, "match", []),
+        ("variant1", "TARGETING_MATCH", ["segment1"]),
+        ("", "DEFAULT", []),
+        (True, "TARGETING_MATCH", ["segment1"]),
+        (True, "DEFAULT", []),
+        (True, "SPLIT", []),
     ]
     assert answers() == expected
     # The same after the broker is gone and the device has lost its power.

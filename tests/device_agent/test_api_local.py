@@ -55,7 +55,7 @@ def test_a_variant_flag_needs_no_other_command(client: LocalClient) -> None:
 
 def test_a_disabled_flag_says_so(client: LocalClient) -> None:
     found = client.evaluate(Question("off"))
-    assert (found.value, found.reason, found.match) == ("false", "DISABLED", False)
+    assert (found.value, found.reason, found.match) == ("false", "STATIC", False)
 
 
 @pytest.mark.parametrize("question", [Question("nope"), Question("on", namespace="elsewhere")])
@@ -94,7 +94,7 @@ def test_the_flags_are_listed_by_key_with_what_is_wrong_with_them(client: LocalC
     ("words", "code", "printed"),
     [
         (("on",), 0, "true\tSTATIC\n"),
-        (("off",), 0, "false\tDISABLED\n"),
+        (("off",), 0, "false\tSTATIC\n"),
         (("in-north", "--context", "region=north"), 0, "true\tTARGETING_MATCH\n"),
         (("theme", "--context", "region=north"), 0, 'dark\tTARGETING_MATCH\t{"ink":"white"}\n'),
         (("theme",), 0, "light\tDEFAULT\n"),

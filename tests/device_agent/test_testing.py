@@ -238,7 +238,7 @@ def test_an_overridden_variant_comes_with_its_attachment(client: OverridableClie
     with client.override("current-limit", "high"):
         assert client.integer("current-limit", 0, "e") == 32
         found = client.evaluate("current-limit", "", "e", {"site": "bergen"})
-        assert (found.value, found.reason, found.error) == ("high", "STATIC", "")
+        assert (found.value, found.reason, found.error) == ("high", "DEFAULT", "")
     assert client.integer("current-limit", 0, "e") == 16
 
 
