@@ -1156,7 +1156,7 @@ def test_numbers_that_a_thief_pushed_to_the_end_are_left_behind_by_a_rotation(
         )
     assert live.keys("rotate", "publisher").code == 0
     for flags in ({"a": True}, {"a": True, "c": True}):
-        done = live.publish(flags)
+        done = live.publish(flags, "--yes")
         assert done.code == 0, done.err
         device.hear(live.retained(), now=clock.now())
         assert device.refused == []
@@ -1175,7 +1175,7 @@ def test_numbers_that_a_thief_pushed_to_the_end_are_left_behind_by_a_rotation(
     before = device.versions
     device.hear(live.retained(), now=clock.now())
     assert (device.refused, device.versions) == (["unknown_key"], before)
-    assert live.publish({"a": True, "c": True}, "--yes").code == 0
+    assert live.publish({"a": True, "c": True}).code == 0
     device.hear(live.retained(), now=clock.now())
     assert device.refused == []
 
