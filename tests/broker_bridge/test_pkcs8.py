@@ -104,9 +104,16 @@ def test_a_key_that_is_written_today_is_not_weak_and_one_of_before_is(key: Path,
     [
         (("-v2", "aes256", "-iter", "600000"), ""),
         (("-v2", "aes256", "-iter", "599999"), "PBKDF2 with 599999 rounds"),
-        (("-v2", "aes256", "-v2prf", "hmacWithSHA1"), "PBKDF2 with 2048 rounds"),
-        (("-scrypt",), ""),
-        (("-scrypt", "-scrypt_N", "1024"), "scrypt with N = 1024, r = 8"),
+        (("-v2", "aes256", "-v2prf", "hmacWithSHA1"), "PBKDF2 with 2048 rounds of HMAC-SHA-1"),
+        (
+            ("-v2", "aes256", "-v2prf", "hmacWithSHA1", "-iter", "600000"),
+            "PBKDF2 with 600000 rounds of HMAC-SHA-1",
+        ),
+        (("-v2", "aes256", "-v2prf", "hmacWithSHA1", "-iter", "1300000"), ""),
+        (("-scrypt", "-scrypt_p", "5"), ""),
+        # What openssl writes unless told otherwise: a fifth of the work.
+        (("-scrypt",), "scrypt with N = 16384, r = 8, p = 1"),
+        (("-scrypt", "-scrypt_N", "1024"), "scrypt with N = 1024, r = 8, p = 1"),
     ],
 )
 def test_files_of_openssl_are_read_and_the_weak_ones_told(

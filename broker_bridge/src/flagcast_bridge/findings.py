@@ -256,6 +256,8 @@ def count(findings: Iterable[Finding], unlisted: Counts) -> Counts:
 def unlisted_as_text(unlisted: Counts) -> str:
     """The last line of a list that was cut short; "" for one that was not."""
     rest = sum(unlisted)
+    if rest == 1:
+        return "1 more finding is not listed; correct these first"
     return f"{rest} more findings are not listed; correct these first" if rest else ""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from flagcast_shared.errors import InvalidConfiguration
+from flagcast_shared.printing import printable
 
 from . import files
 
@@ -32,7 +33,7 @@ def from_environment(path: Path) -> bytes | None:
 def source(file: Path | None = None, *, asks: bool = False, allow_group: bool = False) -> Unlock:
     """A person where `asks`, else the file, else the file that the environment names; with `allow_group` also its group's."""
     if asks:
-        return lambda path: _ask(f"passphrase of {path}: ")
+        return lambda path: _ask(f"passphrase of {printable(str(path))}: ")
     named = _named(file)
     return lambda _: None if named is None else _read(named, allow_group=allow_group)
 

@@ -23,6 +23,8 @@ SCRYPT_P: Final = 5
 """With that N, OWASP's password storage guidance asks for as much: 0.2 s for each passphrase that is tried."""
 PBKDF2_ROUNDS_MIN: Final = 600_000
 """OWASP's password storage guidance for HMAC-SHA-256."""
+PBKDF2_SHA1_ROUNDS_MIN: Final = 1_300_000
+"""The same for HMAC-SHA-1, which is what a file means that names no function."""
 SALT_BYTES: Final = 16
 """RFC 8018, 4.1, asks for 8 at least."""
 
@@ -33,6 +35,7 @@ _KEY_BYTES: Final = 32
 _BLOCK_BITS: Final = 128
 _PBES2: Final = ObjectIdentifier("1.2.840.113549.1.5.13")
 _PBKDF2: Final = ObjectIdentifier("1.2.840.113549.1.5.12")
+_HMAC_SHA1: Final = ObjectIdentifier("1.2.840.113549.2.7")
 _SCRYPT: Final = ObjectIdentifier("1.3.6.1.4.1.11591.4.11")
 _AES_256_CBC: Final = ObjectIdentifier("2.16.840.1.101.3.4.1.42")
 
@@ -131,7 +134,10 @@ def encrypt(key: bytes, passphrase: bytes) -> bytes:
 
 
 def weakness(pem: bytes) -> str:
-    """The reason why the passphrase of an encrypted key is tried too fast; blank where it is not, and for a damaged file."""
+    """Weakness of an encrypted key's derivation, in words; blank for none.
+
+    Blank for a damaged file too: `signer.load` has the words for that.
+    """
     try:
         body = pem[pem.index(_BEGIN) + len(_BEGIN) : pem.index(_END)]
         outer = asn1.decode_der(_AnyEncryptedKey, base64.b64decode(b"".join(body.split()), validate=True))
@@ -139,15 +145,22 @@ def weakness(pem: bytes) -> str:
             return "an encryption older than PBES2"
         derivation = outer.algorithm.parameters.parse(_AnyPbes2Parameters).derivation
         if derivation.algorithm == _PBKDF2:
-            rounds = derivation.parameters.parse(_Pbkdf2Parameters).rounds
-            return f"PBKDF2 with {rounds} rounds" if rounds < PBKDF2_ROUNDS_MIN else ""
+            return _pbkdf2_weakness(derivation.parameters.parse(_Pbkdf2Parameters))
         if derivation.algorithm == _SCRYPT:
             found = derivation.parameters.parse(_ScryptParameters)
-            if found.cost * found.block_size < SCRYPT_N * SCRYPT_R:
-                return f"scrypt with N = {found.cost}, r = {found.block_size}"
+            work = found.cost * found.block_size * found.parallelization
+            if work < SCRYPT_N * SCRYPT_R * SCRYPT_P:
+                return f"scrypt with N = {found.cost}, r = {found.block_size}, p = {found.parallelization}"
     except (ValueError, binascii.Error):
-        return ""  # `load` has the words for it
+        return ""
     return ""
+
+
+def _pbkdf2_weakness(found: _Pbkdf2Parameters) -> str:
+    is_sha1 = found.function is None or found.function.algorithm == _HMAC_SHA1
+    if found.rounds >= (PBKDF2_SHA1_ROUNDS_MIN if is_sha1 else PBKDF2_ROUNDS_MIN):
+        return ""
+    return f"PBKDF2 with {found.rounds} rounds" + (" of HMAC-SHA-1" if is_sha1 else "")
 
 
 def _armoured(der: bytes) -> bytes:
