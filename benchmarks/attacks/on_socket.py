@@ -1,0 +1,41 @@
+"""Attacks on the agent's socket, by an application of the device."""
+
+import statistics
+from collections.abc import Iterator
+
+from .bench import Bench
+from .figures import LONGEST, TWICE, Figure, memory
+from .load import Watch, burning, calls_for, spending, unread_requests
+
+
+def unread_answers(bench: Bench) -> Iterator[Figure]:
+    """Requests are pipelined without end and no answer is read, beside a caller that is honest."""
+    rounds, seconds = (3, 0.3) if bench.is_quick else (5, 4.0)
+    name = "requests without end, no answer read"
+    agent = bench.agent()
+    path, patience = agent.device.socket, bench.slow_seconds
+    attacked, beside, longest, cores, is_cut = [], [], 0.0, 0.0, False
+    with Watch({"agent": agent.pid}) as watch:
+        calls_for(path, patience, 0.2)
+        for _ in range(rounds):
+            with unread_requests(path) as flood, spending(flood) as spent:
+                waits = calls_for(path, patience, seconds)
+            attacked.append(waits.p99)
+            longest, cores = max(longest, waits.longest), max(cores, spent.cores)
+            is_cut = waits.is_cut or bool(watch.exceeded)
+            if is_cut:
+                agent.device.kill()
+                break
+            with burning(spent.cores):
+                beside.append(calls_for(path, patience, seconds).p99)
+    yield memory(watch, "agent", name)
+    yield Figure(
+        f"{name}: another caller's p99",
+        statistics.median(attacked),
+        "ms",
+        TWICE,
+        "as much CPU burnt beside",
+        statistics.median(beside) if beside else None,
+        "more than; the agent was killed or silent" if is_cut else f"{cores:.2f} cores",
+    )
+    yield Figure(f"{name}: another caller's longest wait", longest, "ms", LONGEST)
