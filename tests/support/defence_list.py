@@ -109,14 +109,14 @@ _CODEC = (
     check(
         "integers beyond 63 bits",
         CODEC,
-        "if argument > NUMBER_MAX - major:",
+        "if major <= _NEGATIVE and argument > NUMBER_MAX - major:",
         "attacks/test_envelopes.py::test_values_that_never_travel",
     ),
     Defence(
         "the negative integer of 64 bits",
         CODEC,
-        "if argument > NUMBER_MAX - major:",
-        "if argument > NUMBER_MAX:",
+        "if major <= _NEGATIVE and argument > NUMBER_MAX - major:",
+        "if major <= _NEGATIVE and argument > NUMBER_MAX:",
         "attacks/test_structure.py::test_shape_that_never_travels[the negative number of 64 bits]",
     ),
     Defence(

@@ -120,18 +120,20 @@ def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
         major = data[at] >> 5
         argument = data[at] & 0x1F
         at += 1
-        if argument == _ARGUMENT_BYTE and at < end and major != _SIMPLE and data[at] > _ARGUMENT_INLINE:
-            # As below, without a call: numbers and lengths from 24 to 255 are most of those that are not inline.
-            argument = data[at]
-            at += 1
-        elif argument > _ARGUMENT_INLINE:
-            argument, at = _long_argument(data, at, what)
+        if argument > _ARGUMENT_INLINE:
+            if argument == _ARGUMENT_BYTE and at < end and major != _SIMPLE and data[at] > _ARGUMENT_INLINE:
+                # As below, without a call: numbers and lengths from 24 to 255 are most of those that are not inline.
+                argument = data[at]
+                at += 1
+            else:
+                argument, at = _long_argument(data, at, what)
+                # The negative integer is -1 - argument.
+                if major <= _NEGATIVE and argument > NUMBER_MAX - major:
+                    raise Malformed(f"{what}: an integer beyond 63 bits")
         left -= 1
         is_key = keys != _NO_MAP and left & 1
         if major <= _NEGATIVE:
-            # The negative integer is -1 - argument.
-            if argument > NUMBER_MAX - major:
-                raise Malformed(f"{what}: an integer beyond 63 bits")
+            pass
         elif major <= _TEXT:
             at += argument
             if at > end:
