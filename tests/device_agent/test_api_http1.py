@@ -611,10 +611,10 @@ def test_no_answer_is_made_for_clients_that_have_hung_up(
     resolutions = large_server.server._resolutions
     make, made = resolutions.answer_all, 0
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal made
         made += 1
-        return make(*arguments)
+        return make(*arguments, **options)
 
     monkeypatch.setattr(resolutions, "answer_all", counted)
     with HttpClient(large_server.path) as other:
