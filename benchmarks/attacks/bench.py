@@ -33,7 +33,7 @@ CPU_CAP_SECONDS, QUICK_CPU_CAP_SECONDS = 10, 3
 COMMAND_CPU_SECONDS = 60
 """Processor time of a command that is not attacked itself."""
 SLOW_SECONDS, QUICK_SLOW_SECONDS = 15.0, 4.0
-"""How long another caller, or SIGTERM, waits for a victim that does not answer."""
+"""Time that another caller, or SIGTERM, waits for a victim that does not answer."""
 FLAGS = 1_000
 TEST = Environment("test")
 GOOD, MALLORY = DeviceId("good"), DeviceId("mallory")
@@ -41,7 +41,7 @@ GOOD, MALLORY = DeviceId("good"), DeviceId("mallory")
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended. `is_capped`: it was killed for its processor time."""
+    """End of a command. `is_capped`: it was killed for its processor time."""
 
     code: int
     text: str
@@ -65,7 +65,7 @@ class Agent:
         return self.device._process is not None and self.device._process.poll() is None
 
     def refusals(self) -> int:
-        """How many it has logged."""
+        """Number of refusals that it has logged."""
         return self.device.log.count("message=refused")
 
 

@@ -53,7 +53,7 @@ class Stream:
 
 @dataclass(slots=True)
 class Sent:
-    """How many messages of each stream were sent, once their block has ended."""
+    """Number of messages sent of each stream, once their block has ended."""
 
     counts: list[int] = field(default_factory=list)
 
@@ -198,7 +198,7 @@ class Spent:
 
 @contextmanager
 def spending(*processes: int) -> Iterator[Spent]:
-    """What these processes spend while the block lasts; one that ends in it counts nothing."""
+    """CPU that these processes spend while the block lasts; one that ends in it counts nothing."""
     spent, began = Spent(), time.monotonic()
     first = [_cpu_seconds(each) for each in processes]
     yield spent

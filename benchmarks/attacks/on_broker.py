@@ -219,7 +219,7 @@ def revoked(bench: Bench) -> Iterator[Figure]:
 
 
 def _admitted_revoked(bench: Bench, rounds: int) -> dict[str, int]:
-    """How often an agent admits the head, by the order in which the broker shows both before any answer."""
+    """Number of times that an agent admits the head, by the order in which the broker shows both before any answer."""
     publisher = PublisherSimulator(now=now())
     publisher.release(flag(is_on=True))
     shown: list[tuple[str, bytes]] = list(publisher.retained.items())

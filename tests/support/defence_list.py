@@ -184,7 +184,7 @@ _CODEC = (
     check(
         "items without end",
         CODEC,
-        "if items > items_max:",
+        "if items > ITEMS_MAX:",
         "attacks/test_structure.py::test_record_of_empty_lists_without_end",
     ),
     Defence(

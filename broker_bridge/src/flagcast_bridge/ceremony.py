@@ -87,7 +87,7 @@ MESSAGES_MAX: Final = 16 * PARTS_MAX
 """Messages of one release: more than fit into the file."""
 
 CLOCK_AHEAD_MAX_SECONDS: Final = 300
-"""How far two machines' clocks may differ in a ceremony: five minutes, as in Kerberos (RFC 4120, 8.2)."""
+"""Difference that two machines' clocks may have in a ceremony: five minutes, as in Kerberos (RFC 4120, 8.2)."""
 
 _MAGIC: Final = "flagcast ceremony"
 _FORMAT: Final = 1

@@ -429,7 +429,7 @@ def _passphrase_source(arguments: argparse.Namespace) -> passphrase.Unlock:
 
 
 def _unlock(arguments: argparse.Namespace) -> passphrase.Unlock:
-    # Whoever gives a passphrase is told once that its file protects it badly.
+    # A key file that protects its passphrase badly is named once, to the person who gives the passphrase.
     from . import signer
 
     source = _passphrase_source(arguments)

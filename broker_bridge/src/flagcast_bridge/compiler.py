@@ -41,7 +41,7 @@ CONSTRAINT_TYPES: Final[Mapping[str, model.ConstraintType]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """What a flags file or folder compiles to. With an error among the findings, `namespaces` is empty.
+    """Result of compiling a flags file or folder. With an error among the findings, `namespaces` is empty.
 
     `findings` are the first FINDINGS_MAX, in order, errors before warnings where not all are listed; `unlisted`
     counts the others. `written_off` are the boolean flags with `enabled: false` in the file, which is more than leaving it out:

@@ -18,7 +18,9 @@ SILENT_AFTER_SECONDS: Final = 2 * 86_400
 
 
 RECOVERY_BOUND: Final = 1_000_000
-"""How far above the known numbers a report counts. Reports are unsigned, and no device that lies may use up the numbers or stop a
+"""Distance above the known numbers within which a report counts.
+
+Reports are unsigned, and no device that lies may use up the numbers or stop a
 publisher with such a claim; a release every minute takes two years to get so far."""
 
 

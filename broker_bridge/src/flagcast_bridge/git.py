@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 PATIENCE_SECONDS: Final = 10.0
-"""How long git may take: comparing commits of a large history takes a second; publishing does not wait for a disk that hangs."""
+"""Time that git may take: comparing commits of a large history takes a second; publishing does not wait for a disk that hangs."""
 
 _COMMIT: Final = re.compile("[0-9a-f]{7,64}")
 # Words of others; nothing that git could take for an option or a revision of another form.

@@ -209,7 +209,7 @@ class _Linter:
                 return
 
     def _scalars(self, node: Node, what: str) -> None:
-        """What another reader of YAML or JSON would not read as this value."""
+        """Warnings about a value that another reader of YAML or JSON reads otherwise."""
         waiting = [node]
         seen: set[int] = set()
         while waiting:
@@ -250,7 +250,7 @@ class _Linter:
                 self._say("FC243", key.at, said, hint)
 
     def _metadata(self, flag: Flag) -> None:
-        """What of a flag's metadata applications do not get, or not as it is written."""
+        """Warnings about metadata that applications do not get, or get in another form."""
         for key, value in flag.metadata:
             what = f"flag {flag.key.value!r}, metadata {key.text[:60]!r}"
             if not isinstance(value, Scalar):

@@ -70,7 +70,7 @@ _READ_BYTES: Final = 65_536
 _FRAME_MAX_BYTES: Final = 16 * PACKET_KEPT_BYTES
 # Of a WebSocket, which paho keeps until its end; brokers put one or a few packets into a frame.
 _IDLE_SECONDS: Final = 1.0
-# How often `incoming` looks up while nothing comes.
+# The interval at which `incoming` looks up while nothing comes.
 _SUBACK_POLL_SECONDS: Final = 0.05
 
 _PACKET_ROOM_BYTES: Final = 32
@@ -310,7 +310,7 @@ class Connection:
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """How many messages `incoming` has passed over, by the reason."""
+        """Number of messages that `incoming` has passed over, by the reason."""
         return dict(self._dropped)
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> None:

@@ -89,7 +89,7 @@ def decode_counted(data: bytes, what: str) -> tuple[Value, int]:
     return value, items
 
 
-def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
+def scan(data: bytes, what: str) -> int:
     """Count the items of one value that fills `data` exactly, from their heads alone (RFC 8949, 3 and 4.2.1).
 
     No recursion, and no object for an item: a stack of counters, at most DEPTH_MAX deep. What passes is the one spelling of
@@ -98,7 +98,7 @@ def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
 
     Raises:
         TooDeep: an array or a map within DEPTH_MAX others, empty or not.
-        TooLarge: more than `items_max` items, announced or there; each key and each value of a map is one.
+        TooLarge: more than ITEMS_MAX items, announced or there; each key and each value of a map is one.
         TrailingBytes, NotDeterministic, Malformed
     """
     end = len(data)
@@ -148,8 +148,8 @@ def scan(data: bytes, what: str, items_max: int = ITEMS_MAX) -> int:
                 else:
                     left, keys, last = 2 * argument, _ANY_KEY, b""
                 items += left
-                if items > items_max:
-                    raise TooLarge(f"{what}: more than {items_max} items")
+                if items > ITEMS_MAX:
+                    raise TooLarge(f"{what}: more than {ITEMS_MAX} items")
         elif major == _TAG:
             raise NotDeterministic(f"{what}: a tag never travels")
         elif not _FALSE <= argument <= _NULL:
