@@ -642,19 +642,20 @@ def test_a_client_that_is_done_sending_keeps_its_place_until_it_hangs_up(server:
 
 @pytest.mark.parametrize("how", ["stopped", "reset"])
 def test_a_request_whose_turn_never_comes_leaves_nothing_behind(how: str) -> None:
-    flags = [BooleanFlag(FlagKey(f"flag-{number}"), enabled=True) for number in range(6_000)]
-    with warnings.catch_warnings(record=True) as caught, running(flags) as server:
+    flag = BooleanFlag(FlagKey("on"), enabled=True)
+    with warnings.catch_warnings(record=True) as caught, running([flag]) as server:
         warnings.simplefilter("always")
-        with contextlib.ExitStack() as stack:
-            for _ in range(40):
+        with server.large_answers_held_up(), contextlib.ExitStack() as stack:
+            for _ in range(LARGE_WAITING_MAX):
                 client = stack.enter_context(HttpClient(server.port))
                 client.send("POST", ALL, b"{}")
                 # Closing it resets the connection, so that the agent notices at once.
                 client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            wait_until(lambda: server.open_calls() > 5)
+            wait_until(lambda: server.open_calls() == LARGE_WAITING_MAX)
             if how == "stopped":
                 server.call(server.server.stop(0))
-        wait_until(lambda: server.open_calls() == 0 and server.held() == 0)
+            stack.close()
+            wait_until(lambda: server.open_calls() == 0 and server.held() == 0)
         gc.collect()
     assert [str(each.message) for each in caught if each.category is RuntimeWarning] == []
 
