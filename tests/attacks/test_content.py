@@ -13,11 +13,19 @@ from releases import BETA, EVIL, OFF, ON, OTHER
 from flagcast_agent.sync import FETCH_PATIENCE_SECONDS
 from flagcast_shared.bucketing import candidate_bucket
 from flagcast_shared.codec import deflate, encode
+from flagcast_shared.errors import TooLarge
 from flagcast_shared.ids import Digest, EntityId, RecordId, SegmentKey
 from flagcast_shared.limits import PARTS_MAX, RECORD_MAX_BYTES, RECORDS_MAX
 from flagcast_shared.messages import InlineDelta
 from flagcast_shared.model import Constraint, ConstraintType, Match, Operator, Segment
-from flagcast_shared.records import Record, content_digest, encode_content, encode_delta, encode_record
+from flagcast_shared.records import (
+    Record,
+    content_digest,
+    decode_record,
+    encode_content,
+    encode_delta,
+    encode_record,
+)
 
 
 def begin_fetch(agent: AgentShell, publisher: PublisherSimulator) -> None:
@@ -246,6 +254,8 @@ def test_record_without_end(agent: AgentShell, publisher: PublisherSimulator) ->
     long = [[f"v{number}", "x" * 60_000] for number in range(5)]
     record = encode(["flag", "x", {1: "variant", 2: True, 4: long}])
     assert len(record) > RECORD_MAX_BYTES
+    with pytest.raises(TooLarge):
+        decode_record(record)
     digest = content_digest([Digest(hashlib.sha256(record).digest())])
     agent.deliver(publisher.head_topic, offer(publisher, deflate(encode([record])), digest))
     with refused(agent, "too_large"):
@@ -370,8 +380,16 @@ def test_delta_that_removes_and_changes_one_record(agent: AgentShell, publisher:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\x00", encode([]), encode([[], []]) + b"\x00", encode([[["flag"]], []]), encode([[], [1]])],
-    ids=lambda body: body.hex() or "empty",
+    [
+        b"",
+        b"\x00",
+        encode([]),
+        encode([[], []]) + b"\x00",
+        encode([[["flag"]], []]),
+        encode([[], [1]]),
+        b"\xa2" + encode_delta([], [encode_record(ON)])[1:],  # a map where the list should be
+    ],
+    ids=lambda body: body[:8].hex() or "empty",
 )
 def test_delta_that_is_none(agent: AgentShell, publisher: PublisherSimulator, body: bytes) -> None:
     publisher.release(ON)

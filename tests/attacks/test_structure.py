@@ -113,6 +113,12 @@ def test_shape_that_never_travels(data: bytes, error: type[Refused], monkeypatch
     assert type(raised.value) is error
 
 
+@pytest.mark.parametrize("data", [b"\xf9\0\0", b"\xfa\0\0\0\1", b"\xfb" + bytes(8)])
+def test_float_that_reads_like_a_number_longer_than_needed(data: bytes) -> None:
+    with pytest.raises(NotDeterministic, match="a float or an unknown simple value never travels"):
+        decode(data, "x")
+
+
 def test_deepest_shape_that_travels() -> None:
     assert scan(b"\x81" * (DEPTH_MAX - 1) + b"\x80", "x") == DEPTH_MAX
 

@@ -85,19 +85,20 @@ _CODEC = (
     check(
         "bytes after the payload",
         CODEC,
-        "if at != end:",
+        "if at != len(data):",
         "attacks/test_envelopes.py::test_bytes_after_the_payload",
     ),
-    check(
+    Defence(
         "payload cut short",
         CODEC,
-        "if at >= end:",
+        'raise Malformed(f"{what}: cut short") from error',
+        "raise",
         "attacks/test_envelopes.py::test_payload_that_is_no_cbor",
     ),
     check(
         "string cut short",
         CODEC,
-        "if at > end:",
+        "if at > len(data):",
         "attacks/test_structure.py::test_shape_that_never_travels[a text cut short]",
     ),
     check(
@@ -109,35 +110,35 @@ _CODEC = (
     check(
         "integers beyond 63 bits",
         CODEC,
-        "if major <= _NEGATIVE and argument > NUMBER_MAX - major:",
+        "if argument > NUMBER_MAX - major and major <= _NEGATIVE:",
         "attacks/test_envelopes.py::test_values_that_never_travel",
     ),
     Defence(
         "the negative integer of 64 bits",
         CODEC,
-        "if major <= _NEGATIVE and argument > NUMBER_MAX - major:",
-        "if major <= _NEGATIVE and argument > NUMBER_MAX:",
+        "if argument > NUMBER_MAX - major and major <= _NEGATIVE:",
+        "if argument > NUMBER_MAX and major <= _NEGATIVE:",
         "attacks/test_structure.py::test_shape_that_never_travels[the negative number of 64 bits]",
     ),
     Defence(
         "tags",
         CODEC,
-        "elif major == _TAG:",
-        "elif False:",
+        "if major == _TAG:",
+        "if False:",
         "attacks/test_structure.py::test_tag_that_makes_the_reader_compile_a_pattern",
     ),
     Defence(
         "simple values of one byte",
         CODEC,
-        "elif not _FALSE <= argument <= _NULL:",
-        "elif False:",
+        "if not _FALSE <= argument <= _NULL:",
+        "if False:",
         "attacks/test_structure.py::test_shape_that_never_travels[a simple value]",
     ),
     check(
         "floats and long simple values",
         CODEC,
         "if major == _SIMPLE:",
-        "attacks/test_structure.py::test_shape_that_never_travels[a float]",
+        "attacks/test_structure.py::test_float_that_reads_like_a_number_longer_than_needed",
     ),
     check(
         "lengths that a break tells",
@@ -166,7 +167,7 @@ _CODEC = (
     check(
         "maps of mixed keys",
         CODEC,
-        "if keys not in (major, _ANY_KEY):",
+        "if keys != _ANY_KEY:",
         "attacks/test_envelopes.py::test_map_with_both_kinds_of_keys",
     ),
     check(
@@ -178,7 +179,7 @@ _CODEC = (
     check(
         "nesting without end",
         CODEC,
-        "if len(containers) == DEPTH_MAX:",
+        "if len(outer) == DEPTH_MAX:",
         "attacks/test_envelopes.py::test_payload_that_is_nested_deep",
     ),
     check(
@@ -197,7 +198,7 @@ _CODEC = (
     check(
         "compression bomb",
         CODEC,
-        "if left < 0:",
+        "if left < 0:\n                raise CompressionBomb",
         "attacks/test_envelopes.py::test_compression_bomb_of_the_announced_size",
     ),
     Defence(
@@ -772,13 +773,6 @@ _ROOT = (
         ROOT,
         "if not isinstance(item, bytes) or KeyId(item) not in keys:",
         "attacks/test_roots.py::test_root_role_of_a_key_that_it_does_not_list",
-    ),
-    Defence(
-        "role of endless keys",
-        ROOT,
-        "fields.array(2, ROOT_KEYS_MAX)",
-        "fields.array(2, 1 << 20)",
-        "attacks/test_roots.py::test_root_of_a_wrong_shape[a role of endless keys]",
     ),
     Defence(
         "threshold of nothing",
@@ -1523,12 +1517,6 @@ _SYNC = (
         "return namespace in self.namespaces",
         "return True",
         "attacks/test_places.py::test_namespace_that_is_not_followed",
-    ),
-    check(
-        "head by a key that only a root on the way lists",
-        SYNC,
-        "if self._is_walking and isinstance(address, HeadAddress):",
-        "attacks/test_roots.py::test_head_by_a_key_that_only_a_root_on_the_way_lists",
     ),
     Defence(
         "heads that are judged before the last root",

@@ -813,8 +813,6 @@ class Sync:
             # The link is alive, and slow: the answer has its time.
             self._is_hurried = False
             self._retry_at = self._subscribed_at + ANSWER_PATIENCE_SECONDS
-        if self._is_walking and isinstance(address, HeadAddress):
-            return []  # it is asked for again when the last root is known
         if isinstance(address, HeadAddress) and self._awaits_root():
             return self._keep_early(message)
         try:

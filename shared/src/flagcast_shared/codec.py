@@ -39,6 +39,7 @@ _TAG: Final = 6
 _SIMPLE: Final = 7
 _ARGUMENT_INLINE: Final = 23
 _ARGUMENT_BYTE: Final = 24
+_ARGUMENT_SHORT: Final = 25
 _ARGUMENT_LAST: Final = 27
 _INDEFINITE: Final = 31
 _SHORTEST: Final = (24, 1 << 8, 1 << 16, 1 << 32)
@@ -101,48 +102,56 @@ def scan(data: bytes, what: str) -> int:
         TooLarge: more than ITEMS_MAX items, announced or there; each key and each value of a map is one.
         TrailingBytes, NotDeterministic, Malformed
     """
-    end = len(data)
+    try:
+        return _scan(data, what)
+    except IndexError as error:
+        raise Malformed(f"{what}: cut short") from error
+
+
+def _scan(data: bytes, what: str) -> int:
+    # An IndexError is a head beyond the end. Content that reaches beyond it is noticed there too, or at the end of all.
     at = 0
     items = left = 1  # `left`: items that the innermost container still lacks; of a map, twice its entries.
     keys = _NO_MAP  # Of the innermost container: _NO_MAP, _ANY_KEY, or the major type of its first key.
     last = b""  # The last key of the innermost container, as it is encoded.
-    containers: list[tuple[int, int, bytes]] = []
+    outer: list[
+        int
+    ] = []  # What the containers around it lack; of a map ~left, and its keys are in `outer_keys`.
+    outer_keys: list[tuple[int, bytes]] = []
     while True:
-        while not left:
-            if not containers:
-                if at != end:
-                    raise TrailingBytes(f"{what}: {end - at} bytes after its end")
-                return items
-            left, keys, last = containers.pop()
-        if at >= end:
-            raise Malformed(f"{what}: cut short")
         head = at
-        major = data[at] >> 5
-        argument = data[at] & 0x1F
+        first = data[at]
         at += 1
+        left -= 1
+        major = first >> 5
+        argument = first & 0x1F
         if argument > _ARGUMENT_INLINE:
-            if argument == _ARGUMENT_BYTE and at < end and major != _SIMPLE and data[at] > _ARGUMENT_INLINE:
-                # As below, without a call: numbers and lengths from 24 to 255 are most of those that are not inline.
+            # As below, without a call: numbers and lengths below 65,536 are most of those that are not inline.
+            if argument == _ARGUMENT_BYTE and major != _SIMPLE and data[at] > _ARGUMENT_INLINE:
                 argument = data[at]
                 at += 1
+            elif argument == _ARGUMENT_SHORT and major != _SIMPLE and data[at]:
+                argument = data[at] << 8 | data[at + 1]
+                at += 2
             else:
                 argument, at = _long_argument(data, at, what)
                 # The negative integer is -1 - argument.
-                if major <= _NEGATIVE and argument > NUMBER_MAX - major:
+                if argument > NUMBER_MAX - major and major <= _NEGATIVE:
                     raise Malformed(f"{what}: an integer beyond 63 bits")
-        left -= 1
-        is_key = keys != _NO_MAP and left & 1
-        if major <= _NEGATIVE:
-            pass
-        elif major <= _TEXT:
-            at += argument
-            if at > end:
-                raise Malformed(f"{what}: cut short")
-        elif major <= _MAP:
-            if len(containers) == DEPTH_MAX:
+        if major > _TEXT:
+            if major > _MAP:
+                if major == _TAG:
+                    raise NotDeterministic(f"{what}: a tag never travels")
+                if not _FALSE <= argument <= _NULL:
+                    raise NotDeterministic(f"{what}: a simple value that never travels")
+            elif len(outer) == DEPTH_MAX:
                 raise TooDeep(f"{what}: nested deeper than {DEPTH_MAX} levels")
-            if argument and not is_key:
-                containers.append((left, keys, last))
+            elif argument and (keys == _NO_MAP or not left & 1):
+                if keys == _NO_MAP:
+                    outer.append(left)
+                else:
+                    outer.append(~left)
+                    outer_keys.append((keys, last))
                 if major == _ARRAY:
                     left, keys = argument, _NO_MAP
                 else:
@@ -150,19 +159,31 @@ def scan(data: bytes, what: str) -> int:
                 items += left
                 if items > ITEMS_MAX:
                     raise TooLarge(f"{what}: more than {ITEMS_MAX} items")
-        elif major == _TAG:
-            raise NotDeterministic(f"{what}: a tag never travels")
-        elif not _FALSE <= argument <= _NULL:
-            raise NotDeterministic(f"{what}: a simple value that never travels")
-        if is_key:
+                continue
+        elif major > _NEGATIVE:
+            at += argument
+        if keys != _NO_MAP and left & 1:
             if major not in (_UNSIGNED, _TEXT):
                 raise Malformed(f"{what}: a map key that is neither text nor a small non-negative integer")
-            if keys not in (major, _ANY_KEY):
-                raise NotDeterministic(f"{what}: a map with both text and integer keys")
+            if keys != major:
+                if keys != _ANY_KEY:
+                    raise NotDeterministic(f"{what}: a map with both text and integer keys")
+                keys = major
             key = data[head:at]
             if key <= last:
                 raise NotDeterministic(f"{what}: map keys that do not ascend, or one that stands twice")
-            keys, last = major, key
+            last = key
+        while not left:
+            if not outer:
+                if at > len(data):
+                    raise Malformed(f"{what}: cut short")
+                if at != len(data):
+                    raise TrailingBytes(f"{what}: {len(data) - at} bytes after its end")
+                return items
+            left, keys = outer.pop(), _NO_MAP
+            if left < 0:
+                left = ~left
+                keys, last = outer_keys.pop()
 
 
 def deflate(data: bytes) -> bytes:
