@@ -1,6 +1,6 @@
 """Generates the protobuf modules of the device agent from their .proto files; `--check` only compares.
 
-protoc writes the descriptors, mypy-protobuf the types (.pyi), grpclib the service stubs (_grpc.py). The _pb2.py modules are
+protoc writes the descriptors, mypy-protobuf the types (.pyi). The _pb2.py modules are
 written here instead of by protoc: theirs register in protobuf's default pool, where a second copy of the same messages in one
 process is an error, and refuse a protobuf older than the compiler. Ours hand the descriptor to `protos/pool.py`.
 """
@@ -55,9 +55,7 @@ def generate(folder: Path) -> dict[str, str]:
             f"--proto_path={SOURCES}",
             f"--descriptor_set_out={folder / 'descriptors'}",
             f"--mypy_out=quiet:{folder}",
-            f"--grpclib_python_out={folder}",
             f"--plugin=protoc-gen-mypy={binaries / 'protoc-gen-mypy'}",
-            f"--plugin=protoc-gen-grpclib_python={binaries / 'protoc-gen-grpclib_python'}",
             *names,
         ],
         check=True,

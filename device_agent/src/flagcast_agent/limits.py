@@ -46,7 +46,17 @@ HEAD_MAX_BYTES = 16_384
 """An HTTP/1.1 request's line and headers; clients of ours send a few hundred bytes."""
 
 HEADERS_MAX = 100
-"""Header lines of one HTTP/1.1 request."""
+"""Headers of one request."""
+
+STREAMS_MAX = 100
+"""Calls of one HTTP/2 connection at once (RFC 9113, 6.5.2, recommends no fewer); clients queue further ones."""
+
+FREE_FRAMES_MAX = 1_000
+"""Frames of an HTTP/2 client that ask for nothing: pings, settings, resets, empty data. Clients of ours send one or two beside
+a call, and each answer takes some off."""
+
+FREE_FRAMES_PER_SECOND = 100
+"""Such frames beside any number of calls: a client that measures the connection or keeps it alive sends fewer."""
 
 READ_MAX_BYTES = 16_384
 """Bytes taken at once from an HTTP/1.1 connection: 4 ms of parsing at worst (chunks of one byte); then others have their turn."""
@@ -80,7 +90,16 @@ UNREAD_SECONDS = 30
 """A client that has not read what waits for it for so long is disconnected; it reconnects and hears everything anew."""
 
 UNREAD_MAX_BYTES = 1024 * 1024
-"""What may wait to be read by one HTTP/2 client beyond its own flow control, such as answers to pings."""
+"""Answers that may wait for one HTTP/2 client to read them; a call beyond that is refused before its answer is made."""
+
+BATCH_ANSWER_MAX_BYTES = 4 * 1024 * 1024
+"""A batch's answer: what clients of gRPC read unless they are told to read more. It is counted before it is made."""
+
+SLICE_SECONDS = 0.001
+"""How long one HTTP/2 client's calls are answered in one go; then other callers have their turn."""
+
+HTTP2_IDLE_SECONDS = 600
+"""An HTTP/2 connection without a call. Clients connect again by themselves; what they forgot to close takes no place for good."""
 
 KEEP_ALIVE_SECONDS = 20
 """How long an event stream may be silent; clients and what stands between take a longer silence for a dead connection."""

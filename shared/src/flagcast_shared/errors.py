@@ -272,5 +272,9 @@ class TargetingKeyMissing(InvalidCall):
     """A percentage decides the flag, and the question has no targeting key."""
 
 
+class AnswerTooLarge(InvalidCall):
+    """A batch whose answer would be over a limit of the agent's."""
+
+
 class CallTooLarge(InvalidCall):
     """A context, an entity id or a batch over a limit of the agent's."""

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flagcast_agent.evaluator import Evaluator, Knowledge
 from flagcast_agent.limits import (
+    BATCH_ANSWER_MAX_BYTES,
     BATCH_MAX_REQUESTS,
     CONTEXT_MAX_BYTES,
     CONTEXT_MAX_ENTRIES,
     ENTITY_ID_MAX_BYTES,
 )
 from flagcast_shared.errors import (
+    AnswerTooLarge,
     CallTooLarge,
     FlagNotFound,
     InvalidCall,
@@ -191,12 +193,24 @@ class Answers:
 
         Raises:
             CallTooLarge: more questions than BATCH_MAX_REQUESTS.
+            AnswerTooLarge: attachments over BATCH_ANSWER_MAX_BYTES.
         """
         began = self._monotonic()
         if len(questions) > BATCH_MAX_REQUESTS:
             raise CallTooLarge(f"{len(questions)} requests in one batch; at most {BATCH_MAX_REQUESTS}")
         held: dict[Namespace, CompiledFlags] = {}
-        answers = [self._answer(question, filling, held) for question in questions]
+        answers = []
+        size = 0
+        for question in questions:
+            answer = self._answer(question, filling, held)
+            # Attachments alone have no small limit of their own; what else an entry has is within the size of the request.
+            if isinstance(answer, VariantAnswer):
+                size += len(answer.attachment)
+                if size > BATCH_ANSWER_MAX_BYTES:
+                    raise AnswerTooLarge(
+                        f"attachments of over {BATCH_ANSWER_MAX_BYTES} bytes in one batch; ask for fewer flags at once"
+                    )
+            answers.append(answer)
         stamp = self._stamp(request_id, began)
         replies: list[BooleanReply | VariantReply | ErrorReply] = []
         for question, answer in zip(questions, answers, strict=True):

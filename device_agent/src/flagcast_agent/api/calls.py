@@ -1,100 +1,214 @@
-"""One gRPC call: its request against the limits, its answer, and the status of what has none.
+"""gRPC's calls without a connection: messages in their frames, statuses, and what answers a method (gRPC over HTTP/2).
 
 Statuses are chosen so that no client retries a question whose answer will be the same: never UNKNOWN or UNAVAILABLE for an
 evaluation.
 """
 
-import asyncio
-import contextlib
-import logging
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from logging import getLogger
+from typing import Final, Protocol, TypeVar
+from urllib.parse import quote
 
 from google.protobuf.message import DecodeError, Message
-from grpclib.const import Status as GrpcStatus
-from grpclib.exceptions import GRPCError
-from grpclib.server import Stream as ServerStream
 
-from flagcast_agent.limits import ERROR_MAX_CHARACTERS, REQUEST_MAX_BYTES, REQUEST_TIMEOUT_SECONDS
-from flagcast_shared.errors import FlagNotFound, FlagNotUsable, InvalidCall, NamespaceNotFound
+from flagcast_agent.limits import ERROR_MAX_CHARACTERS, REQUEST_MAX_BYTES
+from flagcast_shared.errors import AnswerTooLarge, FlagNotFound, FlagNotUsable, InvalidCall, NamespaceNotFound
 
-log = logging.getLogger(__name__)
+from .http2.headers import Fields, block_of
+
+log = getLogger(__name__)
 
 _Request = TypeVar("_Request", bound=Message)
-_Response = TypeVar("_Response", bound=Message)
+
+CONTENT_TYPE: Final = "application/grpc"
+_PREFIX_BYTES: Final = 5
+_TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
+_SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
-async def answer_call(
-    stream: ServerStream[_Request, _Response],
-    kind: type[_Request],
-    answer: Callable[[_Request], _Response],
-    status: Callable[[InvalidCall], GrpcStatus] | None = None,
-) -> None:
-    """Answers a call of one request and one response; `status` says what an InvalidCall becomes, `status_of` unless given."""
-    request = await receive(stream, kind)
-    with told(status or status_of):
-        response = answer(request)
-    await stream.send_message(response)
+class Status(IntEnum):
+    """How a call ended (gRPC's status codes)."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
-@contextlib.contextmanager
-def told(status: Callable[[InvalidCall], GrpcStatus]) -> Iterator[None]:
-    """Whatever goes wrong inside becomes the call's status."""
-    try:
-        yield
-    except InvalidCall as error:
-        raise GRPCError(status(error), shown(error)) from None
-    except Exception:
-        log.exception("a call failed inside the agent")
-        raise GRPCError(GrpcStatus.INTERNAL, "the agent failed; its log says how") from None
+class CallFailed(Exception):
+    """A call that ends with a status other than OK."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        super().__init__(why)
+        self.status = status
 
 
-async def receive(stream: ServerStream[_Request, _Response], kind: type[_Request]) -> _Request:
-    """The request of a unary call.
+class Call(Protocol):
+    """One call that takes time; `request` is its message's bytes, b"" of a method that reads several."""
 
-    grpclib's `recv_message` reads whatever size is announced, up to 4 GiB, and answers UNKNOWN to bytes that do not
-    decode. So the length-prefixed message (gRPC over HTTP2, "Requests") is read here, against a limit.
+    fields: Fields
+    request: bytes
+
+    def begin(self) -> None:
+        """Sends the headers of the answer, if they were not yet."""
+
+    async def send(self, message: bytes) -> None:
+        """Sends a message, and waits until the client has room for more."""
+
+    async def receive(self) -> bytes | None:
+        """The next message of the client; None after its last one. Raises CallFailed."""
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """The time in which a large answer may be made: one at a time for all clients. Raises CallFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """A method whose answer is there at once; raises InvalidCall or CallFailed."""
+
+    answer: Callable[[bytes, Fields], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A method that takes time, or sends several messages; `reads_several`: the client does too."""
+
+    run: Callable[[Call], Awaitable[None]]
+    reads_several: bool = False
+
+
+Method = Unary | Lasting
+
+HEAD: Final = block_of((":status", "200"), ("content-type", CONTENT_TYPE))
+"""Headers of an answer with a message."""
+TAIL: Final = block_of(("grpc-status", "0"))
+"""Trailers of a call that ended well."""
+
+
+@lru_cache(64)
+def failure_tail(status: Status, why: str) -> bytes:
+    """Trailers of a call that failed."""
+    return block_of(*_failure(status, why))
+
+
+@lru_cache(64)
+def failure_head(status: Status, why: str) -> bytes:
+    """The whole answer of a call that failed before its first message."""
+    return block_of((":status", "200"), ("content-type", CONTENT_TYPE), *_failure(status, why))
+
+
+def _failure(status: Status, why: str) -> tuple[tuple[str, str], ...]:
+    # Percent-encoded UTF-8 (gRPC over HTTP/2, "Status-Message").
+    return ("grpc-status", str(int(status))), ("grpc-message", quote(why, safe=_PLAIN, errors="replace"))
+
+
+_PLAIN: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it travels: not compressed, with its length before it."""
+    return b"\0%b%b" % (len(message).to_bytes(4, "big"), message)
+
+
+def announced(body: bytes | bytearray) -> int | None:
+    """The size of the message that begins here, in bytes; None while that has not arrived.
+
+    Raises:
+        CallFailed: it is compressed, or over REQUEST_MAX_BYTES, whose bytes nobody waits for.
     """
-    raw = stream._stream  # noqa: SLF001  # there is no public way to a message's bytes
-    try:
-        async with asyncio.timeout(REQUEST_TIMEOUT_SECONDS):
-            prefix = await raw.recv_data(5)
-            if not prefix:
-                raise GRPCError(GrpcStatus.INVALID_ARGUMENT, "the call has no request")
-            size = int.from_bytes(prefix[1:], "big")
-            if prefix[0]:
-                raise GRPCError(GrpcStatus.UNIMPLEMENTED, "compressed requests are not supported")
-            if size > REQUEST_MAX_BYTES:
-                raise GRPCError(
-                    GrpcStatus.RESOURCE_EXHAUSTED,
-                    f"a request of {size} bytes; at most {REQUEST_MAX_BYTES}",
-                )
-            body = await raw.recv_data(size)
-    except TimeoutError:
-        raise GRPCError(
-            GrpcStatus.DEADLINE_EXCEEDED, f"the request did not arrive within {REQUEST_TIMEOUT_SECONDS} s"
-        ) from None
-    except AssertionError:  # how grpclib's buffer says that the stream ended early
-        body, size = b"", 1
-    if len(body) != size:
-        raise GRPCError(GrpcStatus.INVALID_ARGUMENT, "the call ended in the middle of its request")
+    if len(body) < _PREFIX_BYTES:
+        return None
+    if body[0]:
+        raise CallFailed(Status.UNIMPLEMENTED, "compressed requests are not supported")
+    size = int.from_bytes(body[1:_PREFIX_BYTES], "big")
+    if size > REQUEST_MAX_BYTES:
+        raise CallFailed(Status.RESOURCE_EXHAUSTED, f"a request of {size} bytes; at most {REQUEST_MAX_BYTES}")
+    return size
+
+
+def only_message(body: bytes | bytearray) -> bytes:
+    """The one message of a call whose client sends nothing more. Raises CallFailed."""
+    size = announced(body)
+    if size is None:
+        why = "the call ended in the middle of its request" if body else "the call has no request"
+        raise CallFailed(Status.INVALID_ARGUMENT, why)
+    if size > len(body) - _PREFIX_BYTES:
+        raise CallFailed(Status.INVALID_ARGUMENT, "the call ended in the middle of its request")
+    if size < len(body) - _PREFIX_BYTES:
+        raise CallFailed(Status.INVALID_ARGUMENT, "the call has more than one request")
+    return bytes(body[_PREFIX_BYTES:])
+
+
+def first_message(body: bytearray) -> bytes | None:
+    """Takes the next message out of a body; None while it has not arrived whole. Raises CallFailed."""
+    size = announced(body)
+    if size is None or size > len(body) - _PREFIX_BYTES:
+        return None
+    message = bytes(body[_PREFIX_BYTES : _PREFIX_BYTES + size])
+    del body[: _PREFIX_BYTES + size]
+    return message
+
+
+def decoded(kind: type[_Request], body: bytes) -> _Request:
+    """A request's message. Raises CallFailed."""
     try:
         return kind.FromString(body)
     except DecodeError as error:
-        raise GRPCError(
-            GrpcStatus.INVALID_ARGUMENT, f"the request is not a {kind.DESCRIPTOR.full_name}: {shown(error)}"
+        raise CallFailed(
+            Status.INVALID_ARGUMENT, f"the request is not a {kind.DESCRIPTOR.full_name}: {shown(error)}"
         ) from None
 
 
-def status_of(error: InvalidCall) -> GrpcStatus:
+def seconds_of(timeout: str) -> float | None:
+    """The time that a client gives its call, None without one. Raises CallFailed."""
+    if not timeout:
+        return None
+    found = _TIMEOUT.fullmatch(timeout)
+    if found is None:
+        raise CallFailed(Status.INVALID_ARGUMENT, f"grpc-timeout {timeout[:20]!r} is no time")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def failed(error: Exception, status: "Callable[[InvalidCall], Status] | None" = None) -> CallFailed:
+    """The status of a call that met `error`; one that nobody expected is logged."""
+    match error:
+        case CallFailed():
+            return error
+        case InvalidCall():
+            return CallFailed((status or status_of)(error), shown(error))
+    log.error("a call failed inside the agent", exc_info=error)
+    return CallFailed(Status.INTERNAL, "the agent failed; its log says how")
+
+
+def status_of(error: InvalidCall) -> Status:
     """Flipt's status of a question without an answer."""
     match error:
         case FlagNotFound() | NamespaceNotFound():
-            return GrpcStatus.NOT_FOUND
+            return Status.NOT_FOUND
         case FlagNotUsable():
-            return GrpcStatus.INTERNAL
+            return Status.INTERNAL
+        case AnswerTooLarge():
+            return Status.RESOURCE_EXHAUSTED
         case _:
-            return GrpcStatus.INVALID_ARGUMENT
+            return Status.INVALID_ARGUMENT
 
 
 def shown(error: Exception) -> str:

@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 class OpenConnection(Protocol):
     """One client's connection, whatever it speaks."""
 
+    def leave(self) -> None:
+        """Takes no further request, as far as the protocol has a word for that."""
+
     async def finish(self) -> None:
         """Closes it once what was said has been sent; calls in progress are cut."""
 
@@ -147,6 +150,13 @@ class Load:
         """A call is in progress."""
         self.calls += 1
         self.idle.clear()
+
+    def count(self, change: int) -> None:
+        """So many more calls are in progress, or fewer."""
+        for _ in range(change):
+            self.began()
+        for _ in range(-change):
+            self.ended()
 
     def ended(self) -> None:
         """A call has ended."""

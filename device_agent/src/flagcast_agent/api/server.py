@@ -18,20 +18,20 @@ from flagcast_shared.ids import FlagKey, Namespace
 
 from .answers import Answers
 from .changes import Changes
-from .grpc import GrpcCalls, GrpcConnection
+from .grpc import GrpcMethods
+from .http2.connection import PREFACE
 from .load import Load
 from .resolutions import Resolutions
+from .web2 import Http2Connection
 
 if TYPE_CHECKING:
-    from grpclib._typing import IServable
-
     from flagcast_agent.status import Activity, Status
 
+    from .calls import Method
     from .flagd import Flagd
     from .services import CatchUp, OtherServices, ReadSnapshot
     from .web import Site, WebConnection
 
-HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _TELLING: Final = 3
 # RFC 9113, section 11.6 reserves the method PRI for the preface, so no request of HTTP/1.1 begins with these bytes.
 
@@ -86,7 +86,7 @@ class LocalServer:
         self._catch_up = catch_up
         self._snapshot = snapshot
         self._services: OtherServices | None = None
-        self._grpc = GrpcCalls(answers, self._load, self._make_services)
+        self._methods = GrpcMethods(answers, self._make_services)
         self._site: Site | None = None
         self._listening: list[asyncio.Server] = []
 
@@ -108,6 +108,8 @@ class LocalServer:
             self._changes.close()
         for server in self._listening:
             server.close()
+        for connection in tuple(self._load.connections):
+            connection.leave()
         await _within(grace, self._load.idle)
         await asyncio.gather(*(connection.finish() for connection in tuple(self._load.connections)))
         await _within(grace, self._load.unconnected)
@@ -121,18 +123,20 @@ class LocalServer:
         if len(self._load.connections) >= CONNECTIONS_MAX:
             log.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
             return _Refusal()
-        return _Door(self._load, self._grpc.connection, self._web)
+        return _Door(self._load, self._http2, self._web)
+
+    def _http2(self) -> Http2Connection:
+        return Http2Connection(self._methods, self._load, self._make_site)
 
     def _changed(self) -> None:
         if self._services is not None:
             self._services.changed()
 
-    def _make_services(self, evaluation: "IServable") -> "OtherServices":
+    def _make_services(self) -> "Mapping[str, Method]":
         # Imported by the first client that asks for one of them.
         from .services import OtherServices
 
         self._services = OtherServices(
-            evaluation,
             answers=self._answers,
             evaluator=self._evaluator,
             flagd=self._speak_flagd,
@@ -141,7 +145,7 @@ class LocalServer:
             catch_up=self._catch_up,
             snapshot=self._snapshot,
         )
-        return self._services
+        return self._services.methods
 
     def _speak_flagd(self) -> "Flagd":
         # Imported by the first client that asks as flagd's do.
@@ -155,6 +159,9 @@ class LocalServer:
         # Imported by the first client that speaks HTTP/1.1: a device whose clients all speak gRPC has no use for it.
         from .web import WebConnection
 
+        return WebConnection(self._make_site(), self._load, is_tcp=is_tcp)
+
+    def _make_site(self) -> "Site":
         if self._site is None:
             from .pages import Pages
 
@@ -168,17 +175,17 @@ class LocalServer:
                 activity=self._activity,
                 salt=self._answers.fresh_id(),
             ).answer
-        return WebConnection(self._site, self._load, is_tcp=is_tcp)
+        return self._site
 
 
 class _Door(asyncio.BufferedProtocol):
     # A connection of which it is not known yet what it speaks.
 
     def __init__(
-        self, load: Load, grpc: Callable[[], GrpcConnection], web: "Callable[..., WebConnection]"
+        self, load: Load, http2: Callable[[], Http2Connection], web: "Callable[..., WebConnection]"
     ) -> None:
         self._load = load
-        self._grpc = grpc
+        self._http2 = http2
         self._web = web
         self._heard = b""
         self._transport: asyncio.Transport
@@ -196,25 +203,23 @@ class _Door(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard += self._load.received[:nbytes]
-        if len(self._heard) < _TELLING and HTTP2_PREFACE.startswith(self._heard):
+        if len(self._heard) < _TELLING and PREFACE.startswith(self._heard):
             return
         is_tcp = self._transport.get_extra_info("socket").family != socket.AF_UNIX
-        speaks: GrpcConnection | WebConnection
-        if self._heard[:_TELLING] == HTTP2_PREFACE[:_TELLING]:
-            speaks = grpc = self._grpc()
-            take: Callable[[bytes], None] = grpc.data_received
-        else:
-            speaks = web = self._web(is_tcp=is_tcp)
-            take = web.take
+        is_http2 = self._heard[:_TELLING] == PREFACE[:_TELLING]
+        speaks = self._http2() if is_http2 else self._web(is_tcp=is_tcp)
         self._forget_time()
         self._transport.set_protocol(speaks)
         self._load.replaced(self, speaks)
         speaks.connection_made(self._transport)
-        take(self._heard)
+        speaks.take(self._heard)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._forget_time()
         self._load.closed(self)
+
+    def leave(self) -> None:
+        pass
 
     async def finish(self) -> None:
         self._transport.close()

@@ -170,6 +170,9 @@ class WebConnection(asyncio.BufferedProtocol):
 
     # Calls of the server.
 
+    def leave(self) -> None:
+        """HTTP/1.1 has no word for it."""
+
     async def finish(self) -> None:
         """Closes it once what was said has been sent; a call in progress is cut."""
         if self._task is not None:

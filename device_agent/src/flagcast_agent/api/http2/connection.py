@@ -1,0 +1,668 @@
+"""One HTTP/2 connection of a server: frames read and written, streams, flow control in both directions (RFC 9113).
+
+No socket and no clock. `receive` takes bytes, `next` gives the streams of which something is new, and `take` what is to be sent. A
+client that breaks the protocol, or costs more than it asks for, gets GOAWAY, and nothing more is read from it.
+"""
+
+from collections import deque
+from enum import IntEnum
+from struct import Struct
+from typing import Final, Protocol
+
+from flagcast_agent.limits import FREE_FRAMES_MAX, FREE_FRAMES_PER_SECOND, HEAD_MAX_BYTES, STREAMS_MAX
+
+from .headers import Decoder, Fields, NotHpack, TooManyHeaders
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""The first bytes of every client (RFC 9113, 3.4)."""
+WINDOW_BYTES: Final = 65_535
+"""The initial window of a stream and of a connection (6.9.2)."""
+WINDOW_MAX_BYTES: Final = 2**31 - 1
+FRAME_MAX_BYTES: Final = 16_384
+"""The largest frame received and sent: the initial SETTINGS_MAX_FRAME_SIZE, which every peer takes (6.5.2)."""
+
+_REMEMBERED: Final = 128  # ended streams whose late frames are told apart
+
+_HEAD: Final = Struct(">HBBBI")
+_HEAD_BYTES: Final = 9
+_NUMBER: Final = 0x7FFFFFFF
+
+_DATA: Final = 0
+_HEADERS: Final = 1
+_PRIORITY: Final = 2
+_RST_STREAM: Final = 3
+_SETTINGS: Final = 4
+_PUSH_PROMISE: Final = 5
+_PING: Final = 6
+_GOAWAY: Final = 7
+_WINDOW_UPDATE: Final = 8
+_CONTINUATION: Final = 9
+
+_END_STREAM: Final = 0x1
+_ACK: Final = 0x1
+_END_HEADERS: Final = 0x4
+_PADDED: Final = 0x8
+_WITH_PRIORITY: Final = 0x20
+
+_SETTING: Final = Struct(">HI")
+_ENABLE_PUSH: Final = 2
+_CONCURRENT_STREAMS: Final = 3
+_INITIAL_WINDOW: Final = 4
+_FRAME_SIZE: Final = 5
+_HEADER_LIST_SIZE: Final = 6
+
+# What a frame costs that asks for nothing, in frames: FREE_FRAMES_MAX of them are free, and FREE_FRAMES_PER_SECOND more.
+_RESET_COST: Final = 5
+_SETTINGS_COST: Final = 5
+_SMALL_BYTES: Final = 256
+_ANSWER_CREDIT: Final = 4
+_PART_CREDIT: Final = 2
+_BYTES_PER_CREDIT: Final = 4_096
+
+
+class Code(IntEnum):
+    """Why a stream or a connection ends (RFC 9113, 7)."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    ENHANCE_YOUR_CALM = 11
+
+
+class _Broken(Exception):
+    # The connection cannot go on.
+
+    def __init__(self, code: Code, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+class Owner(Protocol):
+    """Whoever takes time to answer a stream."""
+
+    def cancel(self) -> None:
+        """The stream is over: nothing can be sent any more."""
+
+    def arrived(self) -> None:
+        """More of its request is there, or the end of it."""
+
+    def drained(self) -> None:
+        """All that waited was sent."""
+
+
+class Stream:
+    """One request, and what is still to be sent of its answer.
+
+    Attributes:
+        owner: who answers it, where that takes time.
+        fields, timeout: its headers, and grpc-timeout among them ("" without).
+        body: the bytes of it that came and that nobody took.
+        received: how many came in all.
+        is_whole: the client sends nothing more.
+        is_over: it was reset, by either side, or its answer was sent: nothing can be sent any more.
+        waiting: bytes of its answer that wait for the client's window.
+        began, waits_since: instants, as `next` and `send` are given them.
+    """
+
+    __slots__ = (
+        "began",
+        "body",
+        "fields",
+        "is_over",
+        "is_whole",
+        "number",
+        "owner",
+        "parts",
+        "received",
+        "room",
+        "tail",
+        "timeout",
+        "waiting",
+        "waits_since",
+        "window",
+    )
+
+    def __init__(self, number: int, fields: Fields, timeout: str, window: int, now: float) -> None:
+        self.number = number
+        self.fields = fields
+        self.timeout = timeout
+        self.body: bytes | bytearray = b""
+        self.received = 0
+        self.is_whole = False
+        self.is_over = False
+        self.window = window  # what may still be sent
+        self.room = WINDOW_BYTES  # what may still be received
+        self.parts: deque[memoryview] | None = None
+        self.tail: bytes | None = None
+        self.waiting = 0
+        self.began = now
+        self.waits_since = now
+        self.owner: Owner | None = None
+
+
+class Connection:
+    """The server's side of one connection."""
+
+    def __init__(self) -> None:
+        self._data = PREFACE[:0]
+        self._at = 0
+        self._is_new = True
+        self._headers = Decoder()
+        self._block: tuple[int, int, bytearray] | None = (
+            None  # stream, flags and beginning of an unfinished header block
+        )
+        self._last = 0
+        self._last_taken = 0
+        self._now = 0.0
+        self._window = WINDOW_BYTES
+        self._room = WINDOW_BYTES
+        self._stream_window = WINDOW_BYTES
+        self._blocked: dict[int, Stream] = {}
+        self._answered: deque[int] = deque(maxlen=_REMEMBERED)
+        self._dropped: deque[int] = deque(maxlen=_REMEMBERED)
+        self._cost = 0
+        self._cost_since = 0.0
+        self._out: list[bytes] = [
+            _frame(
+                _SETTINGS,
+                0,
+                0,
+                _SETTING.pack(_CONCURRENT_STREAMS, STREAMS_MAX)
+                + _SETTING.pack(_HEADER_LIST_SIZE, HEAD_MAX_BYTES),
+            )
+        ]
+        self.streams: dict[int, Stream] = {}
+        self.waiting = 0
+        self.drained: list[Stream] = []
+        self.is_over = False
+        self.is_leaving = False
+        self.why = ""
+
+    # Bytes in.
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from the client, for `next`."""
+        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
+        self._at = 0
+
+    @property
+    def unread(self) -> int:
+        """Bytes received that `next` has not come to yet, or that are a part of a frame."""
+        return len(self._data) - self._at
+
+    def next(self, now: float) -> Stream | None:
+        """A stream of which more is there, or that is over; None once all that was received is read.
+
+        What is wrong with the connection ends it: `is_over` and `why` tell, and `take` has the GOAWAY.
+        """
+        if self.is_over:
+            return None
+        self._now = now
+        try:
+            return self._next(now)
+        except _Broken as broken:
+            self._end(broken.code, str(broken))
+            return None
+
+    def _next(self, now: float) -> Stream | None:
+        data = self._data
+        end = len(data)
+        if self._is_new:
+            if end < len(PREFACE) + _HEAD_BYTES:
+                if not PREFACE.startswith(data[: len(PREFACE)]):
+                    raise _Broken(Code.PROTOCOL_ERROR, "no preface of HTTP/2")
+                return None
+            if not data.startswith(PREFACE):
+                raise _Broken(Code.PROTOCOL_ERROR, "no preface of HTTP/2")
+            if data[len(PREFACE) + 3] != _SETTINGS or data[len(PREFACE) + 4] & _ACK:
+                raise _Broken(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            self._is_new = False
+            self._at = len(PREFACE)
+            self._cost_since = now
+        while True:
+            begin = self._at + _HEAD_BYTES
+            if begin > end:
+                return None
+            high, low, kind, flags, number = _HEAD.unpack_from(data, self._at)
+            stop = begin + (high << 8 | low)
+            number &= _NUMBER
+            if stop - begin > FRAME_MAX_BYTES:
+                raise _Broken(Code.FRAME_SIZE_ERROR, "a frame larger than allowed")
+            if stop > end:
+                return None
+            self._at = stop
+            if self._block is not None and (kind != _CONTINUATION or number != self._block[0]):
+                raise _Broken(Code.PROTOCOL_ERROR, "another frame within a header block")
+            if kind == _DATA:
+                found = self._on_data(flags, number, data[begin:stop], now)
+            elif kind == _HEADERS:
+                found = self._on_headers(flags, number, data[begin:stop], now)
+            else:
+                found = self._on_other(kind, flags, number, data[begin:stop], now)
+            if found is not None:
+                return found
+
+    def _on_data(self, flags: int, number: int, data: bytes, now: float) -> Stream | None:
+        size = len(data)  # with its padding (6.9.1)
+        self._room -= size
+        if self._room < 0:
+            raise _Broken(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
+        if self._room < WINDOW_BYTES // 2:
+            self._out.append(_frame(_WINDOW_UPDATE, 0, 0, (WINDOW_BYTES - self._room).to_bytes(4, "big")))
+            self._room = WINDOW_BYTES
+        is_last = flags & _END_STREAM
+        if size < _SMALL_BYTES and not is_last:
+            self._charge(1, now)
+        if flags & _PADDED:
+            data = _without_padding(data)
+        stream = self.streams.get(number)
+        if stream is None:
+            self._require_known(number, "DATA")
+            return None
+        if stream.is_whole:
+            return self._fail(stream, Code.STREAM_CLOSED)
+        stream.room -= size
+        if stream.room < 0:
+            return self._fail(stream, Code.FLOW_CONTROL_ERROR)
+        stream.received += len(data)
+        if isinstance(stream.body, bytearray):
+            stream.body += data
+        else:
+            stream.body = bytearray(stream.body) + data if stream.body else data
+        if is_last:
+            stream.is_whole = True
+            length = stream.fields.length
+            if length is not None and length != stream.received:
+                return self._fail(stream, Code.PROTOCOL_ERROR)
+        elif not data:
+            return None
+        return stream
+
+    def more(self, stream: Stream) -> None:
+        """The body that came was taken, or is wanted whole: the client may send more of it."""
+        if not stream.is_whole and not stream.is_over and stream.room < WINDOW_BYTES // 2:
+            self._out.append(
+                _frame(_WINDOW_UPDATE, 0, stream.number, (WINDOW_BYTES - stream.room).to_bytes(4, "big"))
+            )
+            stream.room = WINDOW_BYTES
+
+    def _on_headers(self, flags: int, number: int, data: bytes, now: float) -> Stream | None:
+        if not number & 1:
+            raise _Broken(Code.PROTOCOL_ERROR, "a request on a stream that is not the client's")
+        if flags & (_PADDED | _WITH_PRIORITY):
+            if flags & _PADDED:
+                data = _without_padding(data)
+            if flags & _WITH_PRIORITY:
+                if len(data) < 5:
+                    raise _Broken(Code.FRAME_SIZE_ERROR, "HEADERS without the priority that it announces")
+                if int.from_bytes(data[:4], "big") & _NUMBER == number:
+                    raise _Broken(Code.PROTOCOL_ERROR, "a stream that depends on itself")
+                data = data[5:]
+        if not flags & _END_HEADERS:
+            self._block = (number, flags, bytearray(data))
+            return None
+        return self._on_block(flags, number, data, now)
+
+    def _on_continuation(self, flags: int, number: int, data: bytes, now: float) -> Stream | None:
+        if self._block is None:
+            raise _Broken(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
+        _, begun, block = self._block
+        self._charge(1, now)
+        block += data
+        if len(block) > HEAD_MAX_BYTES:
+            raise _Broken(Code.ENHANCE_YOUR_CALM, "headers without end")
+        if not flags & _END_HEADERS:
+            return None
+        self._block = None
+        return self._on_block(begun, number, bytes(block), now)
+
+    def _on_block(self, flags: int, number: int, block: bytes, now: float) -> Stream | None:
+        try:
+            fields, timeout = self._headers.decode(block)
+        except NotHpack as error:
+            raise _Broken(Code.COMPRESSION_ERROR, f"headers that cannot be decoded: {error}") from None
+        except TooManyHeaders:
+            raise _Broken(Code.ENHANCE_YOUR_CALM, "more headers than allowed") from None
+        is_last = flags & _END_STREAM
+        if number <= self._last:
+            return self._on_trailers(number, fields, is_last=bool(is_last))
+        self._last = number
+        if self.is_leaving:
+            return None  # above what GOAWAY has named: the client asks elsewhere (6.8)
+        if fields.fault or (is_last and fields.length):
+            self._charge(1, now)
+            self._drop(number, Code.PROTOCOL_ERROR)
+            return None
+        if len(self.streams) >= STREAMS_MAX:
+            self._charge(_RESET_COST, now)
+            self._drop(number, Code.REFUSED_STREAM)
+            return None
+        self._last_taken = number
+        stream = self.streams[number] = Stream(number, fields, timeout, self._stream_window, now)
+        if is_last:
+            stream.is_whole = True
+            return stream
+        return None
+
+    def _on_trailers(self, number: int, fields: Fields, *, is_last: bool) -> Stream | None:
+        stream = self.streams.get(number)
+        if stream is None:
+            if number in self._answered:
+                raise _Broken(Code.STREAM_CLOSED, "HEADERS on a stream that has ended")
+            if number not in self._dropped:
+                raise _Broken(Code.PROTOCOL_ERROR, "a stream's number below that of one before")
+            return None
+        if stream.is_whole:
+            return self._fail(stream, Code.STREAM_CLOSED)
+        # 8.1: trailers end the stream, and have no pseudo-headers.
+        if not is_last or fields.method or fields.path or fields.authority:
+            return self._fail(stream, Code.PROTOCOL_ERROR)
+        stream.is_whole = True
+        length = stream.fields.length
+        if length is not None and length != stream.received:
+            return self._fail(stream, Code.PROTOCOL_ERROR)
+        return stream
+
+    def _on_other(self, kind: int, flags: int, number: int, data: bytes, now: float) -> Stream | None:
+        match kind:
+            case 8:  # _WINDOW_UPDATE
+                return self._on_window_update(number, data, now)
+            case 9:  # _CONTINUATION
+                return self._on_continuation(flags, number, data, now)
+            case 4:  # _SETTINGS
+                self._on_settings(flags, number, data, now)
+            case 6:  # _PING
+                _require(number == 0, Code.PROTOCOL_ERROR, "PING on a stream")
+                _require(len(data) == 8, Code.FRAME_SIZE_ERROR, "PING of another size than 8")
+                self._charge(1, now)
+                if not flags & _ACK:
+                    self._out.append(_frame(_PING, _ACK, 0, data))
+            case 3:  # _RST_STREAM
+                return self._on_reset(number, data, now)
+            case 2:  # _PRIORITY
+                self._charge(1, now)
+                return self._on_priority(number, data)
+            case 7:  # _GOAWAY
+                _require(number == 0, Code.PROTOCOL_ERROR, "GOAWAY on a stream")
+                _require(len(data) >= 8, Code.FRAME_SIZE_ERROR, "GOAWAY that is cut short")
+                self._charge(1, now)
+            case 5:  # _PUSH_PROMISE
+                raise _Broken(Code.PROTOCOL_ERROR, "PUSH_PROMISE of a client")
+            case _:
+                self._charge(1, now)  # 5.5: frames of unknown types are passed over
+        return None
+
+    def _on_priority(self, number: int, data: bytes) -> Stream | None:
+        _require(number != 0, Code.PROTOCOL_ERROR, "PRIORITY of no stream")
+        stream = self.streams.get(number)
+        if len(data) != 5:
+            if stream is None:
+                raise _Broken(Code.FRAME_SIZE_ERROR, "PRIORITY of another size than 5")
+            return self._fail(stream, Code.FRAME_SIZE_ERROR)
+        if int.from_bytes(data[:4], "big") & _NUMBER == number:
+            if stream is None:
+                raise _Broken(Code.PROTOCOL_ERROR, "a stream that depends on itself")
+            return self._fail(stream, Code.PROTOCOL_ERROR)
+        return None
+
+    def _on_reset(self, number: int, data: bytes, now: float) -> Stream | None:
+        _require(len(data) == 4, Code.FRAME_SIZE_ERROR, "RST_STREAM of another size than 4")
+        stream = self.streams.get(number)
+        self._charge(1 if stream is None else _RESET_COST, now)
+        if stream is None:
+            _require(0 < number <= self._last, Code.PROTOCOL_ERROR, "RST_STREAM of no stream")
+            return None
+        self._forget(stream)
+        self._answered.append(number)
+        return stream
+
+    def _on_window_update(self, number: int, data: bytes, now: float) -> Stream | None:
+        _require(len(data) == 4, Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE of another size than 4")
+        self._charge(1, now)
+        more = int.from_bytes(data, "big") & _NUMBER
+        if not number:
+            _require(more != 0, Code.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
+            self._window += more
+            _require(self._window <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
+            self._flush_all()
+            return None
+        stream = self.streams.get(number)
+        if stream is None:
+            _require(
+                number <= self._last and bool(number & 1), Code.PROTOCOL_ERROR, "WINDOW_UPDATE of no stream"
+            )
+            return None
+        if not more:
+            return self._fail(stream, Code.PROTOCOL_ERROR)
+        stream.window += more
+        if stream.window > WINDOW_MAX_BYTES:
+            return self._fail(stream, Code.FLOW_CONTROL_ERROR)
+        if stream.waiting:
+            self._flush(stream)
+        return None
+
+    def _on_settings(self, flags: int, number: int, data: bytes, now: float) -> None:
+        _require(number == 0, Code.PROTOCOL_ERROR, "SETTINGS on a stream")
+        self._charge(_SETTINGS_COST, now)
+        if flags & _ACK:
+            _require(not data, Code.FRAME_SIZE_ERROR, "SETTINGS that acknowledge and set")
+            return
+        _require(len(data) % _SETTING.size == 0, Code.FRAME_SIZE_ERROR, "SETTINGS that are cut short")
+        self._charge(len(data) // _SETTING.size, now)
+        for name, value in _SETTING.iter_unpack(data):
+            if name == _ENABLE_PUSH:
+                _require(value <= 1, Code.PROTOCOL_ERROR, "ENABLE_PUSH that is neither 0 nor 1")
+            elif name == _FRAME_SIZE:
+                is_right = FRAME_MAX_BYTES <= value < 1 << 24
+                _require(is_right, Code.PROTOCOL_ERROR, "a MAX_FRAME_SIZE that is not allowed")
+            elif name == _INITIAL_WINDOW:
+                _require(value <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
+                change, self._stream_window = value - self._stream_window, value
+                for stream in self.streams.values():
+                    stream.window += change
+                    _require(
+                        stream.window <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1"
+                    )
+        self._out.append(_frame(_SETTINGS, _ACK, 0, b""))
+        self._flush_all()
+
+    def _require_known(self, number: int, kind: str) -> None:
+        # A frame on a stream that is not open: late, or wrong (5.1).
+        if not number & 1 or number > self._last:
+            raise _Broken(Code.PROTOCOL_ERROR, f"{kind} of no stream")
+        if number in self._answered:
+            raise _Broken(Code.STREAM_CLOSED, f"{kind} on a stream that has ended")
+
+    def _charge(self, frames: int, now: float) -> None:
+        self._cost += frames
+        if self._cost > FREE_FRAMES_MAX:
+            self._cost -= int((now - self._cost_since) * FREE_FRAMES_PER_SECOND)
+            self._cost_since = now
+            if self._cost > FREE_FRAMES_MAX:
+                raise _Broken(Code.ENHANCE_YOUR_CALM, "frames without end that ask for nothing")
+            self._cost = max(self._cost, 0)
+
+    # Bytes out.
+
+    def take(self) -> bytes:
+        """Bytes to be sent, all that there are."""
+        if not self._out:
+            return b""
+        taken = b"".join(self._out)
+        self._out.clear()
+        return taken
+
+    def answer(self, stream: Stream, head: bytes, body: bytes, tail: bytes, now: float) -> None:
+        """The whole answer: blocks of headers and trailers, and the body between them.
+
+        What the windows have no room for waits. Nothing happens on a stream that is over.
+        """
+        size = len(body)
+        if stream.is_over:
+            return
+        if size > self._window or size > stream.window or size > FRAME_MAX_BYTES or not stream.is_whole:
+            self.begin(stream, head)
+            self.send(stream, body, now)
+            self.end(stream, tail)
+            return
+        self._window -= size
+        number = stream.number.to_bytes(4, "big")
+        self._out.append(
+            b"%b\1\4%b%b%b\0\0%b%b%b\1\5%b%b"
+            % (
+                len(head).to_bytes(3, "big"),
+                number,
+                head,
+                size.to_bytes(3, "big"),
+                number,
+                body,
+                len(tail).to_bytes(3, "big"),
+                number,
+                tail,
+            )
+        )
+        stream.is_over = True
+        del self.streams[stream.number]
+        self._answered.append(stream.number)
+        if self._cost:
+            self._cost = max(self._cost - _ANSWER_CREDIT, 0)
+
+    def refuse(self, stream: Stream, head: bytes) -> None:
+        """Headers alone as the whole answer."""
+        if not stream.is_over:
+            self._out.append(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.number, head))
+            self._answer_is_sent(stream)
+
+    def begin(self, stream: Stream, head: bytes) -> None:
+        """The headers of an answer in parts."""
+        if not stream.is_over:
+            self._out.append(_frame(_HEADERS, _END_HEADERS, stream.number, head))
+
+    def send(self, stream: Stream, part: bytes, now: float) -> None:
+        """A part of a body; `stream.waiting` tells how much waits for the client."""
+        if stream.is_over or not part:
+            return
+        if stream.parts is None:
+            stream.parts = deque()
+        if not stream.waiting:
+            stream.waits_since = now
+        self._now = now
+        stream.parts.append(memoryview(part))  # which is cut without being copied
+        stream.waiting += len(part)
+        self.waiting += len(part)
+        self._flush(stream)
+
+    def end(self, stream: Stream, tail: bytes) -> None:
+        """The trailers, if there are any, and the end, after all that waits."""
+        if not stream.is_over:
+            stream.tail = tail
+            self._flush(stream)
+
+    def reset(self, stream: Stream, code: Code) -> None:
+        """The end of a stream at once."""
+        if not stream.is_over:
+            self._forget(stream)
+            self._drop(stream.number, code)
+
+    def leave(self) -> None:
+        """No further request is taken: the client is told the last one that was (6.8)."""
+        if not self.is_leaving and not self.is_over:
+            self.is_leaving = True
+            self._out.append(_goaway(self._last_taken, Code.NO_ERROR, ""))
+
+    def _flush_all(self) -> None:
+        # In turns, so that one large answer does not hold back the others.
+        while self._window > 0 and self._blocked:
+            before = self._window
+            for stream in tuple(self._blocked.values()):
+                self._flush(stream, frames=1)
+            if self._window == before:
+                break
+
+    def _flush(self, stream: Stream, frames: int = -1) -> None:
+        parts = stream.parts
+        while parts and frames:
+            part = parts[0]
+            size = min(len(part), self._window, stream.window, FRAME_MAX_BYTES)
+            if size <= 0:
+                break
+            frames -= 1
+            if size == len(part):
+                parts.popleft()
+                credit = _PART_CREDIT
+            else:
+                parts[0] = part[size:]
+                part = part[:size]
+                credit = size // _BYTES_PER_CREDIT
+            self._window -= size
+            stream.window -= size
+            stream.waiting -= size
+            stream.waits_since = self._now
+            self.waiting -= size
+            self._out.append(_frame(_DATA, 0, stream.number, part))
+            self._cost = max(self._cost - credit, 0)
+        if parts:
+            self._blocked[stream.number] = stream
+            return
+        if self._blocked.pop(stream.number, None) is not None:
+            self.drained.append(stream)
+        if stream.tail is not None:
+            if stream.tail:
+                self._out.append(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.number, stream.tail))
+            else:
+                self._out.append(_frame(_DATA, _END_STREAM, stream.number, b""))
+            self._answer_is_sent(stream)
+
+    def _answer_is_sent(self, stream: Stream) -> None:
+        self._forget(stream)
+        if stream.is_whole:
+            self._answered.append(stream.number)
+        else:
+            self._drop(stream.number, Code.NO_ERROR)  # 8.1: the rest of the request is not needed
+
+    def _fail(self, stream: Stream, code: Code) -> Stream:
+        self.reset(stream, code)
+        return stream
+
+    def _drop(self, number: int, code: Code) -> None:
+        self._dropped.append(number)
+        self._out.append(_frame(_RST_STREAM, 0, number, code.to_bytes(4, "big")))
+
+    def _forget(self, stream: Stream) -> None:
+        stream.is_over = True
+        self.waiting -= stream.waiting
+        stream.waiting = 0
+        stream.parts = None
+        self._blocked.pop(stream.number, None)
+        del self.streams[stream.number]
+
+    def _end(self, code: Code, why: str) -> None:
+        self.is_over = True
+        self.why = why
+        self._out.append(_goaway(self._last_taken, code, why))
+
+
+def _frame(kind: int, flags: int, number: int, payload: bytes | memoryview) -> bytes:
+    head = b"%b%c%c%b" % (len(payload).to_bytes(3, "big"), kind, flags, number.to_bytes(4, "big"))
+    return b"".join((head, payload))
+
+
+def _goaway(last: int, code: Code, why: str) -> bytes:
+    return _frame(_GOAWAY, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big") + why.encode())
+
+
+def _without_padding(data: bytes) -> bytes:
+    if not data or data[0] >= len(data):
+        raise _Broken(Code.PROTOCOL_ERROR, "more padding than there is room for")
+    return data[1 : len(data) - data[0]]
+
+
+def _require(holds: bool, code: Code, why: str) -> None:  # noqa: FBT001  # a condition, as assert has it
+    if not holds:
+        raise _Broken(code, why)
