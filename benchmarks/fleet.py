@@ -135,11 +135,11 @@ def running_agent(folder: Path, log: Path | None = None) -> Iterator["subprocess
 
 async def until_answered(socket: Path, flag: str) -> float:
     """Ask until there is an answer; gives the time of the first one (perf_counter seconds)."""
+    from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
     from grpclib.client import Channel
     from grpclib.exceptions import GRPCError
 
     from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
-    from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
 
     give_up = time.perf_counter() + PATIENCE_SECONDS
     while time.perf_counter() < give_up:

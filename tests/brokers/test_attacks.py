@@ -17,6 +17,7 @@ import cbor2
 import pytest
 from agent_shell import disk_of
 from devices import Device, provision
+from flagcast_agent.api.protos.flagcast_agent_grpc import AgentStub
 from grpclib.client import Channel
 from publisher_simulator import (
     DAY,
@@ -32,7 +33,6 @@ from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
 from flagcast_agent.api.agent_messages import status_of
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
-from flagcast_agent.api.protos.flagcast_agent_grpc import AgentStub
 from flagcast_bridge import mqtt
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.envelope import content_type, sig_structure

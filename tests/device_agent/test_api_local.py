@@ -13,8 +13,8 @@ import pytest
 from local_server import STATUS, RunningServer, running
 
 from flagcast_agent import cli
-from flagcast_agent.api.answers import Question
 from flagcast_agent.api.local import AgentNotReachable, Evaluation, ListedFlag, LocalClient
+from flagcast_agent.api.questions import Question
 from flagcast_agent.status import LinkStatus, Status
 from flagcast_shared.errors import FlagNotFound, InvalidCall
 

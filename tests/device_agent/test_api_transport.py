@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from admitted import History
+from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpclib.client import Channel
 from grpclib.health.v1 import health_pb2
@@ -24,10 +25,9 @@ from raw_http2 import EVALUATE, RawClient, framed
 from flagcast_agent.api import calls
 from flagcast_agent.api import grpc as grpc_connection
 from flagcast_agent.api import server as server_module
-from flagcast_agent.api.answers import Question
 from flagcast_agent.api.local import AgentNotReachable, LocalClient
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
-from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
+from flagcast_agent.api.questions import Question
 from flagcast_agent.api.resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE
 from flagcast_agent.api.services import AGENT_SERVICE, EVALUATION_SERVICE, OF_GRPC
 from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_MAX_BYTES

@@ -15,7 +15,8 @@ from releases import OFF
 
 from flagcast_agent import store as stores
 from flagcast_agent import usage as tallies
-from flagcast_agent.api.answers import Answers, Question
+from flagcast_agent.api.answers import Answers
+from flagcast_agent.api.questions import Question
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.store import Store
 from flagcast_agent.sync import (

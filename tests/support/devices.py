@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
 from grpclib.client import Channel
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
-from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
 
 PATIENCE_SECONDS = 100.0
 """For a machine whose cores are busy with other tests. Only what fails takes so long."""

@@ -19,8 +19,8 @@ from flagcast_shared.printing import json_text, printable, printable_line
 from .limits import SYNC_MAX_SECONDS, SYNC_SECONDS
 
 if TYPE_CHECKING:
-    from .api.answers import Question
     from .api.local import LocalClient
+    from .api.questions import Question
     from .status import Caught
 
 DEFAULT_FOLDER: Final = "/var/lib/flagcast"
@@ -465,7 +465,7 @@ def _client(options: argparse.Namespace) -> "LocalClient":
 
 
 def _question(options: argparse.Namespace) -> "Question":
-    from .api.answers import Question
+    from .api.questions import Question
 
     context = dict(_pair(text, "--context") for text in options.context)
     return Question(options.flag, options.entity, context, options.namespace)

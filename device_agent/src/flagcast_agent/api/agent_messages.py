@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from typing import cast
 
 from flagcast_agent.limits import SNAPSHOT_PART_BYTES
-from flagcast_agent.status import Caught, Freshness, LinkState, LinkStatus, NamespaceStatus, Rejection, Status
+from flagcast_agent.status import Caught, NamespaceStatus, Status
 
-from .answers import ExplainedReply, FlagList, Question, Snapshot
+from .answers import ExplainedReply, FlagList, Snapshot
 from .changes import Change, ChangeKind
 from .protos import flagcast_agent_pb2 as agent
+from .questions import Question
 
 
 def question_to_explain(request: agent.ExplainRequest) -> Question:
@@ -97,31 +97,6 @@ def sync_response(caught: Caught) -> agent.SyncResponse:
     return agent.SyncResponse(why=caught.why, status=status_response(caught.status))
 
 
-def caught_of(response: agent.SyncResponse) -> Caught:
-    """How far an agent says it came."""
-    return Caught(tuple(response.why), status_of(response.status))
-
-
-def status_of(response: agent.StatusResponse) -> Status:
-    """The status that an agent sent."""
-    return Status(
-        agent_version=response.agent_version,
-        device=response.device,
-        environment=response.environment,
-        started=response.started,
-        now=response.now,
-        clock_is_trusted=response.clock_is_trusted,
-        link=LinkStatus(
-            cast("LinkState", response.link.state),
-            response.link.since,
-            response.link.last_error,
-            response.link.last_error_at,
-            response.link.report_refused,
-        ),
-        namespaces=tuple(_namespace_status(namespace) for namespace in response.namespaces),
-    )
-
-
 def _namespace_message(status: NamespaceStatus) -> agent.NamespaceStatus:
     rejection = status.last_rejection
     return agent.NamespaceStatus(
@@ -137,22 +112,4 @@ def _namespace_message(status: NamespaceStatus) -> agent.NamespaceStatus:
         last_rejection=None
         if rejection is None
         else agent.Rejection(attack=rejection.attack, why=rejection.why, at=rejection.at),
-    )
-
-
-def _namespace_status(message: agent.NamespaceStatus) -> NamespaceStatus:
-    rejection = message.last_rejection
-    return NamespaceStatus(
-        message.namespace,
-        cast("Freshness", message.freshness),
-        message.epoch,
-        message.version,
-        message.digest,
-        message.issued,
-        message.expires,
-        message.age_seconds,
-        message.flags,
-        Rejection(rejection.attack, rejection.why, rejection.at)
-        if message.HasField("last_rejection")
-        else None,
     )

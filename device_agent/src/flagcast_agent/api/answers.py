@@ -6,9 +6,8 @@ call's metadata, then from the agent's configuration; a blank request id gets a 
 share the batch's; a reply carries the instant its evaluation ended.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from flagcast_agent.evaluator import Evaluator, Knowledge
@@ -35,6 +34,8 @@ from flagcast_shared.evaluation import (
 )
 from flagcast_shared.ids import EntityId, Environment, FlagKey, Namespace
 
+from .questions import Question
+
 if TYPE_CHECKING:
     from flagcast_shared.explanation import Explanation
 
@@ -53,17 +54,6 @@ class Filling:
 
 
 NO_FILLING = Filling()
-
-
-class Question(NamedTuple):
-    """One evaluation as a caller asks for it; every text may be blank."""
-
-    flag_key: str
-    entity_id: str = ""
-    context: Mapping[str, str] = MappingProxyType({})
-    namespace: str = ""
-    environment: str = ""
-    request_id: str = ""
 
 
 class Stamp(NamedTuple):

@@ -144,6 +144,16 @@ def announced(body: bytes | bytearray) -> int | None:
     return size
 
 
+def missing_bytes(body: bytes | bytearray) -> int | None:
+    """What the first message still lacks, negative where more than it is there; None while its size has not arrived.
+
+    Raises:
+        CallFailed: as `announced`.
+    """
+    size = announced(body)
+    return None if size is None else _PREFIX_BYTES + size - len(body)
+
+
 def only_message(body: bytes | bytearray) -> bytes:
     """The one message of a call whose client sends nothing more. Raises CallFailed."""
     size = announced(body)

@@ -16,7 +16,6 @@ from typing import Final
 from flagcast_agent.limits import ERROR_MAX_CHARACTERS
 from flagcast_shared.errors import InvalidCall
 
-from .answers import Question
 from .changes import Stopping
 from .flagd import (
     METHODS,
@@ -30,6 +29,7 @@ from .flagd import (
 )
 from .http1 import Request
 from .protos import flagd_evaluation_v2_pb2 as flagd
+from .questions import Question
 from .resolutions import (
     FLAGD_V1_SERVICE,
     FLAGD_V2_SERVICE,

@@ -26,9 +26,9 @@ from flagcast_shared.errors import (
 from flagcast_shared.evaluation import Resolution
 from flagcast_shared.ids import FlagKey, Namespace
 
-from .answers import Question
 from .changes import ChangeKind, Changes
 from .protos import flagd_evaluation_v2_pb2 as flagd
+from .questions import Question
 from .resolutions import WANTED_BY, Asked, Resolutions, Resolved, Wanted, error_code
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from .http2.headers import Fields
 from .protos import flipt_evaluation_pb2 as flipt
 
 EVALUATION_SERVICE: Final = "flipt.evaluation.EvaluationService"
+AGENT_SERVICE: Final = "flagcast.agent.v1.Agent"
 
 
 class GrpcMethods:

@@ -7,8 +7,9 @@ from typing import Final
 
 from flagcast_shared.evaluation import Reason
 
-from .answers import BatchReply, BooleanReply, ErrorReply, Question, Stamp, VariantReply
+from .answers import BatchReply, BooleanReply, ErrorReply, Stamp, VariantReply
 from .protos import flipt_evaluation_pb2 as flipt
+from .questions import Question
 
 _REASONS: Final = {
     Reason.UNKNOWN: flipt.UNKNOWN_EVALUATION_REASON,

@@ -19,9 +19,9 @@ from flagcast_shared.evaluation import Answer, BooleanAnswer, CompiledFlags
 from flagcast_shared.ids import Namespace
 
 from . import web
-from .answers import Question
 from .changes import Changes, Stopping
 from .http1 import Request
+from .questions import Question
 from .resolutions import (
     NAMESPACE_HEADER,
     SELECTOR_HEADER,

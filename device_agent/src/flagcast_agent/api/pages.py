@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.status import Activity, Status
@@ -10,15 +11,21 @@ from . import metrics
 from .changes import Changes
 from .connect import Connect
 from .flagd import Flagd
+from .grpc import AGENT_SERVICE
 from .http1 import Request
 from .load import Load
 from .ofrep import Ofrep
 from .resolutions import Resolutions
 from .web import JSON, TEXT, Answer, Reply
 
+if TYPE_CHECKING:
+    from .agent_pages import AgentPages
+    from .calls import Method
+
 LIVE = "/livez"
 READY = "/readyz"
 METRICS = "/metrics"
+_AGENT = f"/{AGENT_SERVICE}/"
 
 
 class Pages:
@@ -34,6 +41,7 @@ class Pages:
         load: Load,
         status: Callable[[], Status],
         activity: Callable[[], Activity],
+        method: "Callable[[str], Method]",
         salt: str,
     ) -> None:
         self._evaluator = evaluator
@@ -43,6 +51,8 @@ class Pages:
         self._activity = activity
         self._connect = Connect(flagd)
         self._ofrep = Ofrep(resolutions, lambda: changes, salt)
+        self._method = method
+        self._agent: AgentPages | None = None
         self._own = {LIVE: self._live, READY: self._ready, METRICS: self._metrics}
 
     def answer(self, request: Request) -> Answer:
@@ -53,6 +63,14 @@ class Pages:
         if self._connect.serves(path):
             return self._connect.answer(path, request)
         page = self._own.get(path)
+        if page is None and path.startswith(_AGENT):
+            if self._agent is None:
+                # Imported by the first such call: protobuf's JSON is needed for nothing else.
+                from .agent_pages import AgentPages
+
+                self._agent = AgentPages(self._method)
+            if self._agent.serves(path):
+                return self._agent.answer(path, request)
         if page is None:
             return Reply(404, JSON, json.dumps({"errorDetails": "nothing stands under this path"}).encode())
         if request.method not in {"GET", "HEAD"}:

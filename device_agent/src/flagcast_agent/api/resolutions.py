@@ -45,7 +45,8 @@ from flagcast_shared.evaluation import (
 )
 from flagcast_shared.ids import FlagKey, Namespace
 
-from .answers import Answers, Question
+from .answers import Answers
+from .questions import Question
 
 FLAGD_V1_SERVICE: Final = "flagd.evaluation.v1.Service"
 FLAGD_V2_SERVICE: Final = "flagd.evaluation.v2.Service"

@@ -173,6 +173,7 @@ class LocalServer:
                 load=self._load,
                 status=self._status,
                 activity=self._activity,
+                method=self._methods.find,
                 salt=self._answers.fresh_id(),
             ).answer
         return self._site

@@ -28,7 +28,7 @@ from .answers import Answers, Snapshot
 from .calls import Call, CallFailed, Lasting, Method, Unary, decoded, failed
 from .calls import Status as CallStatus
 from .changes import Change, Changes, Stopping
-from .grpc import EVALUATION_SERVICE
+from .grpc import AGENT_SERVICE, EVALUATION_SERVICE
 from .http2.headers import Fields
 from .protos import flagcast_agent_pb2 as agent
 from .protos import health_pb2 as health
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 HEALTH_SERVICE = "grpc.health.v1.Health"
 OF_GRPC = (HEALTH_SERVICE, *reflection.SERVICES)
 """Services of gRPC itself, which answer as long as the agent does."""
-AGENT_SERVICE = "flagcast.agent.v1.Agent"
 
 CatchUp = Callable[[float], Awaitable[Caught]]
 ReadSnapshot = Callable[[Namespace], Snapshot]

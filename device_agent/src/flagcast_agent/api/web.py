@@ -69,7 +69,15 @@ class Large:
     keeps: int
 
 
-Answer = Reply | Stream | Large
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An answer that is waited for, made by `make`; `keeps` as a Stream's."""
+
+    make: Callable[[], Awaitable[Reply]]
+    keeps: int
+
+
+Answer = Reply | Stream | Large | Later
 Site = Callable[[Request], Answer]
 """The answer to a request, which is read and checked at once: no answer that waits keeps it."""
 
@@ -275,6 +283,9 @@ class WebConnection(asyncio.BufferedProtocol):
         if isinstance(answer, Stream):
             calling = partial(self._pump, form, answer)
             self._kept = answer.keeps
+        elif isinstance(answer, Later):
+            calling = partial(self._answer_later, form, answer)
+            self._kept = answer.keeps
         elif place := self._load.large.enter(self._client_process()):
             calling = partial(self._answer_in_turn, form, answer, place)
             self._place, self._kept = place, answer.keeps
@@ -297,6 +308,9 @@ class WebConnection(asyncio.BufferedProtocol):
         if self._transport.is_closing() or self._has_hung_up():
             self.abort()
             return
+        self._write(request, await answer.make())
+
+    async def _answer_later(self, request: Request, answer: Later) -> None:
         self._write(request, await answer.make())
 
     async def _refuse_large(self, request: Request) -> None:

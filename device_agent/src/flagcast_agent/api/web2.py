@@ -34,11 +34,11 @@ from .calls import (
     Method,
     Status,
     Unary,
-    announced,
     failed,
     failure_head,
     failure_tail,
     framed,
+    missing_bytes,
     only_message,
     seconds_of,
 )
@@ -49,7 +49,7 @@ from .http2.headers import Fields, block_of
 from .load import Load
 
 if TYPE_CHECKING:
-    from .web import Large, Reply, Site
+    from .web import Large, Later, Reply, Site
     from .web import Stream as WebStream
 
 log = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _answer_page(self, stream: Stream, now: float) -> None:
         # What HTTP/1.1 has, over HTTP/2.
         from .http1 import Request
-        from .web import Large, Reply
+        from .web import Large, Later, Reply
 
         fields = stream.fields
         request = Request(fields.method, fields.path, fields.headers, bytes(stream.body))
@@ -280,6 +280,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         exchange = Exchange(self, self._http2, stream)
         if isinstance(answer, Large):
             exchange.start(self._make(exchange, answer, is_head=is_head))
+        elif isinstance(answer, Later):
+            exchange.start(self._answer_later(exchange, answer))
         else:
             exchange.start(self._pump(exchange, answer))
 
@@ -303,6 +305,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             async for part in parts:
                 await exchange.send_raw(part)
         exchange.end(b"")
+
+    async def _answer_later(self, exchange: Exchange, answer: "Later") -> None:
+        self._reply(exchange.stream, await answer.make(), self.loop.time())
+        self.flush()
 
     async def _make(self, exchange: "Exchange", answer: "Large", *, is_head: bool) -> None:
         try:
@@ -331,11 +337,15 @@ class Http2Connection(asyncio.BufferedProtocol):
                 return
         else:
             try:
-                size = announced(stream.body)
-                if size is not None and len(stream.body) > size + 5:
+                missing = missing_bytes(stream.body)
+                if missing is not None and missing < 0:
                     raise CallFailed(Status.INVALID_ARGUMENT, "the call has more than one request")
             except CallFailed as failure:
                 self._http2.refuse(stream, failure_head(failure.status, str(failure)))
+                return
+            if missing == 0 and isinstance(method, Lasting):
+                # Some clients keep their side open for as long as they read.
+                self._answer(stream, now)
                 return
         self._http2.more(stream)
 
