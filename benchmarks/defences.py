@@ -71,7 +71,7 @@ PRELOADED = (
     "cbor2",
     "cryptography.hazmat.primitives.asymmetric.ed25519",
     "sqlite_utils",
-    "grpclib.client",
+    "h2.connection",
     "paho.mqtt.client",
 )
 """What most tests import of others."""

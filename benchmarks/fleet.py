@@ -135,23 +135,24 @@ def running_agent(folder: Path, log: Path | None = None) -> Iterator["subprocess
 
 async def until_answered(socket: Path, flag: str) -> float:
     """Ask until there is an answer; gives the time of the first one (perf_counter seconds)."""
-    from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
-    from grpclib.client import Channel
-    from grpclib.exceptions import GRPCError
+    from grpc_calls import Refused, call
 
     from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
 
     give_up = time.perf_counter() + PATIENCE_SECONDS
     while time.perf_counter() < give_up:
         if os.path.exists(socket):  # noqa: PTH110, ASYNC240  # a poll of one path, too short to matter
-            async with Channel(path=str(socket)) as channel:
-                try:
-                    await EvaluationServiceStub(channel).Boolean(
-                        flipt.EvaluationRequest(flag_key=flag, entity_id="e")
-                    )
-                    return time.perf_counter()
-                except (GRPCError, OSError):
-                    pass
+            try:
+                request = flipt.EvaluationRequest(flag_key=flag, entity_id="e")
+                call(
+                    socket,
+                    "/flipt.evaluation.EvaluationService/Boolean",
+                    request,
+                    flipt.BooleanEvaluationResponse,
+                )
+                return time.perf_counter()
+            except (Refused, OSError):
+                pass
         await asyncio.sleep(0.002)
     sys.exit("the agent gave no answer")
 

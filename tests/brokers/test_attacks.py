@@ -3,7 +3,6 @@
 One broker serves all of them; each attack has an environment of its own, and with it topics, keys and a device.
 """
 
-import asyncio
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +16,6 @@ import cbor2
 import pytest
 from agent_shell import disk_of
 from devices import Device, provision
-from flagcast_agent.api.protos.flagcast_agent_grpc import AgentStub
-from grpclib.client import Channel
 from publisher_simulator import (
     DAY,
     PRODUCTION,
@@ -31,8 +28,7 @@ from publisher_simulator import (
 
 from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
-from flagcast_agent.api.agent_messages import status_of
-from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
+from flagcast_agent.api.local import LocalClient
 from flagcast_bridge import mqtt
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.envelope import content_type, sig_structure
@@ -103,7 +99,7 @@ class Scene:
 
     @property
     def status(self) -> Mapping[str, Any]:
-        return asyncio.run(_status(self.device.socket))
+        return LocalClient(self.device.socket).status().as_json()
 
     @property
     def namespace(self) -> Mapping[str, Any]:
@@ -161,11 +157,6 @@ class Scene:
         assert after.answers == before.answers
         assert after.held["digest"] == before.held["digest"]
         assert after.held["version"] == before.held["version"]
-
-
-async def _status(socket: Path) -> dict[str, Any]:
-    async with Channel(path=str(socket)) as channel:
-        return status_of(await AgentStub(channel).Status(agent.StatusRequest())).as_json()
 
 
 @pytest.fixture(scope="module")

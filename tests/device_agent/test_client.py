@@ -659,8 +659,8 @@ def test_importing_the_client_is_cheap(path: Path) -> None:
     loaded = set(ast_list(ran.stdout))
     heavy = {
         "paho",
-        "grpclib",
         "google",
+        "hpack",
         "h2",
         "sqlite_utils",
         "cryptography",

@@ -101,7 +101,7 @@ VIOLATIONS = [
     ),
     Violation("cbor-stays-home", "flagcast_shared.envelope", "import cbor2"),
     Violation("cbor-stays-home", "flagcast_agent.store", "from cbor2 import loads"),
-    Violation("grpc-stays-home", "flagcast_agent.daemon", "from grpclib.server import Server"),
+    Violation("grpc-stays-home", "flagcast_agent.daemon", "from hpack import Decoder"),
     Violation("grpc-stays-home", "flagcast_agent.store", "from google.protobuf import message"),
     Violation("one-openfeature", "flagcast_agent.client", "from openfeature import api"),
     Violation("one-yaml", "flagcast_bridge.compiler", "import yaml"),

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from repository import AGENT, BIN, BRIDGE, DISTRIBUTIONS, ROOT, SHARED, Distribution
 
-HEAVY = {"sqlite_utils", "sqlite3", "paho", "grpclib", "google.protobuf", "h2", "cryptography", "asyncio"}
+HEAVY = {"sqlite_utils", "sqlite3", "paho", "hpack", "google.protobuf", "h2", "cryptography", "asyncio"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Real devices for tests: a provisioned folder, the agent as a process, and questions over its socket."""
 
-import asyncio
 import json
 import re
 import signal
@@ -12,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from flagcast_agent.api.protos.flipt_evaluation_grpc import EvaluationServiceStub
-from grpclib.client import Channel
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpc_calls import Refused, call
 
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
 
@@ -149,8 +146,8 @@ class Device:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                return asyncio.run(_batch(self.socket, flags, entity, context or {}))
-            except (OSError, GRPCError, StreamTerminatedError) as error:
+                return _batch(self.socket, flags, entity, context or {})
+            except (OSError, Refused) as error:
                 if time.monotonic() > deadline:
                     raise DeviceFailed(f"no answer: {error}:\n{self.log}") from error
                 time.sleep(_POLL_SECONDS)
@@ -202,10 +199,16 @@ def provision(
     return Device(folder, program=program)
 
 
-async def _batch(
+def _batch(
     socket: Path, flags: Sequence[str], entity: str, context: Mapping[str, str]
 ) -> Sequence[flipt.EvaluationResponse]:
     requests = [flipt.EvaluationRequest(flag_key=flag, entity_id=entity, context=context) for flag in flags]
-    async with Channel(path=str(socket)) as channel, asyncio.timeout(PATIENCE_SECONDS):
-        response = await EvaluationServiceStub(channel).Batch(flipt.BatchEvaluationRequest(requests=requests))
+    batch = flipt.BatchEvaluationRequest(requests=requests)
+    response = call(
+        socket,
+        "/flipt.evaluation.EvaluationService/Batch",
+        batch,
+        flipt.BatchEvaluationResponse,
+        PATIENCE_SECONDS,
+    )
     return tuple(response.responses)

@@ -32,8 +32,7 @@ def set_up(log_format: str, *, verbose: bool = False) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    for talkative in ("asyncio", "grpclib", "hpack", "h2"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)  # it is talkative
 
 
 def log(level: int, message: str, **fields: object) -> None:

@@ -5,12 +5,12 @@ Each call opens a connection, asks and closes it; for a program that asks often,
 
 import json
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flagcast_agent import clock
 from flagcast_shared.errors import FlagcastError, FlagNotFound, InvalidCall
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _post(path: Path, target: str, body: str, timeout: float) -> tuple[bytes, by
     # them, and loads TLS. Here the agent closes after one answer, which ends there.
     data = body.encode()
     head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    until = time.monotonic() + timeout
+    until = clock.monotonic() + timeout
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
         connection.connect(str(path))
@@ -188,7 +188,7 @@ def _post(path: Path, target: str, body: str, timeout: float) -> tuple[bytes, by
             answer += part
             if len(answer) > _ANSWER_MAX_BYTES:
                 raise OSError(f"an answer of more than {_ANSWER_MAX_BYTES} bytes")
-            connection.settimeout(max(until - time.monotonic(), 0.001))
+            connection.settimeout(max(until - clock.monotonic(), 0.001))
     start, end, rest = bytes(answer).partition(b"\r\n\r\n")
     words = start.split(b" ", 2)
     if not end or len(words) < 2 or not words[0].startswith(b"HTTP/1."):

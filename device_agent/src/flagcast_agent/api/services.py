@@ -65,7 +65,7 @@ class OtherServices:
         # Of gRPC's own services and the agent's, health is that of the agent; evaluations need something admitted.
         evaluating = (EVALUATION_SERVICE, FLAGD_V1_SERVICE, FLAGD_V2_SERVICE)
         self._health = _Health(evaluator, evaluating, ("", AGENT_SERVICE, *OF_GRPC))
-        described = reflection.Reflection(sorted((*evaluating, AGENT_SERVICE, *OF_GRPC)))
+        described = reflection.Reflection((*evaluating, AGENT_SERVICE, *OF_GRPC))
         methods: dict[str, Mapping[str, Method]] = {
             AGENT_SERVICE: _Agent(answers, status, changes, catch_up, snapshot).methods,
             FLAGD_V1_SERVICE: _Flagd(flagd, is_first_version=True).methods,

@@ -1,7 +1,7 @@
 """One HTTP/2 connection of a server: frames read and written, streams, flow control in both directions (RFC 9113).
 
-No socket and no clock. `receive` takes bytes, `next` gives the streams of which something is new, `take` what is to be sent. A client
-that breaks the protocol, or costs more than it asks for, gets GOAWAY, and nothing more is read from it.
+No socket and no clock. `receive` takes bytes, `next` gives the streams of which something is new, `take` what is to be sent.
+A client that breaks the protocol, or costs more than it asks for, gets GOAWAY, and nothing more is read from it.
 """
 
 from collections import deque
