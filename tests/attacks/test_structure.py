@@ -103,7 +103,8 @@ def test_tag_in_a_signed_head_reaches_no_decoder(
         pytest.param(b"\x81" * DEPTH_MAX + b"\x80", TooDeep, id="an empty list too deep"),
         pytest.param(b"\x81" * DEPTH_MAX + b"\xa0", TooDeep, id="an empty map too deep"),
         pytest.param(b"\x62\x00", Malformed, id="a text cut short"),
-        pytest.param(b"\x18", Malformed, id="a number cut short"),
+        pytest.param(b"\x18", Malformed, id="a head cut short"),
+        pytest.param(b"\x1a\x00\x01\x00", Malformed, id="a number cut short"),
         pytest.param(b"\x00\x00", TrailingBytes, id="two values"),
     ],
 )

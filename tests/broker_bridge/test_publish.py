@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from lossy_front import UNSUBACK, front_that_drops
 from publishing import Flagcast, bulky_features, configure, features, make_project
 
 from brokers import Broker, free_port, start_amqtt, start_mosquitto
@@ -583,6 +584,21 @@ def test_what_a_broker_drops_of_a_long_answer_is_asked_for_by_its_name(
         assert [shown[name]["is_whole"] for name in names] == [True] * len(names)
         code, said = site.publish("---\n".join(features({"a": True}, name) for name in names))
         assert (code, said.count("unchanged at version 1, head 1\n")) == (0, len(names))
+
+
+@pytest.mark.mosquitto
+def test_an_answer_that_a_broker_drops_with_its_queue_full_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "UNSUBSCRIBE_SECONDS", 0.5)
+    with (
+        start_mosquitto(tmp_path) as broker,
+        front_that_drops(broker.port, UNSUBACK, 2) as port,
+        mqtt.connect("127.0.0.1", port, mqtt.Login()) as connection,
+    ):
+        connection.publish([("a", b"1")])
+        assert connection.read_all(["#"]) == {"a": b"1"}
+        assert connection.read(["a"]) == {"a": b"1"}
 
 
 def read_after_the_broker_has_sent(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> None:

@@ -36,6 +36,8 @@ from flagcast_shared.transport import distrust, refusal
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 ANSWER_TIMEOUT_SECONDS: Final = 20.0
 """For a SUBACK, and between two PUBACKs: a message of 256 KB on a slow uplink."""
+UNSUBSCRIBE_SECONDS: Final = 5.0
+"""For an UNSUBACK, until it is asked for again."""
 READ_BACK_TIMEOUT_SECONDS: Final = 10.0
 """For a retained message that was just acknowledged to come back."""
 SESSION_SECONDS: Final = 7 * 86_400
@@ -498,12 +500,26 @@ class Connection:
     @contextlib.contextmanager
     def _subscribed(self, filters: Sequence[str], qos: int = 1) -> Iterator[None]:
         # Subscribed for the length of the block; what is received in it is the block's alone.
-        state = self._state
         self._note(_forget_received)
         self._subscribe(filters, qos)
         yield
-        _, mid = self._client.unsubscribe(list(filters))
-        self._wait(lambda: mid in state.unsubacks, ANSWER_TIMEOUT_SECONDS)
+        self._unsubscribe(filters)
+
+    def _unsubscribe(self, filters: Sequence[str]) -> None:
+        # mosquitto drops whatever a client's queue has no room for, this answer too: it is asked for again.
+        asked = set[int | None]()
+
+        def is_answered() -> bool:
+            return not asked.isdisjoint(self._state.unsubacks)
+
+        for _ in range(round(ANSWER_TIMEOUT_SECONDS / UNSUBSCRIBE_SECONDS)):
+            _, mid = self._client.unsubscribe(list(filters))
+            asked.add(mid)
+            if self._await(lambda: is_answered() or self._state.lost is not None, UNSUBSCRIBE_SECONDS):
+                break
+        else:
+            raise NoAnswer(f"{self.where}: the broker did not answer within {ANSWER_TIMEOUT_SECONDS:.0f} s")
+        self._wait(is_answered, ANSWER_TIMEOUT_SECONDS)
 
     def _subscribe(self, filters: Sequence[str], qos: int = 1) -> None:
         mids = self._ask(filters, qos)
