@@ -717,20 +717,6 @@ def test_a_wait_begins_when_more_than_the_share_is_held() -> None:
     assert found.held == 2 * HELD_SHARE_BYTES
 
 
-def test_connections_over_the_limit_are_closed(server: RunningServer) -> None:
-    clients = []
-    try:
-        while server.open_connections() < CONNECTIONS_MAX:
-            client = HttpClient(server.path)
-            client.ask("GET", "/livez")
-            clients.append(client)
-        with HttpClient(server.path) as refused:
-            assert refused.until_closed() == b""
-    finally:
-        for client in clients:
-            client.close()
-
-
 def test_a_page_of_another_host_gets_nothing_from_the_loopback_port(server: RunningServer) -> None:
     for host, status in {
         "localhost": 200,

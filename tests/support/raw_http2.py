@@ -14,6 +14,7 @@ import h2.events
 
 _HEADERS = h2.events.ResponseReceived | h2.events.TrailersReceived
 _ENDS = h2.events.StreamEnded | h2.events.StreamReset
+_GOAWAY = 7
 EVALUATE = "/flipt.evaluation.EvaluationService/Boolean"
 
 
@@ -27,6 +28,9 @@ class RawClient:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
         self.socket.connect(str(path))
+        self._unread = b""
+        self.goaways: list[tuple[int, int]] = []
+        """Of each GOAWAY, the last stream that is answered, and the reason's code."""
         self.http2 = h2.connection.H2Connection(
             h2.config.H2Configuration(
                 client_side=True,
@@ -92,9 +96,24 @@ class RawClient:
         data = self.socket.recv(65536)
         if not data:
             raise ConnectionError("closed by the server")
-        events = self.http2.receive_data(data)
+        events = self._received(data)
         with contextlib.suppress(BrokenPipeError):  # the server's last words need no acknowledgement
             self.flush()
+        return events
+
+    def _received(self, data: bytes) -> list[h2.events.Event]:
+        # Frame by frame. A GOAWAY is noted here: h2 takes nothing after one, but calls below its number go on (RFC 9113, 6.8).
+        self._unread += data
+        events: list[h2.events.Event] = []
+        while len(self._unread) >= 9:
+            size = 9 + int.from_bytes(self._unread[:3], "big")
+            if len(self._unread) < size:
+                break
+            frame, self._unread = self._unread[:size], self._unread[size:]
+            if frame[3] == _GOAWAY:
+                self.goaways.append((int.from_bytes(frame[9:13], "big"), int.from_bytes(frame[13:17], "big")))
+            else:
+                events += self.http2.receive_data(frame)
         return events
 
     def close(self) -> None:

@@ -21,6 +21,12 @@ BATCH_MAX_REQUESTS = 1_000
 CONNECTIONS_MAX = 256
 """Connections open at once. Each may hold 100 calls; the process's file descriptors also serve the broker and the disk."""
 
+USER_CONNECTIONS_MAX = CONNECTIONS_MAX // 2
+"""Those of one user: an application that opens them without end leaves as many for all the others."""
+
+SILENT_SECONDS = 1
+"""A connection without a request for so long gives way where there is no place: clients connect again by themselves."""
+
 ERROR_MAX_CHARACTERS = 300
 """An error's text, which may repeat the caller's: gRPC clients read 8 KiB of trailers, and a character may take 12 bytes."""
 

@@ -9,7 +9,9 @@ from typing import Any, Final, Protocol
 from flagcast_agent.limits import LARGE_REFUSAL_SECONDS, LARGE_WAITING_MAX, UNREAD_MAX_BYTES
 
 from .calls import HEAD, CallFailed, Status, first_message, framed
-from .http2.connection import Code, Connection, Stream
+from .http2.connection import Connection
+from .http2.frames import Code
+from .http2.stream import Stream
 from .load import Load
 
 UNREAD: Final = "too many answers of this connection wait to be read"

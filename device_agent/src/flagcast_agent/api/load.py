@@ -4,15 +4,22 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Hashable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flagcast_agent.limits import HELD_MAX_BYTES, HELD_SHARE_BYTES, LARGE_WAITING_MAX, READ_MAX_BYTES
+
+if TYPE_CHECKING:
+    from .places import Peer
 
 log = logging.getLogger(__name__)
 
 
 class OpenConnection(Protocol):
     """One client's connection, whatever it speaks."""
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when nothing is asked on it, in the loop's time; None while something is."""
 
     def leave(self) -> None:
         """Takes no further request, as far as the protocol has a word for that."""
@@ -99,6 +106,7 @@ class Load:
         self.large = Turns()
         self._holding: dict[OpenConnection, int] = {}
         self.connections: set[OpenConnection] = set()
+        self.peers: dict[OpenConnection, Peer] = {}
         self.calls = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -113,6 +121,7 @@ class Load:
     def closed(self, connection: OpenConnection) -> None:
         """It is gone."""
         self.connections.discard(connection)
+        self.peers.pop(connection, None)
         self.holds(connection, 0)
         if not self.connections:
             self.unconnected.set()
@@ -121,6 +130,7 @@ class Load:
         """The same client's connection, now that it is known what it speaks."""
         self.connections.discard(connection)
         self.connections.add(by)
+        self.peers[by] = self.peers.pop(connection)
 
     def holds(self, connection: OpenConnection, size: int) -> None:
         """Bytes in memory for one client, in place of the former figure.

@@ -19,8 +19,9 @@ from flagcast_shared.ids import FlagKey, Namespace
 from .answers import Answers
 from .changes import Changes
 from .grpc import GrpcMethods
-from .http2.connection import PREFACE
+from .http2.frames import PREFACE
 from .load import Load
+from .places import Places, peer_of
 from .resolutions import Resolutions
 from .web2 import Http2Connection
 
@@ -78,6 +79,7 @@ class LocalServer:
         self._status = status
         self._activity = activity
         self._load = Load()
+        self._places = Places(self._load)
         self._removed = removed
         self._changes: Changes
         self._resolutions = Resolutions(answers, tells_static=tells_static)
@@ -120,10 +122,7 @@ class LocalServer:
         self._listening.clear()
 
     def _accept(self) -> asyncio.BaseProtocol:
-        if len(self._load.connections) >= CONNECTIONS_MAX:
-            log.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
-            return _Refusal()
-        return _Door(self._load, self._http2, self._web)
+        return _Door(self._load, self._places, self._http2, self._web)
 
     def _http2(self) -> Http2Connection:
         return Http2Connection(self._methods, self._load, self._make_site)
@@ -183,11 +182,17 @@ class _Door(asyncio.BufferedProtocol):
     # A connection of which it is not known yet what it speaks.
 
     def __init__(
-        self, load: Load, http2: Callable[[], Http2Connection], web: "Callable[..., WebConnection]"
+        self,
+        load: Load,
+        places: Places,
+        http2: Callable[[], Http2Connection],
+        web: "Callable[..., WebConnection]",
     ) -> None:
         self._load = load
         self._http2 = http2
         self._web = web
+        self._places = places
+        self._made_at = 0.0
         self._heard = b""
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
@@ -195,8 +200,12 @@ class _Door(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._load.opened(self)
         loop = asyncio.get_running_loop()
+        self._made_at = loop.time()
+        if not self._places.enter(self, peer_of(transport.get_extra_info("socket")), self._made_at):
+            transport.abort()
+            return
+        self._load.opened(self)
         self._timer = loop.call_later(REQUEST_TIMEOUT_SECONDS, transport.close)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
@@ -219,6 +228,10 @@ class _Door(asyncio.BufferedProtocol):
         self._forget_time()
         self._load.closed(self)
 
+    @property
+    def silent_since(self) -> float | None:
+        return self._made_at
+
     def leave(self) -> None:
         pass
 
@@ -232,13 +245,6 @@ class _Door(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class _Refusal(asyncio.Protocol):
-    # A connection above the limit: closed at once, so that the client hears of it.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

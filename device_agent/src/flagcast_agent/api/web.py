@@ -178,6 +178,12 @@ class WebConnection(asyncio.BufferedProtocol):
 
     # Calls of the server.
 
+    @property
+    def silent_since(self) -> float | None:
+        """Since when nothing is asked here, in the loop's time; None while something is."""
+        is_asked = self._is_busy or self._turn is not None or not self._has_room.is_set()
+        return None if is_asked or self._reader.is_in_request else self._deadline - IDLE_SECONDS
+
     def leave(self) -> None:
         """HTTP/1.1 has no word for it."""
 

@@ -44,8 +44,10 @@ from .calls import (
 )
 from .exchange import UNREAD, Exchange
 from .grpc import GrpcMethods
-from .http2.connection import Code, Connection, Stream
+from .http2.connection import Connection
+from .http2.frames import Code
 from .http2.headers import Fields, block_of
+from .http2.stream import Stream
 from .load import Load
 
 if TYPE_CHECKING:

@@ -5,51 +5,47 @@ A client that breaks the protocol, or costs more than it asks for, gets GOAWAY, 
 """
 
 from collections import deque
-from enum import IntEnum
-from struct import Struct
-from typing import Final, Protocol
+from typing import Final
 
 from flagcast_agent.limits import FREE_FRAMES_MAX, FREE_FRAMES_PER_SECOND, HEAD_MAX_BYTES, STREAMS_MAX
 
+from .frames import (
+    ACK,
+    CONCURRENT_STREAMS,
+    CONTINUATION,
+    DATA,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_MAX_BYTES,
+    FRAME_SIZE,
+    HEAD,
+    HEAD_BYTES,
+    HEADER_LIST_SIZE,
+    HEADERS,
+    INITIAL_WINDOW,
+    NUMBER,
+    PADDED,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTING,
+    SETTINGS,
+    WINDOW_BYTES,
+    WINDOW_MAX_BYTES,
+    WINDOW_UPDATE,
+    WITH_PRIORITY,
+    Broken,
+    Code,
+    frame,
+    goaway,
+    require,
+    without_padding,
+)
 from .headers import Decoder, Fields, NotHpack, TooManyHeaders
-
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""The first bytes of every client (RFC 9113, 3.4)."""
-WINDOW_BYTES: Final = 65_535
-"""The initial window of a stream and of a connection (6.9.2)."""
-WINDOW_MAX_BYTES: Final = 2**31 - 1
-FRAME_MAX_BYTES: Final = 16_384
-"""The largest frame received and sent: the initial SETTINGS_MAX_FRAME_SIZE, which every peer takes (6.5.2)."""
+from .stream import Stream
 
 _REMEMBERED: Final = 128  # ended streams whose late frames are told apart
-
-_HEAD: Final = Struct(">HBBBI")
-_HEAD_BYTES: Final = 9
-_NUMBER: Final = 0x7FFFFFFF
-
-_DATA: Final = 0
-_HEADERS: Final = 1
-_PRIORITY: Final = 2
-_RST_STREAM: Final = 3
-_SETTINGS: Final = 4
-_PUSH_PROMISE: Final = 5
-_PING: Final = 6
-_GOAWAY: Final = 7
-_WINDOW_UPDATE: Final = 8
-_CONTINUATION: Final = 9
-
-_END_STREAM: Final = 0x1
-_ACK: Final = 0x1
-_END_HEADERS: Final = 0x4
-_PADDED: Final = 0x8
-_WITH_PRIORITY: Final = 0x20
-
-_SETTING: Final = Struct(">HI")
-_ENABLE_PUSH: Final = 2
-_CONCURRENT_STREAMS: Final = 3
-_INITIAL_WINDOW: Final = 4
-_FRAME_SIZE: Final = 5
-_HEADER_LIST_SIZE: Final = 6
 
 # What a frame costs that asks for nothing, in frames: FREE_FRAMES_MAX of them are free, and FREE_FRAMES_PER_SECOND more.
 _RESET_COST: Final = 5
@@ -58,92 +54,6 @@ _SMALL_BYTES: Final = 256
 _ANSWER_CREDIT: Final = 4
 _PART_CREDIT: Final = 2
 _BYTES_PER_CREDIT: Final = 4_096
-
-
-class Code(IntEnum):
-    """Why a stream or a connection ends (RFC 9113, 7)."""
-
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
-    FLOW_CONTROL_ERROR = 3
-    STREAM_CLOSED = 5
-    FRAME_SIZE_ERROR = 6
-    REFUSED_STREAM = 7
-    CANCEL = 8
-    COMPRESSION_ERROR = 9
-    ENHANCE_YOUR_CALM = 11
-
-
-class _Broken(Exception):
-    # The connection cannot go on.
-
-    def __init__(self, code: Code, why: str) -> None:
-        super().__init__(why)
-        self.code = code
-
-
-class Owner(Protocol):
-    """Whoever takes time to answer a stream."""
-
-    def cancel(self) -> None:
-        """The stream is over: nothing can be sent any more."""
-
-    def arrived(self) -> None:
-        """More of its request is there, or the end of it."""
-
-    def drained(self) -> None:
-        """All that waited was sent."""
-
-
-class Stream:
-    """One request, and what is still to be sent of its answer.
-
-    Attributes:
-        owner: who answers it, where that takes time.
-        fields, timeout: its headers, and grpc-timeout among them ("" without).
-        body: the bytes of it that came and that nobody took.
-        received: how many came in all.
-        is_whole: the client sends nothing more.
-        is_over: it was reset, by either side, or its answer was sent: nothing can be sent any more.
-        waiting: bytes of its answer that wait for the client's window.
-        began, waits_since: instants, as `next` and `send` are given them.
-    """
-
-    __slots__ = (
-        "began",
-        "body",
-        "fields",
-        "is_over",
-        "is_whole",
-        "number",
-        "owner",
-        "parts",
-        "received",
-        "room",
-        "tail",
-        "timeout",
-        "waiting",
-        "waits_since",
-        "window",
-    )
-
-    def __init__(self, number: int, fields: Fields, timeout: str, window: int, now: float) -> None:
-        self.number = number
-        self.fields = fields
-        self.timeout = timeout
-        self.body: bytes | bytearray = b""
-        self.received = 0
-        self.is_whole = False
-        self.is_over = False
-        self.window = window  # what may still be sent
-        self.room = WINDOW_BYTES  # what may still be received
-        self.parts: deque[memoryview] | None = None
-        self.tail: bytes | None = None
-        self.waiting = 0
-        self.began = now
-        self.waits_since = now
-        self.owner: Owner | None = None
 
 
 class Connection:
@@ -169,12 +79,12 @@ class Connection:
         self._cost = 0
         self._cost_since = 0.0
         self._out: list[bytes] = [
-            _frame(
-                _SETTINGS,
+            frame(
+                SETTINGS,
                 0,
                 0,
-                _SETTING.pack(_CONCURRENT_STREAMS, STREAMS_MAX)
-                + _SETTING.pack(_HEADER_LIST_SIZE, HEAD_MAX_BYTES),
+                SETTING.pack(CONCURRENT_STREAMS, STREAMS_MAX)
+                + SETTING.pack(HEADER_LIST_SIZE, HEAD_MAX_BYTES),
             )
         ]
         self.streams: dict[int, Stream] = {}
@@ -206,7 +116,7 @@ class Connection:
         self._now = now
         try:
             return self._next(now)
-        except _Broken as broken:
+        except Broken as broken:
             self._end(broken.code, str(broken))
             return None
 
@@ -214,34 +124,34 @@ class Connection:
         data = self._data
         end = len(data)
         if self._is_new:
-            if end < len(PREFACE) + _HEAD_BYTES:
+            if end < len(PREFACE) + HEAD_BYTES:
                 if not PREFACE.startswith(data[: len(PREFACE)]):
-                    raise _Broken(Code.PROTOCOL_ERROR, "no preface of HTTP/2")
+                    raise Broken(Code.PROTOCOL_ERROR, "no preface of HTTP/2")
                 return None
             if not data.startswith(PREFACE):
-                raise _Broken(Code.PROTOCOL_ERROR, "no preface of HTTP/2")
-            if data[len(PREFACE) + 3] != _SETTINGS or data[len(PREFACE) + 4] & _ACK:
-                raise _Broken(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+                raise Broken(Code.PROTOCOL_ERROR, "no preface of HTTP/2")
+            if data[len(PREFACE) + 3] != SETTINGS or data[len(PREFACE) + 4] & ACK:
+                raise Broken(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
             self._is_new = False
             self._at = len(PREFACE)
             self._cost_since = now
         while True:
-            begin = self._at + _HEAD_BYTES
+            begin = self._at + HEAD_BYTES
             if begin > end:
                 return None
-            high, low, kind, flags, number = _HEAD.unpack_from(data, self._at)
+            high, low, kind, flags, number = HEAD.unpack_from(data, self._at)
             stop = begin + (high << 8 | low)
-            number &= _NUMBER
+            number &= NUMBER
             if stop - begin > FRAME_MAX_BYTES:
-                raise _Broken(Code.FRAME_SIZE_ERROR, "a frame larger than allowed")
+                raise Broken(Code.FRAME_SIZE_ERROR, "a frame larger than allowed")
             if stop > end:
                 return None
             self._at = stop
-            if self._block is not None and (kind != _CONTINUATION or number != self._block[0]):
-                raise _Broken(Code.PROTOCOL_ERROR, "another frame within a header block")
-            if kind == _DATA:
+            if self._block is not None and (kind != CONTINUATION or number != self._block[0]):
+                raise Broken(Code.PROTOCOL_ERROR, "another frame within a header block")
+            if kind == DATA:
                 found = self._on_data(flags, number, data[begin:stop], now)
-            elif kind == _HEADERS:
+            elif kind == HEADERS:
                 found = self._on_headers(flags, number, data[begin:stop], now)
             else:
                 found = self._on_other(kind, flags, number, data[begin:stop], now)
@@ -252,15 +162,15 @@ class Connection:
         size = len(data)  # with its padding (6.9.1)
         self._room -= size
         if self._room < 0:
-            raise _Broken(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
+            raise Broken(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
         if self._room < WINDOW_BYTES // 2:
-            self._out.append(_frame(_WINDOW_UPDATE, 0, 0, (WINDOW_BYTES - self._room).to_bytes(4, "big")))
+            self._out.append(frame(WINDOW_UPDATE, 0, 0, (WINDOW_BYTES - self._room).to_bytes(4, "big")))
             self._room = WINDOW_BYTES
-        is_last = flags & _END_STREAM
+        is_last = flags & END_STREAM
         if size < _SMALL_BYTES and not is_last:
             self._charge(1, now)
-        if flags & _PADDED:
-            data = _without_padding(data)
+        if flags & PADDED:
+            data = without_padding(data)
         stream = self.streams.get(number)
         if stream is None:
             self._require_known(number, "DATA")
@@ -288,36 +198,36 @@ class Connection:
         """The body that came was taken, or is wanted whole: the client may send more of it."""
         if not stream.is_whole and not stream.is_over and stream.room < WINDOW_BYTES // 2:
             self._out.append(
-                _frame(_WINDOW_UPDATE, 0, stream.number, (WINDOW_BYTES - stream.room).to_bytes(4, "big"))
+                frame(WINDOW_UPDATE, 0, stream.number, (WINDOW_BYTES - stream.room).to_bytes(4, "big"))
             )
             stream.room = WINDOW_BYTES
 
     def _on_headers(self, flags: int, number: int, data: bytes, now: float) -> Stream | None:
         if not number & 1:
-            raise _Broken(Code.PROTOCOL_ERROR, "a request on a stream that is not the client's")
-        if flags & (_PADDED | _WITH_PRIORITY):
-            if flags & _PADDED:
-                data = _without_padding(data)
-            if flags & _WITH_PRIORITY:
+            raise Broken(Code.PROTOCOL_ERROR, "a request on a stream that is not the client's")
+        if flags & (PADDED | WITH_PRIORITY):
+            if flags & PADDED:
+                data = without_padding(data)
+            if flags & WITH_PRIORITY:
                 if len(data) < 5:
-                    raise _Broken(Code.FRAME_SIZE_ERROR, "HEADERS without the priority that it announces")
-                if int.from_bytes(data[:4], "big") & _NUMBER == number:
-                    raise _Broken(Code.PROTOCOL_ERROR, "a stream that depends on itself")
+                    raise Broken(Code.FRAME_SIZE_ERROR, "HEADERS without the priority that it announces")
+                if int.from_bytes(data[:4], "big") & NUMBER == number:
+                    raise Broken(Code.PROTOCOL_ERROR, "a stream that depends on itself")
                 data = data[5:]
-        if not flags & _END_HEADERS:
+        if not flags & END_HEADERS:
             self._block = (number, flags, bytearray(data))
             return None
         return self._on_block(flags, number, data, now)
 
     def _on_continuation(self, flags: int, number: int, data: bytes, now: float) -> Stream | None:
         if self._block is None:
-            raise _Broken(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
+            raise Broken(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
         _, begun, block = self._block
         self._charge(1, now)
         block += data
         if len(block) > HEAD_MAX_BYTES:
-            raise _Broken(Code.ENHANCE_YOUR_CALM, "headers without end")
-        if not flags & _END_HEADERS:
+            raise Broken(Code.ENHANCE_YOUR_CALM, "headers without end")
+        if not flags & END_HEADERS:
             return None
         self._block = None
         return self._on_block(begun, number, bytes(block), now)
@@ -326,10 +236,10 @@ class Connection:
         try:
             fields, timeout = self._headers.decode(block)
         except NotHpack as error:
-            raise _Broken(Code.COMPRESSION_ERROR, f"headers that cannot be decoded: {error}") from None
+            raise Broken(Code.COMPRESSION_ERROR, f"headers that cannot be decoded: {error}") from None
         except TooManyHeaders:
-            raise _Broken(Code.ENHANCE_YOUR_CALM, "more headers than allowed") from None
-        is_last = flags & _END_STREAM
+            raise Broken(Code.ENHANCE_YOUR_CALM, "more headers than allowed") from None
+        is_last = flags & END_STREAM
         if number <= self._last:
             return self._on_trailers(number, fields, is_last=bool(is_last))
         self._last = number
@@ -354,9 +264,9 @@ class Connection:
         stream = self.streams.get(number)
         if stream is None:
             if number in self._answered:
-                raise _Broken(Code.STREAM_CLOSED, "HEADERS on a stream that has ended")
+                raise Broken(Code.STREAM_CLOSED, "HEADERS on a stream that has ended")
             if number not in self._dropped:
-                raise _Broken(Code.PROTOCOL_ERROR, "a stream's number below that of one before")
+                raise Broken(Code.PROTOCOL_ERROR, "a stream's number below that of one before")
             return None
         if stream.is_whole:
             return self._fail(stream, Code.STREAM_CLOSED)
@@ -370,71 +280,67 @@ class Connection:
         return stream
 
     def _on_other(self, kind: int, flags: int, number: int, data: bytes, now: float) -> Stream | None:
-        match kind:
-            case 8:  # _WINDOW_UPDATE
-                return self._on_window_update(number, data, now)
-            case 9:  # _CONTINUATION
-                return self._on_continuation(flags, number, data, now)
-            case 4:  # _SETTINGS
-                self._on_settings(flags, number, data, now)
-            case 6:  # _PING
-                _require(number == 0, Code.PROTOCOL_ERROR, "PING on a stream")
-                _require(len(data) == 8, Code.FRAME_SIZE_ERROR, "PING of another size than 8")
-                self._charge(1, now)
-                if not flags & _ACK:
-                    self._out.append(_frame(_PING, _ACK, 0, data))
-            case 3:  # _RST_STREAM
-                return self._on_reset(number, data, now)
-            case 2:  # _PRIORITY
-                self._charge(1, now)
-                return self._on_priority(number, data)
-            case 7:  # _GOAWAY
-                _require(number == 0, Code.PROTOCOL_ERROR, "GOAWAY on a stream")
-                _require(len(data) >= 8, Code.FRAME_SIZE_ERROR, "GOAWAY that is cut short")
-                self._charge(1, now)
-            case 5:  # _PUSH_PROMISE
-                raise _Broken(Code.PROTOCOL_ERROR, "PUSH_PROMISE of a client")
-            case _:
-                self._charge(1, now)  # 5.5: frames of unknown types are passed over
-        return None
+        if kind == WINDOW_UPDATE:
+            return self._on_window_update(number, data, now)
+        if kind == CONTINUATION:
+            return self._on_continuation(flags, number, data, now)
+        if kind == RST_STREAM:
+            return self._on_reset(number, data, now)
+        if kind == SETTINGS:
+            self._on_settings(flags, number, data, now)
+            return None
+        self._charge(1, now)
+        if kind == PING:
+            require(number == 0, Code.PROTOCOL_ERROR, "PING on a stream")
+            require(len(data) == 8, Code.FRAME_SIZE_ERROR, "PING of another size than 8")
+            if not flags & ACK:
+                self._out.append(frame(PING, ACK, 0, data))
+        elif kind == PRIORITY:
+            return self._on_priority(number, data)
+        elif kind == GOAWAY:
+            require(number == 0, Code.PROTOCOL_ERROR, "GOAWAY on a stream")
+            require(len(data) >= 8, Code.FRAME_SIZE_ERROR, "GOAWAY that is cut short")
+        elif kind == PUSH_PROMISE:
+            raise Broken(Code.PROTOCOL_ERROR, "PUSH_PROMISE of a client")
+        return None  # 5.5: frames of unknown types are passed over
 
     def _on_priority(self, number: int, data: bytes) -> Stream | None:
-        _require(number != 0, Code.PROTOCOL_ERROR, "PRIORITY of no stream")
+        require(number != 0, Code.PROTOCOL_ERROR, "PRIORITY of no stream")
         stream = self.streams.get(number)
         if len(data) != 5:
             if stream is None:
-                raise _Broken(Code.FRAME_SIZE_ERROR, "PRIORITY of another size than 5")
+                raise Broken(Code.FRAME_SIZE_ERROR, "PRIORITY of another size than 5")
             return self._fail(stream, Code.FRAME_SIZE_ERROR)
-        if int.from_bytes(data[:4], "big") & _NUMBER == number:
+        if int.from_bytes(data[:4], "big") & NUMBER == number:
             if stream is None:
-                raise _Broken(Code.PROTOCOL_ERROR, "a stream that depends on itself")
+                raise Broken(Code.PROTOCOL_ERROR, "a stream that depends on itself")
             return self._fail(stream, Code.PROTOCOL_ERROR)
         return None
 
     def _on_reset(self, number: int, data: bytes, now: float) -> Stream | None:
-        _require(len(data) == 4, Code.FRAME_SIZE_ERROR, "RST_STREAM of another size than 4")
+        require(len(data) == 4, Code.FRAME_SIZE_ERROR, "RST_STREAM of another size than 4")
         stream = self.streams.get(number)
         self._charge(1 if stream is None else _RESET_COST, now)
         if stream is None:
-            _require(0 < number <= self._last, Code.PROTOCOL_ERROR, "RST_STREAM of no stream")
+            require(0 < number <= self._last, Code.PROTOCOL_ERROR, "RST_STREAM of no stream")
             return None
         self._forget(stream)
         self._answered.append(number)
         return stream
 
     def _on_window_update(self, number: int, data: bytes, now: float) -> Stream | None:
-        _require(len(data) == 4, Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE of another size than 4")
+        require(len(data) == 4, Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE of another size than 4")
         self._charge(1, now)
-        more = int.from_bytes(data, "big") & _NUMBER
+        more = int.from_bytes(data, "big") & NUMBER
         if not number:
-            _require(more != 0, Code.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
+            require(more != 0, Code.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
             self._window += more
-            _require(self._window <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
+            require(self._window <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
             self._flush_all()
             return None
         stream = self.streams.get(number)
         if stream is None:
-            _require(
+            require(
                 number <= self._last and bool(number & 1), Code.PROTOCOL_ERROR, "WINDOW_UPDATE of no stream"
             )
             return None
@@ -448,36 +354,36 @@ class Connection:
         return None
 
     def _on_settings(self, flags: int, number: int, data: bytes, now: float) -> None:
-        _require(number == 0, Code.PROTOCOL_ERROR, "SETTINGS on a stream")
+        require(number == 0, Code.PROTOCOL_ERROR, "SETTINGS on a stream")
         self._charge(_SETTINGS_COST, now)
-        if flags & _ACK:
-            _require(not data, Code.FRAME_SIZE_ERROR, "SETTINGS that acknowledge and set")
+        if flags & ACK:
+            require(not data, Code.FRAME_SIZE_ERROR, "SETTINGS that acknowledge and set")
             return
-        _require(len(data) % _SETTING.size == 0, Code.FRAME_SIZE_ERROR, "SETTINGS that are cut short")
-        self._charge(len(data) // _SETTING.size, now)
-        for name, value in _SETTING.iter_unpack(data):
-            if name == _ENABLE_PUSH:
-                _require(value <= 1, Code.PROTOCOL_ERROR, "ENABLE_PUSH that is neither 0 nor 1")
-            elif name == _FRAME_SIZE:
+        require(len(data) % SETTING.size == 0, Code.FRAME_SIZE_ERROR, "SETTINGS that are cut short")
+        self._charge(len(data) // SETTING.size, now)
+        for name, value in SETTING.iter_unpack(data):
+            if name == ENABLE_PUSH:
+                require(value <= 1, Code.PROTOCOL_ERROR, "ENABLE_PUSH that is neither 0 nor 1")
+            elif name == FRAME_SIZE:
                 is_right = FRAME_MAX_BYTES <= value < 1 << 24
-                _require(is_right, Code.PROTOCOL_ERROR, "a MAX_FRAME_SIZE that is not allowed")
-            elif name == _INITIAL_WINDOW:
-                _require(value <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
+                require(is_right, Code.PROTOCOL_ERROR, "a MAX_FRAME_SIZE that is not allowed")
+            elif name == INITIAL_WINDOW:
+                require(value <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
                 change, self._stream_window = value - self._stream_window, value
                 for stream in self.streams.values():
                     stream.window += change
-                    _require(
+                    require(
                         stream.window <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1"
                     )
-        self._out.append(_frame(_SETTINGS, _ACK, 0, b""))
+        self._out.append(frame(SETTINGS, ACK, 0, b""))
         self._flush_all()
 
     def _require_known(self, number: int, kind: str) -> None:
         # A frame on a stream that is not open: late, or wrong (5.1).
         if not number & 1 or number > self._last:
-            raise _Broken(Code.PROTOCOL_ERROR, f"{kind} of no stream")
+            raise Broken(Code.PROTOCOL_ERROR, f"{kind} of no stream")
         if number in self._answered:
-            raise _Broken(Code.STREAM_CLOSED, f"{kind} on a stream that has ended")
+            raise Broken(Code.STREAM_CLOSED, f"{kind} on a stream that has ended")
 
     def _charge(self, frames: int, now: float) -> None:
         self._cost += frames
@@ -485,7 +391,7 @@ class Connection:
             self._cost -= int((now - self._cost_since) * FREE_FRAMES_PER_SECOND)
             self._cost_since = now
             if self._cost > FREE_FRAMES_MAX:
-                raise _Broken(Code.ENHANCE_YOUR_CALM, "frames without end that ask for nothing")
+                raise Broken(Code.ENHANCE_YOUR_CALM, "frames without end that ask for nothing")
             self._cost = max(self._cost, 0)
 
     # Bytes out.
@@ -536,13 +442,13 @@ class Connection:
     def refuse(self, stream: Stream, head: bytes) -> None:
         """Headers alone as the whole answer."""
         if not stream.is_over:
-            self._out.append(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.number, head))
+            self._out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, head))
             self._answer_is_sent(stream)
 
     def begin(self, stream: Stream, head: bytes) -> None:
         """The headers of an answer in parts."""
         if not stream.is_over:
-            self._out.append(_frame(_HEADERS, _END_HEADERS, stream.number, head))
+            self._out.append(frame(HEADERS, END_HEADERS, stream.number, head))
 
     def send(self, stream: Stream, part: bytes, now: float) -> None:
         """A part of a body; `stream.waiting` tells how much waits for the client."""
@@ -574,7 +480,7 @@ class Connection:
         """No further request is taken: the client is told the last one that was (6.8)."""
         if not self.is_leaving and not self.is_over:
             self.is_leaving = True
-            self._out.append(_goaway(self._last_taken, Code.NO_ERROR, ""))
+            self._out.append(goaway(self._last_taken, Code.NO_ERROR, ""))
 
     def _flush_all(self) -> None:
         # In turns, so that one large answer does not hold back the others.
@@ -605,7 +511,7 @@ class Connection:
             stream.waiting -= size
             stream.waits_since = self._now
             self.waiting -= size
-            self._out.append(_frame(_DATA, 0, stream.number, part))
+            self._out.append(frame(DATA, 0, stream.number, part))
             self._cost = max(self._cost - credit, 0)
         if parts:
             self._blocked[stream.number] = stream
@@ -614,9 +520,9 @@ class Connection:
             self.drained.append(stream)
         if stream.tail is not None:
             if stream.tail:
-                self._out.append(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.number, stream.tail))
+                self._out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, stream.tail))
             else:
-                self._out.append(_frame(_DATA, _END_STREAM, stream.number, b""))
+                self._out.append(frame(DATA, END_STREAM, stream.number, b""))
             self._answer_is_sent(stream)
 
     def _answer_is_sent(self, stream: Stream) -> None:
@@ -632,7 +538,7 @@ class Connection:
 
     def _drop(self, number: int, code: Code) -> None:
         self._dropped.append(number)
-        self._out.append(_frame(_RST_STREAM, 0, number, code.to_bytes(4, "big")))
+        self._out.append(frame(RST_STREAM, 0, number, code.to_bytes(4, "big")))
 
     def _forget(self, stream: Stream) -> None:
         stream.is_over = True
@@ -645,24 +551,4 @@ class Connection:
     def _end(self, code: Code, why: str) -> None:
         self.is_over = True
         self.why = why
-        self._out.append(_goaway(self._last_taken, code, why))
-
-
-def _frame(kind: int, flags: int, number: int, payload: bytes | memoryview) -> bytes:
-    head = b"%b%c%c%b" % (len(payload).to_bytes(3, "big"), kind, flags, number.to_bytes(4, "big"))
-    return b"".join((head, payload))
-
-
-def _goaway(last: int, code: Code, why: str) -> bytes:
-    return _frame(_GOAWAY, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big") + why.encode())
-
-
-def _without_padding(data: bytes) -> bytes:
-    if not data or data[0] >= len(data):
-        raise _Broken(Code.PROTOCOL_ERROR, "more padding than there is room for")
-    return data[1 : len(data) - data[0]]
-
-
-def _require(holds: bool, code: Code, why: str) -> None:  # noqa: FBT001  # a condition, as assert has it
-    if not holds:
-        raise _Broken(code, why)
+        self._out.append(goaway(self._last_taken, code, why))
