@@ -19,6 +19,7 @@ from .frames import (
     END_STREAM,
     FRAME_MAX_BYTES,
     FRAME_SIZE,
+    GOAWAY,
     HEAD,
     HEAD_BYTES,
     HEADER_LIST_SIZE,
@@ -28,6 +29,8 @@ from .frames import (
     PADDED,
     PING,
     PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
     RST_STREAM,
     SETTING,
     SETTINGS,
@@ -173,7 +176,7 @@ class Connection:
             data = without_padding(data)
         stream = self.streams.get(number)
         if stream is None:
-            self._require_known(number, "DATA")
+            self._on_late_data(number, now)
             return None
         if stream.is_whole:
             return self._fail(stream, Code.STREAM_CLOSED)
@@ -185,11 +188,11 @@ class Connection:
             stream.body += data
         else:
             stream.body = bytearray(stream.body) + data if stream.body else data
+        length = stream.fields.length
+        if length is not None and (stream.received > length or (is_last and stream.received < length)):
+            return self._fail(stream, Code.PROTOCOL_ERROR)  # 8.1.1
         if is_last:
             stream.is_whole = True
-            length = stream.fields.length
-            if length is not None and length != stream.received:
-                return self._fail(stream, Code.PROTOCOL_ERROR)
         elif not data:
             return None
         return stream
@@ -378,12 +381,15 @@ class Connection:
         self._out.append(frame(SETTINGS, ACK, 0, b""))
         self._flush_all()
 
-    def _require_known(self, number: int, kind: str) -> None:
-        # A frame on a stream that is not open: late, or wrong (5.1).
+    def _on_late_data(self, number: int, now: float) -> None:
+        # DATA on a stream that is not open: late, or wrong (5.1).
         if not number & 1 or number > self._last:
-            raise Broken(Code.PROTOCOL_ERROR, f"{kind} of no stream")
+            raise Broken(Code.PROTOCOL_ERROR, "DATA of no stream")
         if number in self._answered:
-            raise Broken(Code.STREAM_CLOSED, f"{kind} on a stream that has ended")
+            raise Broken(Code.STREAM_CLOSED, "DATA on a stream that has ended")
+        if number not in self._dropped:
+            self._charge(_RESET_COST, now)
+            self._drop(number, Code.STREAM_CLOSED)
 
     def _charge(self, frames: int, now: float) -> None:
         self._cost += frames

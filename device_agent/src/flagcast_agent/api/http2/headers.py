@@ -280,16 +280,15 @@ def block_of(*headers: tuple[str, str]) -> bytes:
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
-    # RFC 7541, 6.2.2: a literal without indexing, with the static table's index for its name where it has one.
-    for index, entry in enumerate(_STATIC):
-        if index and entry.name.encode() == name:
-            if entry.value.encode() == value and value:
-                return bytes([_INDEXED | index])
-            found = index
-            break
-    else:
-        return b"\0" + _length(len(name)) + name + _length(len(value)) + value
-    return _number(found, 0x0F) + _length(len(value)) + value
+    # RFC 7541, 6.1 and 6.2.2: the static table's index of the whole header, or a literal without indexing, with an index for its
+    # name where there is one.
+    named = [index for index, entry in enumerate(_STATIC) if index and entry.name.encode("latin-1") == name]
+    for index in named:
+        if value and _STATIC[index].value.encode("latin-1") == value:
+            return bytes([_INDEXED | index])
+    if named:
+        return _number(named[0], 0x0F) + _length(len(value)) + value
+    return b"\0" + _length(len(name)) + name + _length(len(value)) + value
 
 
 def _length(size: int) -> bytes:
