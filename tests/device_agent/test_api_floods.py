@@ -1,11 +1,11 @@
-"""A real agent under floods of HTTP/1.1: its memory and its other clients."""
+"""A real agent under floods of HTTP/1.1 and HTTP/2: its memory and its other clients."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from devices import Device
-from http_floods import FLOODS, Flood, answering_agent, attack
+from http_floods import Flood, answering_agent, attack, every_flood
 
 from flagcast_agent.limits import HELD_MAX_BYTES
 
@@ -25,7 +25,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         yield device
 
 
-@pytest.mark.parametrize("flood", FLOODS, ids=lambda flood: flood.name.replace(" ", "-"))
+@pytest.mark.parametrize("flood", every_flood(), ids=lambda flood: flood.name.replace(" ", "-"))
 def test_a_flood_takes_neither_the_agents_memory_nor_its_time(agent: Device, flood: Flood) -> None:
     suffered = attack(agent.socket, SECONDS, flood)
     assert suffered.resident_most - suffered.resident_before < MEMORY_MEBIBYTES, suffered

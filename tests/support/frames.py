@@ -14,6 +14,7 @@ CALL = block_of(
     (":authority", "localhost"),
     ("content-type", "application/grpc"),
 )
+PREFACE_ALONE = frames.PREFACE
 SETTINGS = frames.frame(frames.SETTINGS, 0, 0, b"")
 HELLO = frames.PREFACE + SETTINGS
 
@@ -38,6 +39,18 @@ def headers(stream: int, block: bytes = CALL, *, end: bool = False, flags: int =
 
 def data(stream: int, content: bytes, *, end: bool = False) -> bytes:
     return frames.frame(frames.DATA, frames.END_STREAM if end else 0, stream, content)
+
+
+def request(path: str) -> bytes:
+    """The block of a gRPC call's headers."""
+    return block_of(
+        (":method", "POST"), (":scheme", "http"), (":path", path), ("content-type", "application/grpc")
+    )
+
+
+def calls(stream: int, block: bytes, message: bytes) -> bytes:
+    """A whole call with one message, which is framed already."""
+    return headers(stream, block) + data(stream, message, end=True)
 
 
 def window(stream: int, more: int) -> bytes:

@@ -173,8 +173,8 @@ def by_h2(sent: list[bytes]) -> Outcome:
                 case h2.events.StreamEnded(stream_id=number):
                     fields, body, _ = found.requests[number]
                     found.requests[number] = (fields, body, True)
-                    if not body and fields.get("content-length", "0") != "0":
-                        found.fault = "stream"  # 8.1.1; h2 looks at lengths only where there is a body
+                    if fields.get("content-length", str(len(body))) != str(len(body)):
+                        found.fault = "stream"  # 8.1.1; h2 looks at lengths only where DATA ends the body
                 case h2.events.StreamReset(stream_id=number, remote_reset=is_remote):
                     found.cancelled.add(number)
                     if not is_remote:

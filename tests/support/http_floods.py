@@ -293,9 +293,16 @@ class _Flooder:
         self._selector.register(self._socket, selectors.EVENT_WRITE | self._reads, self)
 
 
+def every_flood() -> "tuple[Flood, ...]":
+    """Those of both versions of HTTP."""
+    import http2_floods  # which needs what stands here
+
+    return (*FLOODS, *http2_floods.FLOODS)
+
+
 def show(seconds: float) -> None:
     """Every flood, each on a fresh agent: one line of figures."""
-    for flood in FLOODS:
+    for flood in every_flood():
         with (
             tempfile.TemporaryDirectory(prefix="fc-") as folder,
             answering_agent(Path(folder), 10_000) as device,
@@ -309,7 +316,7 @@ def flood_until(path: str, seconds: float, name: str) -> None:
 
     Prints how many bytes the agent has taken.
     """
-    (flood,) = [each for each in FLOODS if each.name == name]
+    (flood,) = [each for each in every_flood() if each.name == name]
     end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         flooders = [_Flooder(path, flood, selector)]
@@ -322,6 +329,7 @@ def flood_until(path: str, seconds: float, name: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["http_floods"] = sys.modules["__main__"]
     if len(sys.argv) == 2:
         show(float(sys.argv[1]))
     else:

@@ -343,9 +343,8 @@ class Connection:
             return None
         stream = self.streams.get(number)
         if stream is None:
-            require(
-                number <= self._last and bool(number & 1), Code.PROTOCOL_ERROR, "WINDOW_UPDATE of no stream"
-            )
+            is_known = number <= self._last and number & 1
+            require(bool(is_known and more), Code.PROTOCOL_ERROR, "WINDOW_UPDATE of no stream, or by nothing")
             return None
         if not more:
             return self._fail(stream, Code.PROTOCOL_ERROR)
