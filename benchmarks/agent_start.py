@@ -39,7 +39,7 @@ _TRIED = "no connection"
 
 # What an agent that answers Flipt's clients and follows a broker cannot do without, in the order in which it would import it.
 _FLOOR = (
-    "import asyncio, sqlite3, tomllib, cbor2, paho.mqtt.client, grpclib.server; "
+    "import asyncio, sqlite3, tomllib, cbor2, paho.mqtt.client; "
     "from google.protobuf import message, descriptor_pool, message_factory; "
     "from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey; "
     "print(open('/proc/self/statm').read().split()[1], flush=True)"

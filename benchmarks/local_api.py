@@ -1,8 +1,9 @@
 """Every local protocol over the Unix socket, against an empty handler of the same server in the same run.
 
-Servers run as processes of their own. The empty gRPC handlers stand on grpclib's own server, read the request and send a blank
-response; the empty page stands on our HTTP/1.1 connection. So the ratio shows what Flagcast adds to a call. The gRPC client is
-grpcio's; the HTTP client writes a fixed request and reads up to the announced length.
+Servers run as processes of their own. The empty handlers stand on our HTTP/2 and HTTP/1.1 connections, decode the request and
+send a blank response. So the ratio shows what Flagcast adds to a call. The gRPC client is grpcio's; the HTTP client writes a
+fixed request and reads up to the announced length. Where ghz is found, a client that is quicker than the server shows the rest:
+see benchmarks/ghz.py, also for the servers of others beside it.
 
 Clients ask all the time, each on a connection of its own, in threads of one process. So with several of them a time has the
 waiting in it: for the server, which answers one call after the other, and for the other clients' turns in their process.
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import ghz
 from harness import Goal, Options, Row, run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -32,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 FLIPT = "/flipt.evaluation.EvaluationService"
 FLAGD = "/flagd.evaluation.v2.Service"
 CLIENTS = (1, 4, 16)
+GHZ_CLIENTS = (1, 16, 64)
 BATCH = 100
 CONTEXT = {"region": "north", "firmware": "2.1.0"}
 
@@ -64,6 +67,7 @@ def measure(options: Options) -> Iterator[Row]:
                 yield from _under_load(protocol, servers, clients, rounds, seconds)
             if protocol.many is not None:
                 yield _of_many(protocol, servers["agent"].path, 5 if options.quick else 20)
+        yield from _by_ghz(servers["agent"], servers["grpc"], options)
         yield Row(
             "resident memory, every protocol in use",
             servers["agent"].resident_mib(),
@@ -91,11 +95,68 @@ def _under_load(
     who = f"{protocol.name}, {clients} client{'s' if clients > 1 else ''}"
     yield Row(
         f"{who}, p50", statistics.median(agent), "ms", "empty handler", statistics.median(empty),
-        goal=Goal("<=", 1.3, "ratio"),
+        goal=Goal("<=", 1.3, "ratio") if protocol.empty == "http" else None,
     )  # fmt: skip
     yield Row(f"{who}, p99", _p99(agent), "ms", "empty handler", _p99(empty))
     spent = rounds * seconds
     yield Row(who, len(agent) / spent, "calls/s", "empty handler", len(empty) / spent)
+
+
+def _by_ghz(agent: "_Server", empty: "_Server", options: Options) -> Iterator[Row]:
+    program = ghz.find()
+    if program is None:
+        return
+    rounds, seconds = (1, 0.5) if options.quick else (5, 2.0)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fc-")))
+        servers = {
+            "agent, Flipt's": ghz.Server(f"unix://{agent.path}", agent.pid, ghz.FLIPT),
+            "agent, flagd's": ghz.Server(f"unix://{agent.path}", agent.pid, ghz.FLAGD),
+            "empty handler": ghz.Server(f"unix://{empty.path}", empty.pid, ghz.FLIPT),
+        }
+        if flipt := os.environ.get("FLIPT_BIN"):
+            servers["Flipt"] = stack.enter_context(ghz.flipt(flipt, folder))
+        if flagd := os.environ.get("FLAGD_BIN"):
+            servers["flagd"] = stack.enter_context(ghz.flagd(flagd, folder))
+        for deadline in (True, False):
+            for clients in GHZ_CLIENTS:
+                runs: dict[str, list[ghz.Loaded]] = {}
+                for _ in range(rounds):  # by turns, so that a slow minute of the machine slows all of them
+                    for name, server in servers.items():
+                        found = ghz.load(program, server, clients, seconds, deadline=deadline)
+                        runs.setdefault(name, []).append(found)
+                yield from _rows_by_ghz(runs, clients, deadline=deadline)
+
+
+def _rows_by_ghz(runs: "dict[str, list[ghz.Loaded]]", clients: int, *, deadline: bool) -> Iterator[Row]:
+    def median(name: str, figure: str) -> float:
+        return float(statistics.median(getattr(each, figure) for each in runs[name]))
+
+    how = f"ghz, {clients} client{'s' if clients > 1 else ''}, {'' if deadline else 'no '}deadline"
+    for name, faster, more in (("Flipt", 0.9, 1.2), ("flagd", 1.0, 2.0)):
+        own = f"agent, {name}'s"
+        peer = name if name in runs else "empty handler"
+        goals = dict.fromkeys(("p50", "rate", "p99", "cpu"), None) | (
+            {
+                "p50": Goal("<=", faster, "ratio") if clients == 1 else None,
+                "rate": Goal(">=", more, "ratio") if clients > 1 else None,
+                "p99": Goal("<=", 1.0, "ratio"),
+            }
+            if name in runs
+            else {}
+        )
+        if name == "Flipt" and clients == 16:
+            goals["cpu"] = Goal("<=", 40.0)
+        for figure, called, unit in (
+            ("p50", ", p50", "ms"),
+            ("rate", "", "calls/s"),
+            ("p99", ", p99", "ms"),
+            ("cpu", ", CPU per call", "µs"),
+        ):
+            yield Row(
+                f"{how}: {name}'s Boolean{called}", median(own, figure), unit, peer, median(peer, figure),
+                goal=goals[figure],
+            )  # fmt: skip
 
 
 def _of_many(protocol: Protocol, path: Path, rounds: int) -> Row:
@@ -176,8 +237,13 @@ class _Server:
         self.path = path
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def resident_mib(self) -> float:
-        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text(encoding="ascii").split()[1])
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
@@ -240,45 +306,69 @@ def _serve_agent(path: str, ready: Connection) -> None:
 
 def _serve_empty_grpc(path: str, ready: Connection) -> None:
     from google.protobuf.message import Message
-    from grpclib.const import Cardinality, Handler
-    from grpclib.server import Server, Stream
 
+    from flagcast_agent.api.calls import Unary, decoded
+    from flagcast_agent.api.grpc import GrpcMethods
+    from flagcast_agent.api.http2.headers import Fields
+    from flagcast_agent.api.load import Load
     from flagcast_agent.api.protos import flagd_evaluation_v2_pb2 as flagd
     from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
+    from flagcast_agent.api.web2 import Http2Connection
 
-    class Empty:
-        def __mapping__(self) -> dict[str, Handler]:
-            return {
-                f"{FLIPT}/Variant": self._blank(flipt.EvaluationRequest, flipt.VariantEvaluationResponse),
-                f"{FLAGD}/ResolveString": self._blank(
-                    flagd.ResolveStringRequest, flagd.ResolveStringResponse
-                ),
+    def blank(request: type[Message], response: type[Message]) -> Unary:
+        def answer(body: bytes, _: Fields) -> bytes:
+            decoded(request, body)
+            return response().SerializeToString()
+
+        return Unary(answer)
+
+    class Empty(GrpcMethods):
+        def __init__(self) -> None:
+            self._found = {
+                f"{FLIPT}/Boolean": blank(flipt.EvaluationRequest, flipt.BooleanEvaluationResponse),
+                f"{FLIPT}/Variant": blank(flipt.EvaluationRequest, flipt.VariantEvaluationResponse),
+                f"{FLAGD}/ResolveString": blank(flagd.ResolveStringRequest, flagd.ResolveStringResponse),
             }
 
-        @staticmethod
-        def _blank(request: type[Message], response: type[Message]) -> Handler:
-            async def answer(stream: Stream[Any, Any]) -> None:
-                await stream.recv_message()
-                await stream.send_message(response())
-
-            return Handler(answer, Cardinality.UNARY_UNARY, request, response)
+        def find(self, path: str) -> Unary:
+            return self._found[path]
 
     async def serve() -> None:
-        await Server([Empty()]).start(path=path)
+        load, methods = Load(), Empty()
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_server(lambda: Http2Connection(methods, load, _no_site), path)
         ready.send("ready")
         await asyncio.Event().wait()
 
     asyncio.run(serve())
 
 
+def _no_site() -> Any:  # noqa: ANN401  # never called
+    raise NotImplementedError
+
+
 def _serve_empty_http(path: str, ready: Connection) -> None:
+    import json
+
+    from flagcast_agent.api.http1 import Request
     from flagcast_agent.api.load import Load
+    from flagcast_agent.api.protos import flagd_evaluation_v2_pb2 as flagd
     from flagcast_agent.api.web import Reply, WebConnection
 
+    blank = Reply(200, "application/json", b"{}")
+
+    def site(request: Request) -> Reply:
+        # A fair floor: the request is read, as every answer needs it.
+        if request.headers["content-type"] == "application/proto":
+            flagd.ResolveStringRequest.FromString(request.body)
+        else:
+            json.loads(request.body)
+        return blank
+
     async def serve() -> None:
-        load, blank = Load(), Reply(200, "application/json", b"{}")
+        load = Load()
         loop = asyncio.get_running_loop()
-        await loop.create_unix_server(lambda: WebConnection(lambda _: blank, load, is_tcp=False), path)
+        await loop.create_unix_server(lambda: WebConnection(site, load, is_tcp=False), path)
         ready.send("ready")
         await asyncio.Event().wait()
 
