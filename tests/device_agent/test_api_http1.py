@@ -701,6 +701,10 @@ def test_where_too_much_waits_for_all_clients_the_longest_waits_end(
 def test_a_wait_begins_when_more_than_the_share_is_held() -> None:
     class Connection:
         is_aborted = False
+        silent_since = None
+
+        def leave(self) -> None:
+            raise AssertionError
 
         async def finish(self) -> None:
             raise AssertionError
