@@ -40,6 +40,7 @@ test: $(READY) ## Run all tests (installs mosquitto and PostgreSQL when it may) 
 	@tools/need-node-modules.sh
 	@tools/need-go-application.sh
 	@tools/need-java-application.sh
+	@tools/need-h2spec.sh
 	$(BIN)/python -m pytest $(SUITE) $(TESTS)
 
 test-pythons: ## Run all tests, or those that TESTS names, on every Python from 3.11 on that is found

@@ -28,13 +28,14 @@ from attacks.bench import Bench, prepared
 from attacks.figures import Figure
 from attacks.on_broker import revoked, structure, tags, usage_book, wrong_quality
 from attacks.on_files import digits, passphrases, refusals, texts
-from attacks.on_socket import unread_answers
+from attacks.on_socket import http2_floods, unread_answers
 from attacks.together import everything
 from harness import Options, Row, run
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTACKS: tuple[Callable[[Bench], Iterator[Figure]], ...] = (
     unread_answers,
+    http2_floods,
     wrong_quality,
     structure,
     texts,

@@ -165,6 +165,18 @@ def unread_requests(socket_path: Path) -> Iterator[int]:
             process.kill()
 
 
+@contextmanager
+def flooding(socket_path: Path, name: str) -> Iterator[int]:
+    """A flood of tests/support/http2_floods.py by its name, until the block ends; its process."""
+    script = Path(__file__).resolve().parents[2] / "tests" / "support" / "http_floods.py"
+    command = [sys.executable, str(script), str(socket_path), "1000", name]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
 _BURN = """
 import sys, time
 share, began, spent = float(sys.argv[1]), time.monotonic(), time.process_time()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from .bench import Bench
 from .figures import LONGEST, TWICE, Figure, memory
-from .load import Watch, burning, calls_for, spending, unread_requests
+from .load import Watch, burning, calls_for, flooding, spending, unread_requests
 
 
 def unread_answers(bench: Bench) -> Iterator[Figure]:
@@ -39,3 +39,34 @@ def unread_answers(bench: Bench) -> Iterator[Figure]:
         "more than; the agent was killed or silent" if is_cut else f"{cores:.2f} cores",
     )
     yield Figure(f"{name}: another caller's longest wait", longest, "ms", LONGEST)
+
+
+def http2_floods(bench: Bench) -> Iterator[Figure]:
+    """Floods of frames, closed windows and answers that nobody reads, beside a caller that is honest."""
+    import http2_floods  # of the tests, which is imported late: another checkout has none
+
+    seconds = 0.3 if bench.is_quick else 3.0
+    floods = http2_floods.FLOODS[:3] if bench.is_quick else http2_floods.FLOODS
+    agent = bench.agent()
+    path, patience = agent.device.socket, bench.slow_seconds
+    for flood in floods:
+        with Watch({"agent": agent.pid}) as watch:
+            calls_for(path, patience, 0.2)
+            with flooding(path, flood.name) as process:
+                calls_for(path, patience, 0.2)  # it has begun
+                with spending(process) as spent:
+                    attacked = calls_for(path, patience, seconds)
+        if attacked.is_cut or watch.exceeded:
+            agent.device.kill()
+        with burning(spent.cores):
+            beside = calls_for(path, patience, seconds)
+        yield memory(watch, "agent", flood.name)
+        yield Figure(
+            f"{flood.name}: another caller's p99",
+            attacked.p99,
+            "ms",
+            TWICE,
+            "as much CPU burnt beside",
+            beside.p99,
+            "more than; the agent was killed or silent" if attacked.is_cut else f"{spent.cores:.2f} cores",
+        )
