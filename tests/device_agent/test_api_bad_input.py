@@ -198,7 +198,7 @@ def test_ten_thousand_calls_by_grpc_at_once_are_all_answered(server: RunningServ
 
 @pytest.mark.parametrize("name", ["connect, JSON", "OFREP"])
 def test_ten_thousand_calls_by_http_at_once_are_all_answered(server: RunningServer, name: str) -> None:
-    connections, calls = 200, 50
+    connections, calls = 100, 100
     target = "/ofrep/v1/evaluate/flags/on" if name == "OFREP" else CONNECT
     body = PROTOCOLS[name].request("on", {})
     clients = [HttpClient(server.path, timeout=100) for _ in range(connections)]

@@ -27,7 +27,11 @@ class RawClient:
     def __init__(self, path: Path, timeout: float = 100.0, *, in_pieces: bool = False) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self._unread = b""
         self.goaways: list[tuple[int, int]] = []
         """Of each GOAWAY, the last stream that is answered, and the reason's code."""
