@@ -262,6 +262,16 @@ def test_never_more_is_sent_than_the_windows_allow_and_nothing_is_lost() -> None
         assert not connection.streams
 
 
+def test_an_answer_without_trailers_ends_with_its_data() -> None:
+    connection = opened()
+    (stream,) = whole(connection, headers(1, end=True))
+    connection.answer(stream, HEAD, b"page", b"", 0.0)
+    found = [(f.kind, f.flags & frames.END_STREAM, f.content) for f in parsed(connection.take())]
+    assert found[0][:2] == (frames.HEADERS, 0)
+    assert found[1:] == [(frames.DATA, 0, b"page"), (frames.DATA, frames.END_STREAM, b"")]
+    assert not connection.streams
+
+
 def test_one_large_answer_does_not_hold_back_the_others() -> None:
     connection = opened()
     for number in (1, 3):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from typing import Any, Final, Protocol
@@ -13,6 +14,8 @@ from .http2.connection import Connection
 from .http2.frames import Code
 from .http2.stream import Stream
 from .load import Load
+
+log = logging.getLogger(__name__)
 
 UNREAD: Final = "too many answers of this connection wait to be read"
 
@@ -153,4 +156,7 @@ class Exchange:
 def _ended(exchange: Exchange, task: "asyncio.Task[None]") -> None:
     exchange.task = None
     if task.cancelled():
+        exchange.reset()
+    elif (error := task.exception()) is not None:
+        log.error("a call failed inside the agent", exc_info=error)
         exchange.reset()

@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 _LOOK_SECONDS: Final = 1.0  # how late a limit of time may be noticed
+_NOT_MODIFIED: Final = 304
 _PAGE: Final = object()  # the route of what is no call of gRPC's
 _LATE: Final = failure_head(
     Status.DEADLINE_EXCEEDED, f"the request did not arrive within {REQUEST_TIMEOUT_SECONDS} s"
@@ -119,12 +120,12 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """Of asyncio's protocol."""
-        self._http2.is_over = True
         self.load.closed(self)
         for later in (self._timer, self._turn):
             if later is not None:
                 later.cancel()
         self._cancel_all()
+        self._http2.lose()
         self.load.count(-self._open)
         self._open = 0
 
@@ -216,8 +217,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         if http2.streams or self._open:
             self.load.count(len(http2.streams) - self._open)
             self._open = len(http2.streams)
-            if http2.streams:
-                self._look_in(min(REQUEST_TIMEOUT_SECONDS, UNREAD_SECONDS))
+            self._look_in(
+                min(REQUEST_TIMEOUT_SECONDS, UNREAD_SECONDS) if http2.streams else HTTP2_IDLE_SECONDS
+            )
         if self._is_holding or http2.streams or not self._has_room:
             self._count_held()
         if http2.is_over and not self._transport.is_closing():
@@ -288,11 +290,9 @@ class Http2Connection(asyncio.BufferedProtocol):
             exchange.start(self._pump(exchange, answer))
 
     def _reply(self, stream: Stream, reply: "Reply", now: float, *, is_head: bool = False) -> None:
-        headers = {
-            "content-type": reply.content_type,
-            **reply.headers,
-            "content-length": str(len(reply.body)),
-        }
+        headers = {"content-type": reply.content_type, **reply.headers}
+        if reply.status != _NOT_MODIFIED:  # RFC 9110, 8.6: no length where there may not be a body
+            headers["content-length"] = str(len(reply.body))
         head = block_of((":status", str(reply.status)), *headers.items())
         if is_head or not reply.body:
             self._http2.refuse(stream, head)

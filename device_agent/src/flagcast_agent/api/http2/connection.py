@@ -410,14 +410,15 @@ class Connection:
         return taken
 
     def answer(self, stream: Stream, head: bytes, body: bytes, tail: bytes, now: float) -> None:
-        """The whole answer: blocks of headers and trailers, and the body between them.
+        """The whole answer: blocks of headers and trailers, b"" for none, and the body between them.
 
         What the windows have no room for waits. Nothing happens on a stream that is over.
         """
         size = len(body)
         if stream.is_over:
             return
-        if size > self._window or size > stream.window or size > FRAME_MAX_BYTES or not stream.is_whole:
+        is_fitting = size <= self._window and size <= stream.window and size <= FRAME_MAX_BYTES
+        if not (is_fitting and tail and stream.is_whole):
             self.begin(stream, head)
             self.send(stream, body, now)
             self.end(stream, tail)
@@ -480,6 +481,12 @@ class Connection:
         if not stream.is_over:
             self._forget(stream)
             self._drop(stream.number, code)
+
+    def lose(self) -> None:
+        """The end of the connection without another word: its socket is gone."""
+        self.is_over = True
+        for stream in tuple(self.streams.values()):
+            self._forget(stream)
 
     def leave(self) -> None:
         """No further request is taken: the client is told the last one that was (6.8)."""
