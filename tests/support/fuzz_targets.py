@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import cbor2
+import frames
 import yaml
+from frames import opened, parsed
 from publisher_simulator import NOW, PublisherSimulator, SigningKey
 from releases import EVIL, OFF, ON, OTHER
 from repository import ROOT
 
 from flagcast_agent import config
+from flagcast_agent.api.http2.headers import Decoder, NotHpack, TooManyHeaders, block_of
+from flagcast_agent.limits import STREAMS_MAX
 from flagcast_bridge import project, validate
 from flagcast_bridge.sources import SourceFile
 from flagcast_shared.codec import Value, decode, deflate, encode, inflate, scan
@@ -515,6 +519,47 @@ def _usages() -> list[bytes]:
     return [encode_usage(Usage(bytes(16), 1, 2, counts, dropped)) for dropped in (0, 3)]
 
 
+# What applications on the device send
+
+_ANSWER = block_of((":status", "200"))
+
+
+def _http2(data: bytes) -> None:
+    # After the client's beginning, cut anywhere; every request is answered. What is sent has to be whole frames.
+    connection = opened()
+    cut = data[0] % (len(data) + 1) if data else 0
+    for part in (data[:cut], data[cut:]):
+        connection.receive(part)
+        while (stream := connection.next(0.0)) is not None:
+            if stream.is_whole:
+                connection.answer(stream, _ANSWER, b"answer" * 1000, _ANSWER, 0.0)
+            else:
+                connection.more(stream)
+    for frame in parsed(connection.take()):
+        if frame.kind > 8:
+            raise Wrong(f"a frame of kind {frame.kind}")
+    if len(connection.streams) > STREAMS_MAX or connection.waiting > len(data) * 6_000:
+        raise Wrong("more than the input asks for")
+
+
+def _header_block(data: bytes) -> None:
+    # The same block twice means the same both times, unless the first one changed the table.
+    decoder = Decoder()
+    with contextlib.suppress(NotHpack, TooManyHeaders):
+        first = decoder.decode(data)
+        if data in decoder._blocks:
+            _same(repr(decoder.decode(data)[0].headers).encode(), repr(first[0].headers).encode())
+            _same(repr(Decoder().decode(data)[0].headers).encode(), repr(first[0].headers).encode())
+
+
+def _http2_seeds() -> list[bytes]:
+    return [
+        frames.headers(1, end=True) + frames.headers(3) + frames.data(3, b"body", end=True) + frames.ping(),
+        frames.settings((4, 1)) + frames.headers(1, end=True) + frames.window(1, 5) + frames.window(0, 9),
+        frames.headers(1) + frames.data(1, b"x") + frames.reset(1) + frames.headers(5, end=True),
+    ]
+
+
 TARGETS: dict[str, Target] = {
     "codec.decode": Target(
         _codec, lambda: [*_column("values", "bytes"), *_column("not_values", "bytes"), *_life(HEAD)]
@@ -555,6 +600,8 @@ TARGETS: dict[str, Target] = {
     ),
     "trust.restore": Target(_restore, lambda: [publisher().retained[publisher().head_topic], *_life()]),
     "topics.address": Target(_topic, lambda: [topic.encode() for topic in publisher().retained]),
+    "HTTP/2": Target(_http2, _http2_seeds),
+    "header block": Target(_header_block, lambda: [frames.CALL, b"\x82\x86\x84\x40\x03x-a\x8abcdefghij\xbe"]),
     "literals": Target(_literals, _texts),
     "features.yml": Target(_features, _flags_files),
     "agent.toml": Target(_agent_toml, lambda: [_AGENT_TOML]),
