@@ -1,5 +1,6 @@
 """An HTTP/2 connection on a real socket: what it leaves behind, its limits of time, and HTTP's requests on it."""
 
+import asyncio
 import json
 import logging
 import time
@@ -7,13 +8,15 @@ from collections.abc import Callable, Iterator
 
 import h2.events
 import pytest
+from frames import ping
 from local_server import RunningServer, running
 from raw_http2 import EVALUATE, RawClient, framed
 
-from flagcast_agent.api import pages, web2
+from flagcast_agent.api import load, pages, web2
 from flagcast_agent.api.http1 import Request
+from flagcast_agent.api.load import Slices
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
-from flagcast_agent.limits import BATCH_ANSWER_MAX_BYTES, UNREAD_MAX_BYTES
+from flagcast_agent.limits import BATCH_ANSWER_MAX_BYTES, PENALTY_SECONDS, UNREAD_MAX_BYTES
 from flagcast_shared.ids import FlagKey, VariantKey
 from flagcast_shared.model import BooleanFlag, Variant, VariantFlag
 
@@ -191,3 +194,80 @@ def test_pages_connect_and_ofrep_are_answered_over_http2_too(
             client.flush()
         assert client.headers_of(stream)[":status"] == status
         assert ask(client) == "0"
+
+
+# Walls between processes.
+
+
+def test_processes_that_have_more_to_do_alternate_one_slice_a_round() -> None:
+    taken: list[str] = []
+
+    async def run() -> None:
+        slices = Slices()
+
+        def flood(left: int) -> None:
+            taken.append("flood")
+            if left:
+                slices.wait("a", lambda: flood(left - 1))
+
+        for _ in range(3):
+            slices.wait("a", lambda: flood(2))
+        await asyncio.sleep(0)
+        slices.wait("b", lambda: taken.append("honest"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not slices.is_busy
+
+    asyncio.run(run())
+    assert taken.count("flood") == 9
+    assert taken.index("honest") <= 2, "it waits for one slice, however many of the flood's wait"
+
+
+def test_streams_of_one_process_without_end_are_refused_and_calls_go_on(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "LASTING_MAX", 5)
+    with RawClient(server.path) as client:
+        held = [client.begin(WATCH) for _ in range(5)]
+        for stream in held:
+            client.send(stream, framed(b""), end=True)
+        wait_until(lambda: server.open_calls() == 5)
+        refused = client.begin(WATCH)
+        client.send(refused, framed(b""), end=True)
+        assert client.headers_of(refused)["grpc-status"] == "8"
+        assert ask(client) == "0"
+        client.http2.reset_stream(held[0])
+        client.flush()
+        wait_until(lambda: server.open_calls() == 4)
+        again = client.begin(WATCH)
+        client.send(again, framed(b""), end=True)
+        wait_until(lambda: server.open_calls() == 5)
+
+
+def test_who_broke_the_protocol_and_connects_again_is_read_later(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "PENALTY_SECONDS", 0.5)
+    with RawClient(server.path) as kept:
+        assert ask(kept) == "0"
+        with RawClient(server.path) as wrong:
+            wrong.socket.sendall(ping(b"short"))
+            wrong.until_closed()
+        began = time.monotonic()
+        assert ask(kept) == "0", "an open connection is not punished"
+        with RawClient(server.path) as again:
+            assert ask(again) == "0"
+        assert time.monotonic() - began > 0.3
+
+
+def test_penalties_end_and_are_forgotten() -> None:
+    async def run() -> None:
+        found = load.Load()
+        for number in range(1_000):
+            found.offended(number, float(number))
+        assert len(found._offended) <= 2
+        assert found.penalty(999, 999.25) == pytest.approx(PENALTY_SECONDS - 0.25)
+        assert found.penalty(999, 1_000.0) == 0.0
+        assert found.penalty("another", 999.0) == 0.0
+
+    asyncio.run(run())

@@ -63,6 +63,8 @@ def test_the_limits_of_the_page_are_those_of_the_code() -> None:
         f"{limits.HTTP2_IDLE_SECONDS} s |",
         f"{limits.UNREAD_MAX_BYTES // 2**20} MiB, then its calls",
         f"{limits.BATCH_ANSWER_MAX_BYTES // 2**20} MiB |",
+        f"{limits.LASTING_MAX:,}; one more",
+        f"for {limits.PENALTY_SECONDS} s |",
         f"{limits.FREE_FRAMES_MAX:,} more than the answers make up for, and {limits.FREE_FRAMES_PER_SECOND} a second",
         f"{limits.HEAD_MAX_BYTES // 1024} KiB, {limits.HEADERS_MAX} headers",
         f"{limits.IDLE_SECONDS} s |",

@@ -101,8 +101,19 @@ UNREAD_MAX_BYTES = 1024 * 1024
 BATCH_ANSWER_MAX_BYTES = 4 * 1024 * 1024
 """A batch's answer: what clients of gRPC read unless they are told to read more. It is counted before it is made."""
 
-SLICE_SECONDS = 0.001
+SLICE_SECONDS = 0.0005
 """How long one HTTP/2 client's calls are answered in one go; then other callers have their turn."""
+
+SLICE_FRAMES = 256
+"""Frames that ask for nothing and are read in one go: half a millisecond."""
+
+LASTING_MAX = 1_024
+"""Calls of one process that last: streams, waits, questions for all flags. An application has a few; each holds 6 KB. All clients
+of the TCP port count as one process."""
+
+PENALTY_SECONDS = 0.5
+"""How long nothing is read from the next connections of a process whose connection broke the protocol: connecting again and again
+to do so takes no time of the others."""
 
 HTTP2_IDLE_SECONDS = 600
 """An HTTP/2 connection without a call. Clients connect again by themselves; what they forgot to close takes no place for good."""

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Hashable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from flagcast_agent.limits import LARGE_REFUSAL_SECONDS, LARGE_WAITING_MAX, UNREAD_MAX_BYTES
+from flagcast_agent.limits import LARGE_WAITING_MAX, UNREAD_MAX_BYTES
 
 from .calls import HEAD, CallFailed, Status, first_message, framed
 from .http2.connection import Connection
@@ -33,7 +33,7 @@ class Http2Shell(Protocol):
     def flush(self) -> None:
         """Sends whatever is to be sent."""
 
-    def client_process(self) -> bytes:
+    def client_process(self) -> Hashable:
         """Who has connected."""
 
 
@@ -141,7 +141,6 @@ class Exchange:
         turns = connection.load.large
         place = turns.enter(connection.client_process())
         if place is None:
-            await asyncio.sleep(LARGE_REFUSAL_SECONDS)
             why = f"{LARGE_WAITING_MAX} requests of this process for all flags wait already"
             raise CallFailed(Status.RESOURCE_EXHAUSTED, why)
         try:
@@ -155,6 +154,7 @@ class Exchange:
 
 def _ended(exchange: Exchange, task: "asyncio.Task[None]") -> None:
     exchange.task = None
+    exchange.connection.load.lasted(exchange.connection.client_process())
     if task.cancelled():
         exchange.reset()
     elif (error := task.exception()) is not None:

@@ -3,10 +3,17 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Protocol
 
-from flagcast_agent.limits import HELD_MAX_BYTES, HELD_SHARE_BYTES, LARGE_WAITING_MAX, READ_MAX_BYTES
+from flagcast_agent.limits import (
+    HELD_MAX_BYTES,
+    HELD_SHARE_BYTES,
+    LARGE_WAITING_MAX,
+    LASTING_MAX,
+    PENALTY_SECONDS,
+    READ_MAX_BYTES,
+)
 
 if TYPE_CHECKING:
     from .places import Peer
@@ -93,6 +100,42 @@ class Turns:
             del self._waiting[place.process]
 
 
+class Slices:
+    """Turns of connections that have more to do than a slice; waiting processes alternate.
+
+    One slice in each round of the loop, so that whatever came meanwhile waits for one slice, however many connections have more.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
+        self._last: Hashable = None
+        self._is_due = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
+
+    def wait(self, process: Hashable, take: Callable[[], None]) -> None:
+        """Calls `take` in the process's turn."""
+        self._waiting.setdefault(process, deque()).append(take)
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        others = (process for process in self._waiting if process != self._last)
+        process = self._last = next(others, self._last)
+        waiting = self._waiting.pop(process)
+        take = waiting.popleft()
+        if waiting:
+            self._waiting[process] = waiting
+        self._is_due = bool(self._waiting)
+        if self._is_due:
+            asyncio.get_running_loop().call_soon(self._next)
+        take()
+
+
 class Load:
     """Open connections, calls in progress, and bytes held for clients.
 
@@ -104,6 +147,9 @@ class Load:
         self.received = memoryview(bytearray(READ_MAX_BYTES))
         self.held = 0
         self.large = Turns()
+        self.slices = Slices()
+        self._lasting: dict[Hashable, int] = {}
+        self._offended: dict[Hashable, float] = {}
         self._holding: dict[OpenConnection, int] = {}
         self.connections: set[OpenConnection] = set()
         self.peers: dict[OpenConnection, Peer] = {}
@@ -112,6 +158,29 @@ class Load:
         self.idle.set()
         self.unconnected = asyncio.Event()
         self.unconnected.set()
+
+    def may_last(self, process: Hashable) -> bool:
+        """Whether a process has room for a further call that lasts, which it takes then; `lasted` gives it back."""
+        number = self._lasting.get(process, 0)
+        if number >= LASTING_MAX:
+            return False
+        self._lasting[process] = number + 1
+        return True
+
+    def lasted(self, process: Hashable) -> None:
+        """The end of a call that lasted."""
+        self._lasting[process] -= 1
+        if not self._lasting[process]:
+            del self._lasting[process]
+
+    def offended(self, process: Hashable, now: float) -> None:
+        """A connection of this process broke the protocol. `now` is the loop's time."""
+        self._offended = {each: until for each, until in self._offended.items() if until > now}
+        self._offended[process] = now + PENALTY_SECONDS
+
+    def penalty(self, process: Hashable, now: float) -> float:
+        """Seconds for which nothing is to be read from a new connection of this process."""
+        return max(0.0, self._offended.get(process, now) - now)
 
     def opened(self, connection: OpenConnection) -> None:
         """A connection was made."""

@@ -21,7 +21,7 @@ from .changes import Changes
 from .grpc import GrpcMethods
 from .http2.frames import PREFACE
 from .load import Load
-from .places import Places, peer_of
+from .places import NOBODY, Places, peer_of
 from .resolutions import Resolutions
 from .web2 import Http2Connection
 
@@ -202,10 +202,15 @@ class _Door(asyncio.BufferedProtocol):
         self._transport = transport
         loop = asyncio.get_running_loop()
         self._made_at = loop.time()
-        if not self._places.enter(self, peer_of(transport.get_extra_info("socket")), self._made_at):
+        peer = peer_of(transport.get_extra_info("socket"))
+        if not self._places.enter(self, peer, self._made_at):
             transport.abort()
             return
         self._load.opened(self)
+        penalty = self._load.penalty(peer, self._made_at)
+        if penalty and peer != NOBODY:  # of the TCP port nobody is told apart
+            transport.pause_reading()
+            loop.call_later(penalty, transport.resume_reading)
         self._timer = loop.call_later(REQUEST_TIMEOUT_SECONDS, transport.close)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature

@@ -10,8 +10,6 @@ import asyncio
 import json
 import logging
 import select
-import socket
-import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +28,7 @@ from flagcast_agent.limits import (
 
 from .http1 import CONTINUE, LAST_CHUNK, BadRequest, Request, RequestReader, chunk_of, head_of
 from .load import Load, Place
+from .places import Peer, peer_of
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
@@ -94,7 +93,7 @@ class WebConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
         self._place: Place | None = None
-        self._process = b""
+        self._process: Peer | None = None
         self._kept = 0
         self._written = 0
         self._is_streaming = False
@@ -422,11 +421,9 @@ class WebConnection(asyncio.BufferedProtocol):
 
     # The client.
 
-    def _client_process(self) -> bytes:
-        # unix(7): process, user and group of whoever connected. All clients of the TCP port have the same, which is nobody's.
-        if not self._process:
-            connected = self._transport.get_extra_info("socket")
-            self._process = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    def _client_process(self) -> Peer:
+        if self._process is None:
+            self._process = peer_of(self._transport.get_extra_info("socket"))
         return self._process
 
     def _has_hung_up(self) -> bool:

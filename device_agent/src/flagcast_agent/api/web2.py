@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
-import struct
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from flagcast_agent.limits import (
     HTTP2_IDLE_SECONDS,
     LARGE_REFUSAL_SECONDS,
+    LASTING_MAX,
     REQUEST_MAX_BYTES,
     REQUEST_TIMEOUT_SECONDS,
     SLICE_SECONDS,
@@ -49,6 +48,7 @@ from .http2.frames import Code
 from .http2.headers import Fields, block_of
 from .http2.stream import Stream
 from .load import Load
+from .places import Peer, peer_of
 
 if TYPE_CHECKING:
     from .web import Large, Later, Reply, Site
@@ -76,7 +76,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.loop = asyncio.get_running_loop()
         self._http2 = Connection()
         self._transport: asyncio.Transport
-        self._turn: asyncio.Handle | None = None
+        self._is_waiting = False
         self._timer: asyncio.TimerHandle | None = None
         self._has_room = True
         self.room = asyncio.Event()
@@ -85,7 +85,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._active_at = 0.0
         self._open = 0
         self._is_holding = False
-        self._process = b""
+        self._process: Peer | None = None
 
     # Callbacks of asyncio.
 
@@ -111,7 +111,11 @@ class Http2Connection(asyncio.BufferedProtocol):
         if self._http2.is_over:
             return
         self._http2.receive(bytes(data))
-        if self._turn is None and self._has_room:
+        if self._is_waiting or not self._has_room:
+            return
+        if self.load.slices.is_busy:
+            self._wait_for_turn()
+        else:
             self._advance()
 
     def eof_received(self) -> bool:
@@ -121,9 +125,8 @@ class Http2Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """Of asyncio's protocol."""
         self.load.closed(self)
-        for later in (self._timer, self._turn):
-            if later is not None:
-                later.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._cancel_all()
         self._http2.lose()
         self.load.count(-self._open)
@@ -141,8 +144,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Of asyncio's protocol: it has read all of it."""
         self._has_room = True
         self.room.set()
-        if self._turn is None and not self._transport.is_closing():
-            self._turn = self.loop.call_soon(self._take_turn)
+        if not self._is_waiting:
+            self._wait_for_turn()
 
     # Calls of the server.
 
@@ -173,9 +176,15 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     # Turns.
 
+    def _wait_for_turn(self) -> None:
+        self._is_waiting = True
+        self._transport.pause_reading()
+        self.load.slices.wait(self.client_process(), self._take_turn)
+
     def _take_turn(self) -> None:
-        self._turn = None
-        self._advance()
+        self._is_waiting = False
+        if self._has_room and not self._transport.is_closing():
+            self._advance()
 
     def _advance(self) -> None:
         http2, time = self._http2, self.loop.time
@@ -192,15 +201,15 @@ class Http2Connection(asyncio.BufferedProtocol):
                     self._on_part(stream, now)
                 now = self._active_at = time()
                 if now > until and http2.unread:
-                    self._turn = self.loop.call_soon(self._take_turn)
+                    http2.has_more = True
                     break
         except Exception:
             log.exception("a connection failed inside the agent")
             self.abort()
             return
         self.flush()
-        if self._turn is not None:
-            self._transport.pause_reading()
+        if http2.has_more and not http2.is_over:
+            self._wait_for_turn()
         elif self._has_room:
             self._transport.resume_reading()
 
@@ -224,6 +233,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._count_held()
         if http2.is_over and not self._transport.is_closing():
             log.warning("a connection was closed: %s", http2.why)
+            self.load.offended(self.client_process(), self.loop.time())
             self._cancel_all()
             self._transport.close()
 
@@ -252,17 +262,22 @@ class Http2Connection(asyncio.BufferedProtocol):
                 self._http2.answer(stream, HEAD, framed(message), TAIL, now)
                 return
             if isinstance(method, Lasting):
-                call = Exchange(self, self._http2, stream)
-                if not method.reads_several:
-                    call.request = only_message(stream.body)
-                    stream.body = b""
-                call.start(self._run(call, method, seconds_of(stream.timeout)))
+                seconds = seconds_of(stream.timeout)
+                request = b"" if method.reads_several else only_message(stream.body)
+                call = self._lasting(stream)
+                call.request = request
+                call.start(self._run(call, method, seconds))
                 return
         except Exception as error:  # noqa: BLE001  # `failed` logs what is not the client's doing
             failure = failed(error)
             self._http2.refuse(stream, failure_head(failure.status, str(failure)))
             return
         self._answer_page(stream, now)
+
+    def _lasting(self, stream: Stream) -> Exchange:
+        if not self.load.may_last(self.client_process()):
+            raise CallFailed(Status.RESOURCE_EXHAUSTED, f"{LASTING_MAX} calls of this process last already")
+        return Exchange(self, self._http2, stream)
 
     def _answer_page(self, stream: Stream, now: float) -> None:
         # What HTTP/1.1 has, over HTTP/2.
@@ -281,7 +296,11 @@ class Http2Connection(asyncio.BufferedProtocol):
         if isinstance(answer, Reply):
             self._reply(stream, answer, now, is_head=is_head)
             return
-        exchange = Exchange(self, self._http2, stream)
+        try:
+            exchange = self._lasting(stream)
+        except CallFailed as failure:
+            self._reply(stream, _problem(503, str(failure)), now)
+            return
         if isinstance(answer, Large):
             exchange.start(self._make(exchange, answer, is_head=is_head))
         elif isinstance(answer, Later):
@@ -431,14 +450,10 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     # The client.
 
-    def client_process(self) -> bytes:
-        """Process, user and group of whoever connected (unix(7)).
-
-        All clients of the TCP port have the same, which is nobody's.
-        """
-        if not self._process:
-            connected = self._transport.get_extra_info("socket")
-            self._process = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    def client_process(self) -> Peer:
+        """Whoever has connected."""
+        if self._process is None:
+            self._process = peer_of(self._transport.get_extra_info("socket"))
         return self._process
 
 

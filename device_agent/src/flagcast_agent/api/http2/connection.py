@@ -7,7 +7,13 @@ A client that breaks the protocol, or costs more than it asks for, gets GOAWAY, 
 from collections import deque
 from typing import Final
 
-from flagcast_agent.limits import FREE_FRAMES_MAX, FREE_FRAMES_PER_SECOND, HEAD_MAX_BYTES, STREAMS_MAX
+from flagcast_agent.limits import (
+    FREE_FRAMES_MAX,
+    FREE_FRAMES_PER_SECOND,
+    HEAD_MAX_BYTES,
+    SLICE_FRAMES,
+    STREAMS_MAX,
+)
 
 from .frames import (
     ACK,
@@ -93,6 +99,7 @@ class Connection:
         self.streams: dict[int, Stream] = {}
         self.waiting = 0
         self.drained: list[Stream] = []
+        self.has_more = False
         self.is_over = False
         self.is_leaving = False
         self.why = ""
@@ -112,11 +119,14 @@ class Connection:
     def next(self, now: float) -> Stream | None:
         """A stream of which more is there, or that is over; None once all that was received is read.
 
+        None comes also after SLICE_FRAMES frames that told of no stream; `has_more` tells that then.
+
         What is wrong with the connection ends it: `is_over` and `why` tell, and `take` has the GOAWAY.
         """
         if self.is_over:
             return None
         self._now = now
+        self.has_more = False
         try:
             return self._next(now)
         except Broken as broken:
@@ -138,7 +148,7 @@ class Connection:
             self._is_new = False
             self._at = len(PREFACE)
             self._cost_since = now
-        while True:
+        for _ in range(SLICE_FRAMES):
             begin = self._at + HEAD_BYTES
             if begin > end:
                 return None
@@ -160,6 +170,8 @@ class Connection:
                 found = self._on_other(kind, flags, number, data[begin:stop], now)
             if found is not None:
                 return found
+        self.has_more = True
+        return None
 
     def _on_data(self, flags: int, number: int, data: bytes, now: float) -> Stream | None:
         size = len(data)  # with its padding (6.9.1)
