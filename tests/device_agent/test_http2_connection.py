@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 
+import hpack
 import pytest
 from frames import CALL, HELLO, Frame, data, headers, kinds, opened, parsed, ping, reset, settings, window
 
@@ -431,3 +432,179 @@ def test_a_client_that_reads_a_large_answer_piece_by_piece_is_never_ended() -> N
     got += len(body_of(parsed(connection.take()), 1))
     assert got == 4 * 2**20
     assert not connection.is_over
+
+
+# What h2spec does not try.
+
+
+def started(connection: Connection, number: int) -> Stream:
+    """A request that is whole, whose answer has begun and goes on."""
+    (stream,) = whole(connection, headers(number, end=True))
+    connection.begin(stream, HEAD)
+    return stream
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        block_of(("X-Upper", "1")),
+        block_of(("connection", "close")),
+        block_of(("x", "a\nb")),
+        block_of((":scheme", "http")),
+        block_of((":status", "200")),
+    ],
+)
+def test_malformed_trailers_reset_their_stream_alone(late: bytes) -> None:
+    connection = opened()
+    found = whole(connection, headers(1) + headers(3) + headers(1, late, end=True) + data(3, b"", end=True))
+    assert [stream.number for stream in found] == [3]
+    assert [(f.stream, f.code) for f in parsed(connection.take())] == [(1, Code.PROTOCOL_ERROR)]
+
+
+@pytest.mark.parametrize(
+    "provoke",
+    [
+        pytest.param(lambda number: data(number, b"", end=True), id="data after the end"),
+        pytest.param(lambda number: headers(number, end=True), id="headers after the end"),
+        pytest.param(lambda number: window(number, 0), id="a window by nothing"),
+        pytest.param(lambda number: window(number, 2**31 - 1), id="a window too large"),
+        pytest.param(lambda number: frames.frame(2, 0, number, b"12"), id="half a priority"),
+        pytest.param(
+            lambda number: frames.frame(2, 0, number, number.to_bytes(4, "big") + b"\0"),
+            id="a stream on itself",
+        ),
+    ],
+)
+def test_a_client_that_makes_the_server_reset_costs_as_much_as_one_that_resets(
+    provoke: Callable[[int], bytes],
+) -> None:
+    """The attack known as MadeYouReset (CVE-2025-8671)."""
+    connection = opened()
+    number = 1
+    while not connection.is_over and number < 10 * FREE_FRAMES_MAX:
+        started(connection, number)
+        assert whole(connection, provoke(number)) == []
+        number += 2
+    assert number < FREE_FRAMES_MAX, "five frames each"
+    last = parsed(connection.take())[-1]
+    assert (last.kind, last.code) == (frames.GOAWAY, Code.ENHANCE_YOUR_CALM)
+    assert len(connection.streams) <= 1
+
+
+def test_bodies_of_another_length_than_announced_without_end_are_ended() -> None:
+    connection = opened()
+    block = CALL + block_of(("content-length", "1"))
+    for number in range(1, FREE_FRAMES_MAX, 2):
+        whole(connection, headers(number, block) + data(number, bytes(1_000), end=True))
+    assert connection.is_over
+
+
+def test_headers_without_end_on_a_stream_that_was_refused_are_ended() -> None:
+    connection = opened()
+    whole(connection, headers(1))
+    connection.refuse(connection.streams[1], HEAD)
+    for _ in range(2 * FREE_FRAMES_MAX):
+        whole(connection, headers(1))
+    assert connection.is_over
+    assert parsed(connection.take())[-1].code == Code.ENHANCE_YOUR_CALM
+
+
+def test_padding_alone_is_counted_however_much_it_is() -> None:
+    connection = opened()
+    whole(connection, headers(1))
+    for _ in range(2 * FREE_FRAMES_MAX):
+        whole(connection, frames.frame(frames.DATA, frames.PADDED, 1, b"\xff" + bytes(255)))
+    assert connection.is_over
+    assert parsed(connection.take())[-1].code == Code.ENHANCE_YOUR_CALM
+
+
+def test_the_window_that_padding_alone_takes_is_given_back() -> None:
+    connection = opened()
+    whole(connection, headers(1))
+    room = WINDOW_BYTES
+    for _ in range(600):
+        whole(connection, frames.frame(frames.DATA, frames.PADDED, 1, b"\xff" + bytes(255)))
+        room += sum(f.code for f in parsed(connection.take()) if f.stream == 1) - 256
+        assert room > 256
+    (stream,) = whole(connection, data(1, b"x", end=True))
+    assert stream.body == b"x"
+
+
+def test_a_client_with_a_smaller_table_is_told_that_nothing_is_in_it() -> None:
+    """RFC 9113, 4.3.1: nghttp2 and h2 end the connection otherwise."""
+    for size in (0, 1, 4_095):
+        connection = opened()
+        decoder = hpack.Decoder()
+        before = started(connection, 1)
+        decoder.decode(parsed(connection.take())[-1].content)
+        whole(connection, settings((1, size)))
+        decoder.max_allowed_table_size = size
+        (stream,) = whole(connection, headers(3, end=True))
+        connection.end(before, TAIL)
+        connection.answer(stream, HEAD, b"x", TAIL, 0.0)
+        blocks = [f.content for f in parsed(connection.take()) if f.kind == frames.HEADERS]
+        assert [[(str(name), str(value)) for name, value in decoder.decode(block)] for block in blocks] == [
+            [("grpc-status", "0")],
+            [(":status", "200")],
+            [("grpc-status", "0")],
+        ]
+        assert blocks[1:] == [HEAD, TAIL], "once is enough"
+        whole(connection, settings((1, 0)))
+        connection.refuse(whole(connection, headers(5, end=True))[0], HEAD)
+        assert parsed(connection.take())[-1].content == HEAD
+
+
+def test_a_client_with_as_large_a_table_or_a_larger_one_is_told_nothing() -> None:
+    connection = opened()
+    whole(connection, settings((1, 4_096), (1, 65_536), (1, 4_096)))
+    (stream,) = whole(connection, headers(1, end=True))
+    connection.answer(stream, HEAD, b"x", TAIL, 0.0)
+    assert [f.content for f in parsed(connection.take())] == [b"", HEAD, b"x", TAIL]
+
+
+def test_an_answer_without_trailers_ends_with_its_body() -> None:
+    connection = opened()
+    (stream,) = whole(connection, headers(1, end=True))
+    connection.answer(stream, HEAD, b"x", b"", 0.0)
+    sent = parsed(connection.take())
+    assert [f.kind for f in sent if f.kind != frames.DATA] == [frames.HEADERS]
+    assert sent[-1].flags & frames.END_STREAM
+    assert not connection.streams
+
+
+def test_streams_that_wait_for_the_connection_take_turns_however_little_there_is_room_for() -> None:
+    connection = opened()
+    got = dict.fromkeys((1, 3, 5, 7), 0)
+    for number in got:
+        (stream,) = whole(connection, headers(number, end=True) + window(number, 1_000_000))
+        connection.answer(stream, HEAD, bytes(100_000), TAIL, 0.0)
+    connection.take()
+    for _ in range(40):
+        whole(connection, window(0, 100))
+        for frame in parsed(connection.take()):
+            got[frame.stream] += len(frame.content)
+    assert sum(got.values()) == 4_000
+    assert max(got.values()) - min(got.values()) <= 100
+
+
+def test_trailers_of_a_request_that_came_after_leaving_are_passed_over() -> None:
+    connection = opened()
+    whole(connection, headers(1))
+    connection.leave()
+    connection.take()
+    late = headers(3) + headers(3, block_of(("x", "1")), end=True) + headers(5) + data(5, b"x", end=True)
+    assert whole(connection, late + window(5, 1) + reset(5)) == []
+    assert connection.take() == b"", "the client asks elsewhere (6.8)"
+    assert [stream.number for stream in whole(connection, data(1, b"x", end=True))] == [1]
+
+
+def test_a_flood_is_ended_without_a_change_to_the_other_streams() -> None:
+    connection = opened()
+    (stream,) = whole(connection, headers(1, end=True))
+    connection.answer(stream, HEAD, bytes(100_000), TAIL, 0.0)
+    waiting = connection.waiting
+    connection.take()
+    for _ in range(2 * FREE_FRAMES_MAX):
+        whole(connection, ping())
+    assert connection.is_over
+    assert (list(connection.streams), connection.waiting, stream.is_over) == ([1], waiting, False)

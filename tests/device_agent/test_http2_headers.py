@@ -1,6 +1,7 @@
 """Header blocks of HTTP/2 against the hpack library, and against clients that mean harm."""
 
 import random
+import tracemalloc
 
 import hpack
 import pytest
@@ -245,3 +246,73 @@ def test_prepared_blocks_are_read_by_any_client_and_leave_its_table_empty(
     found = [(str(name), str(value)) for name, value in decoder.decode(block_of(*pairs))]
     assert found == list(pairs)
     assert len(decoder.header_table.dynamic_entries) == 0
+
+
+@pytest.mark.parametrize("timeout", [("grpc-timeout", "1S")])
+def test_a_pseudo_header_after_the_timeout_is_malformed(timeout: tuple[str, str]) -> None:
+    for late in (REQUEST[2], (":authority", "late")):
+        early = [pair for pair in REQUEST[:4] if pair[0] != late[0]]
+        assert Decoder().decode(block_of(*early, timeout, late))[0].fault != ""
+        assert Decoder().decode(block_of(*early, timeout, timeout, late))[0].fault != ""
+        assert Decoder().decode(block_of(*early, late, timeout))[0].fault == ""
+
+
+@pytest.mark.parametrize("count", [1, 90])
+def test_large_headers_that_all_differ_take_little_memory(count: int) -> None:
+    """256 connections hold as much each."""
+    blocks = [
+        block_of(*REQUEST, *((f"x-{number}-{at}", "v" * (14_000 // count - 40)) for at in range(count)))
+        for number in range(300)
+    ]
+    decoder = Decoder()
+    decoder.decode(block_of(*REQUEST))
+    tracemalloc.start()
+    try:
+        for block in blocks:
+            decoder.decode(block)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+
+
+def test_small_headers_that_all_differ_take_little_memory() -> None:
+    decoder = Decoder()
+    decoder.decode(block_of(*REQUEST))
+    tracemalloc.start()
+    try:
+        for number in range(3_000):
+            decoder.decode(
+                block_of(*REQUEST[:4], *((f"{at}", f"{number}") for at in range(20)))
+                + block_of(("grpc-timeout", f"{number}" * 500))
+            )
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+
+
+def test_a_block_from_memory_always_means_what_the_table_makes_of_it() -> None:
+    """Short blocks of few kinds, so that the same bytes recur before and after each change of the table."""
+    chance = random.Random(7)
+    start = block_of(*REQUEST[:4])
+    remembered = 0
+    for _ in range(300):
+        ours, theirs = Decoder(), hpack.Decoder()
+        for decoder in (ours, theirs):
+            decoder.decode(start + b"\x40\x01b\x011" * 3)
+        for _ in range(60):
+            size = chance.choices((b"", b"\x20", b"\x3f\x30", b"\x3f\xe1\x1f"), (90, 1, 2, 2))[0]
+            parts = (b"\xbe", b"\xbf", b"\xc0", b"\x0f\x2f\x013", b"\x40\x01a\x011", b"\x40\x01a\x012")
+            rest = b"".join(chance.choices(parts, (4, 4, 4, 4, 1, 1), k=chance.randrange(3)))
+            block = size + start + rest
+            remembered += block in ours._blocks
+            try:
+                expected = [(str(name), str(value)) for name, value in theirs.decode(block)]
+            except hpack.HPACKError:
+                with pytest.raises(NotHpack):
+                    ours.decode(block)
+                break
+            fields, _ = ours.decode(block)
+            assert fields.headers == _joined(expected)
+    assert remembered > 1_000

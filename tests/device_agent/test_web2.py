@@ -114,6 +114,20 @@ def test_a_client_with_too_much_waiting_is_refused_before_an_answer_is_made() ->
             assert other.headers_of(stream)["grpc-status"] == "0"
 
 
+def test_headers_of_calls_in_progress_count_as_held(server: RunningServer) -> None:
+    with RawClient(server.path) as client:
+        streams = []
+        for number in range(50):
+            streams.append(client.begin(WATCH, extra=(("x", f"{number:05}" * 2_000),)))
+            client.send(streams[-1], framed(b""), end=True)
+        wait_until(lambda: server.held() > 50 * 10_000)
+        for stream in streams:
+            client.http2.reset_stream(stream)
+        client.flush()
+        wait_until(lambda: server.held() == 0)
+        assert ask(client) == "0"
+
+
 def test_a_batch_whose_answer_would_be_too_large_is_refused() -> None:
     attachment = json.dumps("x" * 60_000)
     large = VariantFlag(

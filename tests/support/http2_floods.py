@@ -4,6 +4,7 @@ from frames import HELLO, PREFACE_ALONE, calls, data, headers, ping, request, re
 from http_floods import Flood
 
 from flagcast_agent.api.http2 import frames
+from flagcast_agent.api.http2.headers import block_of
 
 FLIPT = "/flipt.evaluation.EvaluationService"
 ALL = request("/flagd.evaluation.v2.Service/ResolveAll")
@@ -93,6 +94,18 @@ FLOODS = (
         b"",
         20,
         is_reading=True,
+    ),
+    Flood(
+        "HTTP/2 streams whose headers are large",
+        HELLO
+        + b"".join(
+            headers(number, ONE + block_of(*((f"x-{number}-{at}", "v") for at in range(80))))
+            for number in range(1, 200, 2)
+        ),
+        b"",
+        120,
+        is_reading=True,
+        is_gradual=True,
     ),
     Flood(
         "HTTP/2 streams without end",

@@ -91,6 +91,23 @@ def sequence(chance: random.Random) -> list[bytes]:
     return made
 
 
+def mutated(chance: random.Random) -> list[bytes]:
+    """Frames of such a client with one or two bytes changed: kinds, flags, streams, contents; their lengths stay."""
+    made = [bytearray(each) for each in sequence(chance)]
+    for _ in range(chance.randrange(1, 3)):
+        each = chance.choice(made)
+        match chance.randrange(6) if len(each) > 9 else chance.randrange(3):
+            case 0:
+                each[3] = chance.choice((*range(11), 0xEE))
+            case 1:
+                each[4] ^= chance.choice((0x1, 0x4, 0x8, 0x20))
+            case 2:
+                each[8] = chance.randrange(12)
+            case _:
+                each[chance.randrange(9, len(each))] = chance.randrange(256)
+    return [bytes(each) for each in made]
+
+
 def _wrong(chance: random.Random, number: int) -> bytes:
     return chance.choice(
         (
@@ -139,6 +156,7 @@ def by_ours(sent: list[bytes]) -> Outcome:
             found.fault, found.why = "connection", made.why
         elif any(frame.kind == frames.RST_STREAM for frame in answered):
             found.fault = "stream"
+            found.why = "".join(fields.fault for fields in made._headers._forms.values())
         if found.fault:
             break
     return found

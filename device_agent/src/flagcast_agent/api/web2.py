@@ -240,7 +240,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _count_held(self) -> None:
         held = self._http2.unread + self._http2.waiting
         for stream in self._http2.streams.values():
-            held += len(stream.body)
+            held += len(stream.body) + stream.fields.memory
         if not self._has_room:
             held += self._transport.get_write_buffer_size()
         if held or self._is_holding:

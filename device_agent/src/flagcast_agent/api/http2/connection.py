@@ -40,6 +40,7 @@ from .frames import (
     RST_STREAM,
     SETTING,
     SETTINGS,
+    TABLE_SIZE,
     WINDOW_BYTES,
     WINDOW_MAX_BYTES,
     WINDOW_UPDATE,
@@ -51,7 +52,7 @@ from .frames import (
     require,
     without_padding,
 )
-from .headers import Decoder, Fields, NotHpack, TooManyHeaders
+from .headers import EMPTY_TABLE, TABLE_MAX_BYTES, Decoder, Fields, NotHpack, TooManyHeaders
 from .stream import Stream
 
 _REMEMBERED: Final = 128  # ended streams whose late frames are told apart
@@ -83,6 +84,8 @@ class Connection:
         self._room = WINDOW_BYTES
         self._stream_window = WINDOW_BYTES
         self._blocked: dict[int, Stream] = {}
+        self._table = TABLE_MAX_BYTES  # the client's, for our headers, as far as it was told
+        self._block_start = b""
         self._answered: deque[int] = deque(maxlen=_REMEMBERED)
         self._dropped: deque[int] = deque(maxlen=_REMEMBERED)
         self._cost = 0
@@ -182,10 +185,10 @@ class Connection:
             self._out.append(frame(WINDOW_UPDATE, 0, 0, (WINDOW_BYTES - self._room).to_bytes(4, "big")))
             self._room = WINDOW_BYTES
         is_last = flags & END_STREAM
-        if size < _SMALL_BYTES and not is_last:
-            self._charge(1, now)
         if flags & PADDED:
             data = without_padding(data)
+        if len(data) < _SMALL_BYTES and not is_last:
+            self._charge(1, now)
         stream = self.streams.get(number)
         if stream is None:
             self._on_late_data(number, now)
@@ -205,9 +208,9 @@ class Connection:
             return self._fail(stream, Code.PROTOCOL_ERROR)  # 8.1.1
         if is_last:
             stream.is_whole = True
-        elif not data:
+        elif not size:
             return None
-        return stream
+        return stream  # also for padding alone, which takes of the window too
 
     def more(self, stream: Stream) -> None:
         """The body that came was taken, or is wanted whole: the client may send more of it."""
@@ -259,6 +262,8 @@ class Connection:
             return self._on_trailers(number, fields, is_last=bool(is_last))
         self._last = number
         if self.is_leaving:
+            self._charge(1, now)
+            self._dropped.append(number)
             return None  # above what GOAWAY has named: the client asks elsewhere (6.8)
         if fields.fault or (is_last and fields.length):
             self._charge(1, now)
@@ -278,6 +283,7 @@ class Connection:
     def _on_trailers(self, number: int, fields: Fields, *, is_last: bool) -> Stream | None:
         stream = self.streams.get(number)
         if stream is None:
+            self._charge(1, self._now)
             if number in self._answered:
                 raise Broken(Code.STREAM_CLOSED, "HEADERS on a stream that has ended")
             if number not in self._dropped:
@@ -285,8 +291,7 @@ class Connection:
             return None
         if stream.is_whole:
             return self._fail(stream, Code.STREAM_CLOSED)
-        # 8.1: trailers end the stream, and have no pseudo-headers.
-        if not is_last or fields.method or fields.path or fields.authority:
+        if not is_last or fields.trailers_fault:  # 8.1
             return self._fail(stream, Code.PROTOCOL_ERROR)
         stream.is_whole = True
         length = stream.fields.length
@@ -381,6 +386,9 @@ class Connection:
             elif name == FRAME_SIZE:
                 is_right = FRAME_MAX_BYTES <= value < 1 << 24
                 require(is_right, Code.PROTOCOL_ERROR, "a MAX_FRAME_SIZE that is not allowed")
+            elif name == TABLE_SIZE:
+                if value < self._table:
+                    self._table, self._block_start = 0, EMPTY_TABLE
             elif name == INITIAL_WINDOW:
                 require(value <= WINDOW_MAX_BYTES, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
                 change, self._stream_window = value - self._stream_window, value
@@ -436,6 +444,8 @@ class Connection:
             self.end(stream, tail)
             return
         self._window -= size
+        if self._block_start:
+            head = self._started(head)
         number = stream.number.to_bytes(4, "big")
         self._out.append(
             b"%b\1\4%b%b%b\0\0%b%b%b\1\5%b%b"
@@ -460,13 +470,13 @@ class Connection:
     def refuse(self, stream: Stream, head: bytes) -> None:
         """Headers alone as the whole answer."""
         if not stream.is_over:
-            self._out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, head))
+            self._out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, self._started(head)))
             self._answer_is_sent(stream)
 
     def begin(self, stream: Stream, head: bytes) -> None:
         """The headers of an answer in parts."""
         if not stream.is_over:
-            self._out.append(frame(HEADERS, END_HEADERS, stream.number, head))
+            self._out.append(frame(HEADERS, END_HEADERS, stream.number, self._started(head)))
 
     def send(self, stream: Stream, part: bytes, now: float) -> None:
         """A part of a body; `stream.waiting` tells how much waits for the client."""
@@ -506,12 +516,22 @@ class Connection:
             self.is_leaving = True
             self._out.append(goaway(self._last_taken, Code.NO_ERROR, ""))
 
+    def _started(self, block: bytes) -> bytes:
+        # The first block after the client made its table smaller acknowledges that (RFC 9113, 4.3.1).
+        start, self._block_start = self._block_start, b""
+        return start + block
+
     def _flush_all(self) -> None:
         # In turns, so that one large answer does not hold back the others.
         while self._window > 0 and self._blocked:
             before = self._window
             for stream in tuple(self._blocked.values()):
+                waiting = stream.waiting
                 self._flush(stream, frames=1)
+                if waiting > stream.waiting > 0:
+                    self._blocked[stream.number] = self._blocked.pop(
+                        stream.number
+                    )  # the last one of the next turn
             if self._window == before:
                 break
 
@@ -544,7 +564,8 @@ class Connection:
             self.drained.append(stream)
         if stream.tail is not None:
             if stream.tail:
-                self._out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, stream.tail))
+                tail = self._started(stream.tail)
+                self._out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, tail))
             else:
                 self._out.append(frame(DATA, END_STREAM, stream.number, b""))
             self._answer_is_sent(stream)
@@ -557,6 +578,8 @@ class Connection:
             self._drop(stream.number, Code.NO_ERROR)  # 8.1: the rest of the request is not needed
 
     def _fail(self, stream: Stream, code: Code) -> Stream:
+        # A client that makes this side reset a stream has as much for as little as one that resets it.
+        self._charge(_RESET_COST, self._now)
         self.reset(stream, code)
         return stream
 

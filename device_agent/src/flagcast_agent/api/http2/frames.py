@@ -35,6 +35,7 @@ PADDED: Final = 0x8
 WITH_PRIORITY: Final = 0x20
 
 SETTING: Final = Struct(">HI")
+TABLE_SIZE: Final = 1
 ENABLE_PUSH: Final = 2
 CONCURRENT_STREAMS: Final = 3
 INITIAL_WINDOW: Final = 4

@@ -6,7 +6,7 @@ stays so, and is looked up by its bytes then.
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from flagcast_agent.limits import HEAD_MAX_BYTES, HEADERS_MAX
@@ -15,14 +15,19 @@ from . import huffman
 
 TABLE_MAX_BYTES: Final = 4_096
 """The dynamic table's largest size, which is the initial one (RFC 9113, 6.5.2)."""
+EMPTY_TABLE: Final = b"\x20"
+"""The beginning of a block after which the table of whoever reads it has no room (RFC 7541, 6.3)."""
 TIMEOUT: Final = "grpc-timeout"
 """A header whose value differs from call to call while all others stay."""
 
 _ENTRY_OVERHEAD: Final = 32  # RFC 7541, 4.1
-_BLOCKS_MAX: Final = 64
-_FORMS_MAX: Final = 256
+_ENTRY_MEMORY: Final = 400  # of Python's objects for a header, beside its text
+_KEPT_MAX_BYTES: Final = (
+    65_536  # of blocks and headers that are remembered: a dozen sets as most clients send them
+)
 _TEXTS_MAX: Final = 256
 _TEXT_MAX_BYTES: Final = 64
+_TIMEOUT_MAX: Final = 16  # characters; what is longer than nine is wrong anyway
 
 _INDEXED: Final = 0x80
 _INSERTED: Final = 0x40
@@ -60,19 +65,32 @@ class Entry(NamedTuple):
 class Fields:
     """The headers of a request but for TIMEOUT, whose value differs from call to call.
 
-    `fault` tells why it is malformed (RFC 9113, 8.1.1), "" where it is not. `length` is the body's announced one in bytes, None
-    without. `route` is for whoever answers: what was found once for these headers.
+    `fault` tells why it is malformed (RFC 9113, 8.1.1), "" where it is not; `trailers_fault` the same of trailers. `length` is
+    the body's announced one in bytes, None without. `memory` is about what all this takes, in bytes. `route` is for whoever
+    answers: what was found once for these headers.
     """
 
-    __slots__ = ("authority", "fault", "headers", "length", "method", "path", "route")
+    __slots__ = (
+        "authority",
+        "fault",
+        "headers",
+        "length",
+        "memory",
+        "method",
+        "path",
+        "route",
+        "trailers_fault",
+    )
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Collection[Entry]) -> None:
         pseudo: dict[str, str] = {}
         self.headers: dict[str, str] = {}
         self.length: int | None = None
         self.route: object = None
         self.fault = ""
-        for name, value, _, fault in entries:
+        self.memory = len(entries) * _ENTRY_MEMORY
+        for name, value, size, fault in entries:
+            self.memory += size
             if fault:
                 self.fault = fault
             elif name.startswith(":"):
@@ -85,6 +103,7 @@ class Fields:
         self.method = pseudo.get(":method", "")
         self.path = pseudo.get(":path", "")
         self.authority = pseudo.get(":authority", "")
+        self.trailers_fault = self.fault or (f"{next(iter(pseudo))} among trailers" if pseudo else "")  # 8.1
         if missing := [name for name in _NEEDED if not pseudo.get(name)]:
             self.fault = self.fault or f"no {missing[0]}"
         self._read_length()
@@ -141,6 +160,7 @@ class Decoder:
         # Blocks that left the table as it is, with what they mean while it stays so; then what each set of headers is.
         self._blocks: dict[bytes, tuple[Fields, str]] = {}
         self._forms: dict[tuple[Entry, ...], Fields] = {}
+        self._kept = 0
         self._texts: dict[bytes, bytes] = {}
 
     def decode(self, block: bytes) -> tuple[Fields, str]:
@@ -157,22 +177,32 @@ class Decoder:
         timeout = ""
         for at, entry in enumerate(entries):
             if entry.name == TIMEOUT and not entry.fault:
-                timeout = entry.value
-                del entries[at]
+                if not entries[at + 1 :] or not entries[at + 1].name.startswith(":"):  # which would be late
+                    timeout = entry.value[:_TIMEOUT_MAX]
+                    del entries[at]
                 break
         form = tuple(entries)
         fields = self._forms.get(form)
         if fields is None:
-            if len(self._forms) == _FORMS_MAX:
-                self._forms.clear()
-            fields = self._forms[form] = Fields(form)
+            fields = Fields(form)
+            if self._keeps(fields.memory):
+                self._forms[form] = fields
         if is_changed:
             self._blocks.clear()
-        else:
-            if len(self._blocks) == _BLOCKS_MAX:
-                self._blocks.clear()
+        elif self._keeps(len(block) + _ENTRY_MEMORY) and form in self._forms:
             self._blocks[block] = fields, timeout
         return fields, timeout
+
+    def _keeps(self, size: int) -> bool:
+        # What is large is not remembered: a client could fill the memory with what it sends once.
+        if size > _KEPT_MAX_BYTES // 4:
+            return False
+        self._kept += size
+        if self._kept > _KEPT_MAX_BYTES:
+            self._forms.clear()
+            self._blocks.clear()
+            self._kept = size
+        return True
 
     def _entries(self, block: bytes) -> tuple[list[Entry], bool]:
         at, end, size = 0, len(block), 0
