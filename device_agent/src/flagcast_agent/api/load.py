@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Protocol
 
 from flagcast_agent.limits import HELD_MAX_BYTES, HELD_SHARE_BYTES, LARGE_WAITING_MAX, READ_MAX_BYTES
@@ -105,6 +105,10 @@ class Load:
         self.held = 0
         self.large = Turns()
         self._holding: dict[OpenConnection, int] = {}
+        # Of every process, in the order in which their turns come.
+        self._turns: dict[int, dict[OpenConnection, Callable[[], None]]] = {}
+        self._next: asyncio.Handle | None = None
+        self.is_late = False
         self.connections: set[OpenConnection] = set()
         self.peers: dict[OpenConnection, Peer] = {}
         self.calls = 0
@@ -122,6 +126,7 @@ class Load:
         """It is gone."""
         self.connections.discard(connection)
         self.peers.pop(connection, None)
+        self._forget_turn(connection)
         self.holds(connection, 0)
         if not self.connections:
             self.unconnected.set()
@@ -155,6 +160,46 @@ class Load:
             )
             self.held -= self._holding.pop(slow)
             slow.abort()
+
+    def overran(self) -> None:
+        """A turn took as long as one may, or longer: whoever comes to one in the same round of the loop waits in the queue."""
+        self.is_late = True
+        self._go_on()
+
+    def wait_for_turn(self, connection: OpenConnection, turn: Callable[[], None]) -> None:
+        """The next turn of a connection that has more to be answered than fits into one, or comes when others have overrun.
+
+        One such turn is taken in a round of the loop, and processes alternate. So others wait for one turn of a flood, and not
+        for one of each of its connections.
+        """
+        process = self.peers[connection].pid if connection in self.peers else 0
+        self._turns.setdefault(process, {})[connection] = turn
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._next is None:
+            self._next = asyncio.get_running_loop().call_soon(self._give_turn)
+
+    def _give_turn(self) -> None:
+        self._next = None
+        self.is_late = False
+        if not self._turns:
+            return
+        process = next(iter(self._turns))
+        waiting = self._turns.pop(process)
+        turn = waiting.pop(next(iter(waiting)))
+        if waiting:
+            self._turns[process] = waiting  # behind all others
+        if self._turns:
+            self._go_on()
+        turn()
+
+    def _forget_turn(self, connection: OpenConnection) -> None:
+        for process, waiting in self._turns.items():
+            if waiting.pop(connection, None) is not None:
+                if not waiting:
+                    del self._turns[process]
+                return
 
     def began(self) -> None:
         """A call is in progress."""

@@ -76,7 +76,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.loop = asyncio.get_running_loop()
         self._http2 = Connection()
         self._transport: asyncio.Transport
-        self._turn: asyncio.Handle | None = None
+        self._waits_for_turn = False
         self._timer: asyncio.TimerHandle | None = None
         self._has_room = True
         self.room = asyncio.Event()
@@ -111,7 +111,10 @@ class Http2Connection(asyncio.BufferedProtocol):
         if self._http2.is_over:
             return
         self._http2.receive(bytes(data))
-        if self._turn is None and self._has_room:
+        if self.load.is_late:
+            self._transport.pause_reading()
+            self._wait_for_turn()
+        elif self._has_room and not self._waits_for_turn:
             self._advance()
 
     def eof_received(self) -> bool:
@@ -121,9 +124,8 @@ class Http2Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """Of asyncio's protocol."""
         self.load.closed(self)
-        for later in (self._timer, self._turn):
-            if later is not None:
-                later.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._cancel_all()
         self._http2.lose()
         self.load.count(-self._open)
@@ -141,8 +143,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Of asyncio's protocol: it has read all of it."""
         self._has_room = True
         self.room.set()
-        if self._turn is None and not self._transport.is_closing():
-            self._turn = self.loop.call_soon(self._take_turn)
+        if not self._transport.is_closing():
+            self._wait_for_turn()
 
     # Calls of the server.
 
@@ -168,14 +170,26 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Closes it at once."""
-        self._http2.is_over = True
+        self._cancel_all()
+        self._http2.lose()  # what it holds goes now: others may fill as much before asyncio tells that it is lost
         self._transport.abort()
+
+    @property
+    def untaken(self) -> int:
+        """Bytes of answers that the client's windows or its socket have no room for."""
+        return self._http2.waiting + self._transport.get_write_buffer_size()
 
     # Turns.
 
+    def _wait_for_turn(self) -> None:
+        if not self._waits_for_turn:
+            self._waits_for_turn = True
+            self.load.wait_for_turn(self, self._take_turn)
+
     def _take_turn(self) -> None:
-        self._turn = None
-        self._advance()
+        self._waits_for_turn = False
+        if self._has_room:
+            self._advance()
 
     def _advance(self) -> None:
         http2, time = self._http2, self.loop.time
@@ -191,15 +205,17 @@ class Http2Connection(asyncio.BufferedProtocol):
                 else:
                     self._on_part(stream, now)
                 now = self._active_at = time()
-                if now > until and http2.unread:
-                    self._turn = self.loop.call_soon(self._take_turn)
-                    break
+                if now > until:
+                    self.load.overran()
+                    if http2.unread:
+                        self._wait_for_turn()
+                        break
         except Exception:
             log.exception("a connection failed inside the agent")
             self.abort()
             return
         self.flush()
-        if self._turn is not None:
+        if self._waits_for_turn:
             self._transport.pause_reading()
         elif self._has_room:
             self._transport.resume_reading()
@@ -245,7 +261,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if method is None:
             method = fields.route = self._route(fields)
         try:
-            if self._http2.waiting > UNREAD_MAX_BYTES:
+            if self.untaken > UNREAD_MAX_BYTES:
                 raise CallFailed(Status.RESOURCE_EXHAUSTED, UNREAD)
             if isinstance(method, Unary):
                 message = method.answer(only_message(stream.body), fields)
