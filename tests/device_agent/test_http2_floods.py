@@ -29,7 +29,10 @@ BEYOND_ASCII = VariantFlag(
 def test_a_batch_is_counted_in_bytes_with_its_segments(flag: Flag) -> None:
     request = flipt.EvaluationRequest(flag_key="large", entity_id="e")
     with running([*SEGMENTS, flag]) as server, RawClient(server.path) as client:
-        for number, status in ((BATCH_ANSWER_MAX_BYTES // 62_000, "0"), (BATCH_ANSWER_MAX_BYTES // 59_000, "8")):
+        for number, status in (
+            (BATCH_ANSWER_MAX_BYTES // 62_000, "0"),
+            (BATCH_ANSWER_MAX_BYTES // 59_000, "8"),
+        ):
             batch = flipt.BatchEvaluationRequest(requests=[request] * number)
             stream = client.begin("/flipt.evaluation.EvaluationService/Batch")
             client.http2.increment_flow_control_window(2**24)
