@@ -1,13 +1,21 @@
 """Answers far larger than their questions, over HTTP/2: refused by name, and others wait for one turn of them."""
 
+import asyncio
 import json
+from collections.abc import Callable
 
 import pytest
+from frames import PREFACE_ALONE, headers, parsed, settings, window
 from local_server import running
 from raw_http2 import RawClient, framed
 
+from flagcast_agent.api.http2.connection import Connection
+from flagcast_agent.api.http2.frames import DATA, FRAME_MAX_BYTES, INITIAL_WINDOW
+from flagcast_agent.api.http2.headers import block_of
+from flagcast_agent.api.load import Load
+from flagcast_agent.api.places import Peer
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
-from flagcast_agent.limits import BATCH_ANSWER_MAX_BYTES
+from flagcast_agent.limits import BATCH_ANSWER_MAX_BYTES, BURST_MAX_BYTES
 from flagcast_shared.ids import FlagKey, SegmentKey, VariantKey
 from flagcast_shared.model import Flag, Join, Match, Rule, Segment, Variant, VariantFlag
 
@@ -39,3 +47,65 @@ def test_a_batch_is_counted_in_bytes_with_its_segments(flag: Flag) -> None:
             client.http2.increment_flow_control_window(2**24, stream)
             client.send(stream, framed(batch.SerializeToString()), end=True)
             assert client.headers_of(stream)["grpc-status"] == status
+
+
+def test_a_large_answer_leaves_in_bursts_and_waits_in_one_piece() -> None:
+    connection = Connection()
+    connection.receive(PREFACE_ALONE + settings((INITIAL_WINDOW, 2**31 - 1)) + window(0, 2**30))
+    connection.receive(headers(1, end=True))
+    stream = connection.next(0.0)
+    assert stream is not None
+    connection.take()
+    connection.answer(stream, b"", bytes(2**22), block_of(("grpc-status", "0")), 0.0)
+    bursts = list(iter(connection.take, b""))
+    assert max(map(len, bursts)) < BURST_MAX_BYTES + 2 * FRAME_MAX_BYTES
+    frames = parsed(b"".join(bursts))
+    assert sum(len(frame.content) for frame in frames if frame.kind == DATA) == 2**22
+    assert stream.is_over
+
+
+def test_one_overlong_turn_is_taken_in_a_round_and_processes_alternate() -> None:
+    async def taken() -> list[str]:
+        load, order, over = Load(), [], asyncio.Event()
+
+        def turn(name: str) -> Callable[[], None]:
+            def take() -> None:
+                order.append(name)
+                if len(order) == 7:
+                    over.set()
+
+            return take
+
+        def rounds() -> None:
+            if not over.is_set():
+                order.append("others")
+                asyncio.get_running_loop().call_soon(rounds)
+
+        for number in range(3):
+            connection = Idle()
+            load.peers[connection] = Peer(1, 0, 0)
+            load.wait_for_turn(connection, turn(f"flood {number}"))
+        honest = Idle()
+        load.peers[honest] = Peer(2, 0, 0)
+        load.wait_for_turn(honest, turn("honest"))
+        rounds()
+        await over.wait()
+        return order
+
+    order = asyncio.run(taken())
+    assert order[:7] == ["others", "flood 0", "others", "honest", "others", "flood 1", "others"]
+
+
+class Idle:
+    """A connection of which nothing is asked."""
+
+    silent_since: float | None = None
+
+    def leave(self) -> None:
+        raise NotImplementedError
+
+    async def finish(self) -> None:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        raise NotImplementedError

@@ -224,8 +224,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Sends whatever is to be sent, in one write."""
         http2 = self._http2
         data = http2.take()
-        if data and not self._transport.is_closing():
+        while data and not self._transport.is_closing():
             self._transport.write(data)
+            data = http2.take() if self._has_room else b""
         for stream in http2.drained:
             if stream.owner is not None:
                 stream.owner.drained()
