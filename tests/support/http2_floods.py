@@ -12,10 +12,20 @@ EVENTS = request("/flagd.evaluation.v2.Service/EventStream")
 WATCH = request("/grpc.health.v1.Health/Watch")
 ONE = request(f"{FLIPT}/Boolean")
 _NOTHING = b"\0\0\0\0\0"
+BATCH = request(f"{FLIPT}/Batch")
 _ON = b"\0\0\0\0\x04\x1a\x02on"  # flag_key: on
 _WIDE = PREFACE_ALONE + settings((frames.INITIAL_WINDOW, 2**31 - 1)) + window(0, 2**31 - 1 - 65_535)
 _CLOSED = PREFACE_ALONE + settings((frames.INITIAL_WINDOW, 0))
 _TINY = PREFACE_ALONE + settings((frames.INITIAL_WINDOW, 1)) + window(0, 2**30)
+_HEADERS_MEMORY = (1, 2**32 - 1)  # SETTINGS_HEADER_TABLE_SIZE
+
+
+def _batch(number: int) -> bytes:
+    """A batch of so many questions for the flag with a large attachment, framed."""
+    message = b"\x1a\7\x1a\5large" * number
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
 _BEGUN = headers(1, ONE)
 _MEBIBYTE = b"\0\0\x0f\xff\xfb" + bytes(2**20 - 6)
 
@@ -86,6 +96,39 @@ FLOODS = (
         16,
         is_reading=True,
         is_leaving=True,
+    ),
+    Flood(
+        "HTTP/2 batches of large answers behind a closed window",
+        _CLOSED + b"".join(calls(number, BATCH, _batch(130)) for number in range(1, 200, 2)),
+        b"",
+        20,
+        is_reading=True,
+    ),
+    Flood(
+        "HTTP/2 batches of large answers unread",
+        _WIDE + b"".join(calls(number, BATCH, _batch(130)) for number in range(1, 200, 2)),
+        b"",
+        20,
+    ),
+    Flood(
+        "HTTP/2 batches of too large answers",
+        _WIDE + b"".join(calls(number, BATCH, _batch(1_000)) for number in range(1, 200, 2)),
+        b"",
+        4,
+        is_reading=True,
+    ),
+    Flood(
+        "HTTP/2 a table of headers without end",
+        PREFACE_ALONE
+        + settings(_HEADERS_MEMORY)
+        + b"".join(
+            headers(number, ONE + b"\x40\x08x-%06d\x7f\xa1\x1e" % number + b"%04000d" % number)
+            + reset(number)
+            for number in range(1, 400, 2)
+        ),
+        b"",
+        16,
+        is_reading=True,
     ),
     Flood("HTTP/2 requests that never become whole", _never_whole(20), b"", 120, is_gradual=True),
     Flood(

@@ -26,8 +26,8 @@ from publisher_simulator import PublisherSimulator
 from raw_http1 import HttpClient, enveloped
 
 from flagcast_agent import config
-from flagcast_shared.ids import FlagKey
-from flagcast_shared.model import BooleanFlag
+from flagcast_shared.ids import FlagKey, VariantKey
+from flagcast_shared.model import BooleanFlag, Variant, VariantFlag
 
 OTHER_PATIENCE_SECONDS = 60.0
 _SAMPLE_SECONDS = 0.01
@@ -147,11 +147,17 @@ FLOODS = (
 def answering_agent(folder: Path, flags: int) -> Iterator[Device]:
     """A real agent process without a broker, in a folder.
 
-    It answers from so many flags on its disk: `on`, `flag-1` and so on.
+    It answers from so many flags on its disk: `on`, `flag-1` and so on, and beside them `large`, whose attachment is.
     """
     publisher = PublisherSimulator()
     publisher.release(
         BooleanFlag(FlagKey("on"), enabled=True),
+        VariantFlag(
+            FlagKey("large"),
+            enabled=True,
+            variants=(Variant(VariantKey("a"), '"' + "a" * 30_000 + '"'),),
+            default=VariantKey("a"),
+        ),
         *(BooleanFlag(FlagKey(f"flag-{number}"), enabled=False) for number in range(1, flags)),
     )
     (folder / "anchor").write_bytes(publisher.anchor)

@@ -98,6 +98,9 @@ UNREAD_SECONDS = 30
 UNREAD_MAX_BYTES = 1024 * 1024
 """Answers that may wait for one HTTP/2 client to read them; a call beyond that is refused before its answer is made."""
 
+BURST_MAX_BYTES = 262_144
+"""Parts of answers that leave for an HTTP/2 client in one write: about what a socket takes. The rest waits, not copied."""
+
 BATCH_ANSWER_MAX_BYTES = 4 * 1024 * 1024
 """A batch's answer: what clients of gRPC read unless they are told to read more. It is counted before it is made."""
 

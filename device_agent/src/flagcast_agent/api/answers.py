@@ -183,7 +183,7 @@ class Answers:
 
         Raises:
             CallTooLarge: more questions than BATCH_MAX_REQUESTS.
-            AnswerTooLarge: attachments over BATCH_ANSWER_MAX_BYTES.
+            AnswerTooLarge: attachments and segments over BATCH_ANSWER_MAX_BYTES.
         """
         began = self._monotonic()
         if len(questions) > BATCH_MAX_REQUESTS:
@@ -193,13 +193,11 @@ class Answers:
         size = 0
         for question in questions:
             answer = self._answer(question, filling, held)
-            # Attachments alone have no small limit of their own; what else an entry has is within the size of the request.
-            if isinstance(answer, VariantAnswer):
-                size += len(answer.attachment)
-                if size > BATCH_ANSWER_MAX_BYTES:
-                    raise AnswerTooLarge(
-                        f"attachments of over {BATCH_ANSWER_MAX_BYTES} bytes in one batch; ask for fewer flags at once"
-                    )
+            size += _varying_bytes(answer)
+            if size > BATCH_ANSWER_MAX_BYTES:
+                raise AnswerTooLarge(
+                    f"attachments and segments of over {BATCH_ANSWER_MAX_BYTES} bytes in one batch; ask for fewer flags at once"
+                )
             answers.append(answer)
         stamp = self._stamp(request_id, began)
         replies: list[BooleanReply | VariantReply | ErrorReply] = []
@@ -326,3 +324,14 @@ def _require_small(question: Question) -> None:
 
 def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _varying_bytes(answer: BooleanAnswer | VariantAnswer | InvalidCall) -> int:
+    # What has no small limit of its own; all else that an entry has is within the size of its request.
+    if isinstance(answer, InvalidCall):
+        return 0
+    size = sum(len(key.encode()) for key in answer.segment_keys)
+    if isinstance(answer, VariantAnswer):
+        text = answer.attachment
+        size += len(text) if text.isascii() else len(text.encode())
+    return size

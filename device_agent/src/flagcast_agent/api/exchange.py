@@ -30,6 +30,10 @@ class Http2Shell(Protocol):
     loop: asyncio.AbstractEventLoop
     room: asyncio.Event
 
+    @property
+    def untaken(self) -> int:
+        """Bytes of answers that the client has not taken."""
+
     def flush(self) -> None:
         """Sends whatever is to be sent."""
 
@@ -145,7 +149,7 @@ class Exchange:
             raise CallFailed(Status.RESOURCE_EXHAUSTED, why)
         try:
             await place.turn.wait()
-            if self._http2.waiting > UNREAD_MAX_BYTES:
+            if connection.untaken > UNREAD_MAX_BYTES:
                 raise CallFailed(Status.RESOURCE_EXHAUSTED, UNREAD)
             yield
         finally:

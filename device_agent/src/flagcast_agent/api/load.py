@@ -110,11 +110,21 @@ class Slices:
         self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
         self._last: Hashable = None
         self._is_due = False
+        self._is_late = False
 
     @property
     def is_busy(self) -> bool:
-        """Whether somebody waits."""
-        return bool(self._waiting)
+        """Whether somebody waits, or has taken as long as a slice lasts in this round of the loop."""
+        return self._is_late or bool(self._waiting)
+
+    def overran(self) -> None:
+        """A slice was used up: whatever else comes in this round of the loop waits for its turn."""
+        if not self._is_late:
+            self._is_late = True
+            asyncio.get_running_loop().call_soon(self._begin_round)
+
+    def _begin_round(self) -> None:
+        self._is_late = False
 
     def wait(self, process: Hashable, take: Callable[[], None]) -> None:
         """Calls `take` in the process's turn."""

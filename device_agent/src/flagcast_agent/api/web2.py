@@ -171,8 +171,14 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Closes it at once."""
-        self._http2.is_over = True
+        self._cancel_all()
+        self._http2.lose()  # what it holds goes now: others may fill as much before asyncio tells that it is lost
         self._transport.abort()
+
+    @property
+    def untaken(self) -> int:
+        """Bytes of answers that the client's windows or its socket have no room for."""
+        return self._http2.waiting + self._transport.get_write_buffer_size()
 
     # Turns.
 
@@ -200,9 +206,11 @@ class Http2Connection(asyncio.BufferedProtocol):
                 else:
                     self._on_part(stream, now)
                 now = self._active_at = time()
-                if now > until and http2.unread:
-                    http2.has_more = True
-                    break
+                if now > until:
+                    self.load.slices.overran()
+                    if http2.unread:
+                        http2.has_more = True
+                        break
         except Exception:
             log.exception("a connection failed inside the agent")
             self.abort()
@@ -217,8 +225,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Sends whatever is to be sent, in one write."""
         http2 = self._http2
         data = http2.take()
-        if data and not self._transport.is_closing():
+        while data and not self._transport.is_closing():
             self._transport.write(data)
+            data = http2.take() if self._has_room else b""
         for stream in http2.drained:
             if stream.owner is not None:
                 stream.owner.drained()
@@ -255,7 +264,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if method is None:
             method = fields.route = self._route(fields)
         try:
-            if self._http2.waiting > UNREAD_MAX_BYTES:
+            if self.untaken > UNREAD_MAX_BYTES:
                 raise CallFailed(Status.RESOURCE_EXHAUSTED, UNREAD)
             if isinstance(method, Unary):
                 message = method.answer(only_message(stream.body), fields)

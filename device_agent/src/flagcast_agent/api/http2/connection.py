@@ -8,6 +8,7 @@ from collections import deque
 from typing import Final
 
 from flagcast_agent.limits import (
+    BURST_MAX_BYTES,
     FREE_FRAMES_MAX,
     FREE_FRAMES_PER_SECOND,
     HEAD_MAX_BYTES,
@@ -86,6 +87,7 @@ class Connection:
         self._blocked: dict[int, Stream] = {}
         self._table = TABLE_MAX_BYTES  # the client's, for our headers, as far as it was told
         self._block_start = b""
+        self._burst = BURST_MAX_BYTES
         self._answered: deque[int] = deque(maxlen=_REMEMBERED)
         self._dropped: deque[int] = deque(maxlen=_REMEMBERED)
         self._cost = 0
@@ -422,7 +424,13 @@ class Connection:
     # Bytes out.
 
     def take(self) -> bytes:
-        """Bytes to be sent, all that there are."""
+        """Bytes to be sent, about BURST_MAX_BYTES at most; b"" once nothing is left that the client's windows have room for.
+
+        Whoever takes them asks for more when the socket has taken these: a large answer waits in one piece, not in copies.
+        """
+        if not self._out and self._blocked and not self.is_over:
+            self._flush_all()
+        self._burst = BURST_MAX_BYTES
         if not self._out:
             return b""
         taken = b"".join(self._out)
@@ -537,7 +545,7 @@ class Connection:
 
     def _flush(self, stream: Stream, frames: int = -1) -> None:
         parts = stream.parts
-        while parts and frames:
+        while parts and frames and self._burst > 0:
             part = parts[0]
             size = min(len(part), self._window, stream.window, FRAME_MAX_BYTES)
             if size <= 0:
@@ -551,6 +559,7 @@ class Connection:
                 part = part[:size]
                 credit = size // _BYTES_PER_CREDIT
             self._window -= size
+            self._burst -= size
             stream.window -= size
             stream.waiting -= size
             stream.waits_since = self._now
