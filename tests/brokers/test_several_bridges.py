@@ -28,7 +28,7 @@ DONE, HELD = 0, 4
 # The command, once for each flags file; with a short lease, another clock, and a signal to itself before or after the n-th call
 # of a method.
 BRIDGE = """
-import os, signal, sys
+import os, signal, sys, threading
 from pathlib import Path
 from flagcast_bridge import cli, clock, ledger, mqtt
 method, when, number, name, lease, ahead, folder, *files = sys.argv[1:]
@@ -39,13 +39,22 @@ clock.now = lambda: now() + int(ahead)
 if method:
     owner = {"reserve": ledger.Ledger, "check_lease": ledger.Ledger, "publish": mqtt.Connection}[method]
     original, left = getattr(owner, method), [int(number)]
+    # Not while the lease is being renewed: whoever is stopped then has the file locked, which is another story.
+    renewing, renew = threading.Lock(), ledger.Ledger._renewed
+    def renewed(*arguments):
+        with renewing:
+            return renew(*arguments)
+    ledger.Ledger._renewed = renewed
+    def interrupt():
+        with renewing:
+            os.kill(os.getpid(), getattr(signal, name))
     def interrupted(*arguments):
         left[0] -= 1
         if left[0] == 0 and when == "before":
-            os.kill(os.getpid(), getattr(signal, name))
+            interrupt()
         result = original(*arguments)
         if left[0] == 0 and when == "after":
-            os.kill(os.getpid(), getattr(signal, name))
+            interrupt()
         return result
     setattr(owner, method, interrupted)
 sys.exit(max(cli.main(["publish", path, "--project", folder, "--yes"]) for path in files))

@@ -9,7 +9,7 @@ from http_floods import Flood, answering_agent, attack, every_flood
 
 from flagcast_agent.limits import HELD_MAX_BYTES
 
-SECONDS = 1.5
+SECONDS = 1.0
 MEMORY_MEBIBYTES = 2 * HELD_MAX_BYTES / 2**20
 """Bytes held for all clients, and as many again for answers in the making and for what the allocator keeps."""
 STALLED_MILLISECONDS = 5_000.0

@@ -11,7 +11,7 @@ import random
 import pytest
 from http2_oracle import Outcome, by_h2, by_ours, mutated, sequence
 
-SEQUENCES = int(os.environ.get("FLAGCAST_HTTP2_SEQUENCES", "4000"))
+SEQUENCES = int(os.environ.get("FLAGCAST_HTTP2_SEQUENCES", "2000"))
 PARTS = 8
 
 THEIRS_ALONE = {

@@ -24,6 +24,9 @@ CONNECTIONS_MAX = 256
 USER_CONNECTIONS_MAX = CONNECTIONS_MAX // 2
 """Those of one user: an application that opens them without end leaves as many for all the others."""
 
+ACCEPTS_MAX = 8
+"""Connections accepted in one round of the loop, a millisecond: a flood of them keeps nobody waiting for all of it."""
+
 SILENT_SECONDS = 1
 """A connection without a request for so long gives way where there is no place: clients connect again by themselves."""
 

@@ -13,7 +13,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from flagcast_agent.evaluator import Evaluator
-from flagcast_agent.limits import CONNECTIONS_MAX, REQUEST_TIMEOUT_SECONDS, SHUTDOWN_GRACE_SECONDS
+from flagcast_agent.limits import (
+    ACCEPTS_MAX,
+    CONNECTIONS_MAX,
+    REQUEST_TIMEOUT_SECONDS,
+    SHUTDOWN_GRACE_SECONDS,
+)
 from flagcast_shared.ids import FlagKey, Namespace
 
 from .answers import Answers
@@ -99,9 +104,11 @@ class LocalServer:
         self._changes.watch(self._changed)
         for bound in sockets:
             if bound.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(self._accept, sock=bound, backlog=CONNECTIONS_MAX)
+                server = await loop.create_unix_server(self._accept, sock=bound, backlog=ACCEPTS_MAX)
             else:
-                server = await loop.create_server(self._accept, sock=bound, backlog=CONNECTIONS_MAX)
+                server = await loop.create_server(self._accept, sock=bound, backlog=ACCEPTS_MAX)
+            # asyncio accepts so many in one round; as many more as there are places wait in the kernel meanwhile.
+            bound.listen(CONNECTIONS_MAX)
             self._listening.append(server)
 
     async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
