@@ -4,11 +4,13 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from grpc_calls import Refused, call
 from local_server import STATUS, RunningServer, running
 from raw_http1 import HttpClient, Response
-from raw_http2 import RawClient
+from raw_http2 import RawClient, framed
 
 from flagcast_agent.api import services
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
@@ -47,6 +49,31 @@ def test_status_in_protobuf(server: RunningServer) -> None:
     found = ask(server, "Status", b"", "application/proto")
     assert found.headers["content-type"] == "application/proto"
     assert agent.StatusResponse.FromString(found.body).device == STATUS.device
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "response"),
+    [
+        ("Status", agent.StatusRequest(), agent.StatusResponse),
+        ("Sync", agent.SyncRequest(timeout_milliseconds=50), agent.SyncResponse),
+        ("ListFlags", agent.ListFlagsRequest(namespace="default"), agent.ListFlagsResponse),
+        (
+            "Explain",
+            agent.ExplainRequest(flag_key="theme", context={"region": "north"}),
+            agent.ExplainResponse,
+        ),
+    ],
+)
+def test_in_protobuf_the_answer_is_grpcs(
+    server: RunningServer, name: str, request_: Any, response: Any
+) -> None:
+    async def wait(_: float) -> Caught:
+        return Caught(("no head",), STATUS)
+
+    server.catch_up = wait
+    found = ask(server, name, request_.SerializeToString(), "application/proto")
+    assert (found.status, found.headers["content-type"]) == (200, "application/proto")
+    assert response.FromString(found.body) == call(server.path, f"{SERVICE}/{name}", request_, response)
 
 
 @pytest.mark.parametrize("name", ["flag_key", "flagKey"])
@@ -114,6 +141,38 @@ def test_a_wait_for_the_broker_keeps_nobody_else_waiting_and_has_grpcs_places(
             assert ask(server, "Status").status == 200
         wait_until(lambda: server.open_calls() == 0)
         assert ask(server, "Sync", b'{"timeout_milliseconds":"1"}').json["status"]["device"] == STATUS.device
+
+
+def test_the_places_of_sync_are_those_of_grpc_and_connect_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(seconds: float) -> Caught:
+        await asyncio.sleep(seconds)
+        return Caught((), STATUS)
+
+    monkeypatch.setattr(services, "SYNCS_MAX", 1)
+    long = agent.SyncRequest(timeout_milliseconds=60_000)
+    with running() as server:
+        server.catch_up = wait
+        with RawClient(server.path) as waiting:
+            stream = waiting.begin(f"{SERVICE}/Sync")
+            waiting.send(stream, framed(long.SerializeToString()), end=True)
+            wait_until(lambda: server.open_calls() == 1)
+            assert ask(server, "Sync").json["code"] == "resource_exhausted"
+        wait_until(lambda: server.open_calls() == 0)
+        with HttpClient(server.path) as client:
+            kind = {"Content-Type": "application/proto"}
+            client.send("POST", f"{SERVICE}/Sync", long.SerializeToString(), kind)
+            wait_until(lambda: server.open_calls() == 1)
+            with pytest.raises(Refused, match="8: 1 calls of Sync wait already"):
+                call(server.path, f"{SERVICE}/Sync", long, agent.SyncResponse)
+
+
+def test_a_wait_for_the_broker_takes_no_turn_of_large_answers(server: RunningServer) -> None:
+    async def wait(_: float) -> Caught:
+        return Caught((), STATUS)
+
+    server.catch_up = wait
+    with server.large_answers_held_up():
+        assert ask(server, "Sync").status == 200
 
 
 def test_over_http2_it_is_the_same(server: RunningServer) -> None:

@@ -5,7 +5,8 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from local_server import STATUS, RunningServer, running
 from flagcast_agent import cli
 from flagcast_agent.api.local import AgentNotReachable, Evaluation, ListedFlag, LocalClient
 from flagcast_agent.api.questions import Question
-from flagcast_agent.status import LinkStatus, Status
+from flagcast_agent.status import LinkStatus, Rejection, Status
 from flagcast_shared.errors import FlagNotFound, InvalidCall
 
 
@@ -75,6 +76,24 @@ def test_a_question_over_a_limit_is_refused_by_name(client: LocalClient) -> None
     for ask in (client.evaluate, client.explain):
         with pytest.raises(InvalidCall, match="at most 65536"):
             ask(Question("theme", context={"k": "x" * 70_000}))
+
+
+@pytest.mark.parametrize("entries", [34, 340])
+def test_a_request_over_the_limit_is_refused_by_name(client: LocalClient, entries: int) -> None:
+    context = {f"k{number}": "x" * 60_000 for number in range(entries)}
+    with pytest.raises(InvalidCall, match=r"a request of [0-9]+ bytes; at most 1048576"):
+        client.explain(Question("on", context=context))
+
+
+def test_letters_outside_ascii_weigh_what_they_weigh_in_protobuf(client: LocalClient) -> None:
+    with pytest.raises(InvalidCall, match="a context of 400001 bytes; at most 65536"):
+        client.explain(Question("on", context={"k": "é" * 200_000}))
+
+
+@pytest.mark.parametrize("question", [Question("on\udc80"), Question("on", context={"k": "\udc80"})])
+def test_an_argument_that_is_no_text_is_refused(client: LocalClient, question: Question) -> None:
+    with pytest.raises(InvalidCall, match=r"the request is not a flagcast\.agent\.v1\.ExplainRequest"):
+        client.explain(question)
 
 
 def test_the_flags_are_listed_by_key_with_what_is_wrong_with_them(client: LocalClient) -> None:
@@ -149,6 +168,18 @@ def test_the_status_arrives_as_it_was(server: RunningServer, client: LocalClient
         server.status = STATUS
 
 
+def test_a_status_whose_numbers_and_texts_are_blank_arrives_as_it_was(
+    server: RunningServer, client: LocalClient
+) -> None:
+    # Protobuf's JSON leaves out whatever is zero.
+    blank = replace(STATUS.namespaces[0], last_rejection=Rejection("", "", 0))
+    server.status = replace(STATUS, namespaces=(blank,))
+    try:
+        assert client.status() == server.status
+    finally:
+        server.status = STATUS
+
+
 def test_no_agent_at_all(folder: Path) -> None:
     path = folder / "agent.sock"
     with pytest.raises(
@@ -192,8 +223,9 @@ def test_an_agent_that_hangs(folder: Path) -> None:
             LocalClient(path, timeout=0.1).status()
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64])
-def test_something_that_is_not_an_agent(folder: Path, answer: bytes) -> None:
+@contextmanager
+def answering(folder: Path, *parts: bytes, last: bytes = b"") -> Iterator[Path]:
+    """The socket of something that sends `parts` to whoever asks, then `last` for as long as that is taken."""
     path = folder / "agent.sock"
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(path))
@@ -201,15 +233,99 @@ def test_something_that_is_not_an_agent(folder: Path, answer: bytes) -> None:
 
         def talk() -> None:
             connection, _ = stranger.accept()
-            with connection:
-                connection.sendall(answer)
+            with connection, suppress(ConnectionError):
                 connection.recv(65536)
+                connection.sendall(b"".join(parts))
+                while last:
+                    connection.sendall(last)
 
         thread = threading.Thread(target=talk)
         thread.start()
-        with pytest.raises(AgentNotReachable):
-            LocalClient(path, timeout=2).status()
-        thread.join()
+        try:
+            yield path
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64])
+def test_something_that_is_not_an_agent(folder: Path, answer: bytes) -> None:
+    with answering(folder, answer) as path, pytest.raises(AgentNotReachable):
+        LocalClient(path, timeout=2).status()
+
+
+OK_HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+EXPLAINED = b'{"namespace":"a","epoch":"1","version":"1","json":'
+ASKS: dict[str, Callable[[LocalClient], object]] = {
+    "status": lambda client: client.status(),
+    "sync": lambda client: client.sync(1),
+    "flags": lambda client: client.flags(),
+    "explain": lambda client: client.explain(Question("a")),
+    "eval": lambda client: client.evaluate(Question("a")),
+}
+
+
+@pytest.mark.parametrize(
+    ("ask", "body"),
+    [
+        ("status", b"[" * 200_000),
+        ("status", b'{"started":NaN}'),
+        ("status", b'{"started":"x"}'),
+        ("status", b'{"started":true}'),
+        ("status", b'{"started":"' + b"9" * 5_000 + b'"}'),
+        ("status", b'{"device":7}'),
+        ("status", b'{"clock_is_trusted":"no"}'),
+        ("status", b'{"link":[]}'),
+        ("status", b'{"namespaces":{}}'),
+        ("status", b'{"namespaces":[7]}'),
+        ("status", b'{"namespaces":[{"last_rejection":7}]}'),
+        ("sync", b"{}"),
+        ("sync", b'{"status":[]}'),
+        ("sync", b'{"status":{},"why":"x"}'),
+        ("sync", b'{"status":{},"why":[7]}'),
+        ("flags", b"{}"),
+        ("flags", b'{"namespace":"a","epoch":"1","version":null}'),
+        ("flags", b'{"namespace":"a","epoch":"1","version":"1","flags":[[]]}'),
+        ("explain", b"{}"),
+        ("explain", EXPLAINED + b"7}"),
+        ("eval", EXPLAINED + b'"{}"}'),
+        ("eval", EXPLAINED + b'"nonsense"}'),
+        ("eval", EXPLAINED + b'"[]"}'),
+        ("eval", EXPLAINED + b'"{\\"flag\\":\\"a\\",\\"type\\":\\"boolean\\",\\"answer\\":{}}"}'),
+    ],
+)
+def test_an_answer_of_another_form_is_no_traceback(folder: Path, ask: str, body: bytes) -> None:
+    with answering(folder, OK_HEAD, body) as path, pytest.raises(AgentNotReachable, match="cannot be asked"):
+        ASKS[ask](LocalClient(path))
+
+
+def test_an_agent_of_a_release_without_the_call(folder: Path) -> None:
+    head = b"HTTP/1.1 404 Not Found\r\n\r\n"
+    body = b'{"errorDetails":"nothing stands under this path"}'
+    with answering(folder, head, body) as path, pytest.raises(AgentNotReachable, match="of another release"):
+        LocalClient(path).status()
+
+
+def test_a_refusal_of_http_itself_is_shown(folder: Path) -> None:
+    head = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+    body = b'{"errorDetails":"too many"}'
+    with answering(folder, head, body) as path, pytest.raises(AgentNotReachable, match="503: too many"):
+        LocalClient(path).status()
+
+
+def test_an_answer_without_end_ends_in_time(folder: Path) -> None:
+    with (
+        answering(folder, OK_HEAD, last=b" " * 64) as path,
+        pytest.raises(AgentNotReachable, match=r"did not answer within 0.1 s"),
+    ):
+        LocalClient(path, timeout=0.1).status()
+
+
+def test_a_stranger_on_the_socket_ends_the_command_with_3(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(folder, OK_HEAD, b"{}") as path:
+        assert cli.main(["flags", "--socket", str(path)]) == 3
+    assert "flagcast-agent: error: the agent at" in capsys.readouterr().err
 
 
 def test_a_path_too_long_for_a_socket(folder: Path) -> None:

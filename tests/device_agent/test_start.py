@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from local_server import running
 
 START = """
 import json, sys
@@ -44,3 +45,35 @@ def test_saying_its_version_does_not_import_what_reads_packages() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
     )
     assert done.stdout.split() == [version("flagcast-agent"), "False"]
+
+
+COMMAND = """
+import json, sys
+from flagcast_agent import cli
+code = cli.main(sys.argv[1:])
+print(json.dumps(sorted(sys.modules)))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [["eval", "on"], ["explain", "on"], ["flags"], ["status"]], ids=lambda words: words[0]
+)
+def test_a_command_that_asks_imports_no_loop_no_protobuf_and_no_http(words: list[str]) -> None:
+    with running() as server:
+        command = [sys.executable, "-c", COMMAND, *words, "--socket", str(server.path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    found = {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    assert "socket" in found
+    assert not found & {
+        "asyncio",
+        "google",
+        "http",
+        "ssl",
+        "email",
+        "sqlite3",
+        "sqlite_utils",
+        "paho",
+        "grpc",
+        "h2",
+    }

@@ -3,22 +3,26 @@
 Each call opens a connection, asks and closes it; for a program that asks often, the socket is there in every language.
 """
 
+import contextlib
 import json
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from flagcast_agent import clock
 from flagcast_shared.errors import FlagcastError, FlagNotFound, InvalidCall
 
 if TYPE_CHECKING:
-    from flagcast_agent.status import Caught, Status
+    from flagcast_agent.status import Caught, Freshness, LinkState, NamespaceStatus, Status
 
     from .questions import Question
 
+_Read = TypeVar("_Read")
+
 _SERVICE = "/flagcast.agent.v1.Agent"
+_OK = 200
+_ANOTHER_RELEASE = "the agent is of another release than this command: it has no such call"
 _ANSWER_MAX_BYTES = 64 * 1024 * 1024  # of whatever listens on the socket
 ANSWER_TIMEOUT_SECONDS = 5.0
 """An agent answers within a millisecond; one that does not within seconds hangs."""
@@ -28,8 +32,10 @@ class AgentNotReachable(FlagcastError):
     """No agent answers on the socket; the message says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+# Named tuples: the standard library's dataclasses would be a sixth of what a command costs.
+
+
+class Evaluation(NamedTuple):
     """One flag's answer as the command line shows it. `type` is "boolean" or "variant".
 
     `value` is "true" or "false" of a boolean flag, the variant's key of a variant flag ("" when there is none). `reason` is
@@ -57,8 +63,7 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFlag:
+class ListedFlag(NamedTuple):
     """One flag of a namespace. `type` is "boolean", "variant" or "unknown"; `problem` says why it cannot be used."""
 
     key: str
@@ -67,8 +72,7 @@ class ListedFlag:
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFlags:
+class ListedFlags(NamedTuple):
     """The flags of the version of a namespace that the agent answers from, sorted by key."""
 
     namespace: str
@@ -77,8 +81,7 @@ class ListedFlags:
     flags: tuple[ListedFlag, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+class Explained(NamedTuple):
     """One evaluation with its steps, and the version it was made from: lines for people, JSON text for programs."""
 
     namespace: str
@@ -88,8 +91,7 @@ class Explained:
     json: str
 
 
-@dataclass(frozen=True, slots=True)
-class LocalClient:
+class LocalClient(NamedTuple):
     """Asks the agent behind the Unix socket at `path`.
 
     Every method raises AgentNotReachable, and InvalidCall where the agent says that the question has no answer.
@@ -100,54 +102,45 @@ class LocalClient:
 
     def evaluate(self, question: "Question") -> Evaluation:
         """The flag's answer, whatever its type; the agent does not count it as usage."""
-        return _evaluation(json.loads(self.explain(question).json))
+        return self._explain(question, lambda answer: _evaluation(_parsed(answer.text("json"))))
 
     def status(self) -> "Status":
         """What the agent says about itself."""
-        return _status(self._ask("Status", {}))
+        return self._ask("Status", {}, _status)
 
     def sync(self, seconds: float) -> "Caught":
         """Asks the agent to be up to date with the broker now, and waits so long for it."""
-        from flagcast_agent.status import Caught
-
-        answer = self._ask("Sync", {"timeout_milliseconds": round(seconds * 1000)}, waits=seconds)
-        return Caught(tuple(answer.get("why", ())), _status(answer["status"]))
+        return self._ask("Sync", {"timeout_milliseconds": round(seconds * 1000)}, _caught, waits=seconds)
 
     def flags(self, namespace: str = "") -> ListedFlags:
         """The flags of a namespace; blank means the agent's default one."""
-        answer = self._ask("ListFlags", {"namespace": namespace})
-        return ListedFlags(
-            answer["namespace"],
-            int(answer["epoch"]),
-            int(answer["version"]),
-            tuple(
-                ListedFlag(flag["key"], flag["type"], flag.get("enabled", False), flag.get("problem", ""))
-                for flag in answer.get("flags", ())
-            ),
-        )
+        return self._ask("ListFlags", {"namespace": namespace}, _listed)
 
     def explain(self, question: "Question") -> Explained:
         """The flag's answer with the steps that led to it."""
-        answer = self._ask(
-            "Explain",
-            {
-                "namespace": question.namespace,
-                "flag_key": question.flag_key,
-                "entity_id": question.entity_id,
-                "context": dict(question.context),
-            },
-        )
-        return Explained(
-            answer["namespace"],
-            int(answer["epoch"]),
-            int(answer["version"]),
-            tuple(answer["lines"]),
-            answer["json"],
-        )
+        return self._explain(question, _explained)
 
-    def _ask(self, call: str, request: Mapping[str, object], *, waits: float = 0.0) -> dict[str, Any]:
+    def _explain(self, question: "Question", read: "Callable[[_Document], _Read]") -> _Read:
+        request = {
+            "namespace": question.namespace,
+            "flag_key": question.flag_key,
+            "entity_id": question.entity_id,
+            "context": dict(question.context),
+        }
+        return self._ask("Explain", request, read)
+
+    def _ask(
+        self,
+        call: str,
+        request: Mapping[str, object],
+        read: "Callable[[_Document], _Read]",
+        *,
+        waits: float = 0.0,
+    ) -> _Read:
+        # As UTF-8, which weighs what protobuf's texts weigh; an argument of other bytes is for the agent to refuse.
+        data = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
         try:
-            status, body = _post(self.path, f"{_SERVICE}/{call}", json.dumps(request), self.timeout + waits)
+            status, body = _post(self.path, f"{_SERVICE}/{call}", data, self.timeout + waits)
         except (FileNotFoundError, ConnectionRefusedError):
             raise AgentNotReachable(
                 f"no agent is listening at {self.path}; start one with: flagcast-agent run"
@@ -163,110 +156,229 @@ class LocalClient:
         except OSError as error:
             raise AgentNotReachable(f"the agent at {self.path} cannot be asked: {error}") from error
         try:
-            document = json.loads(body)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise AgentNotReachable(f"the agent at {self.path} cannot be asked: its answer is no JSON object")
-        if status != b"200":
-            raise _error(str(document.get("code", "")), str(document.get("message", "")))
-        return document
+            document = _parsed(body)
+            if status == _OK:
+                return read(document)
+            failure = _error(
+                status, document.text("code"), document.text("message") or document.text("errorDetails")
+            )
+        except _Unreadable as error:
+            raise AgentNotReachable(f"the agent at {self.path} cannot be asked: {error}") from None
+        raise failure
 
 
-def _post(path: Path, target: str, body: str, timeout: float) -> tuple[bytes, bytes]:
+def _post(path: Path, target: str, data: bytes, timeout: float) -> tuple[int, bytes]:
     # Status and body. The library's own client costs as much time as all the rest of the command: it reads headers as mail has
     # them, and loads TLS. Here the agent closes after one answer, which ends there.
-    data = body.encode()
     head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     until = clock.monotonic() + timeout
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
         connection.connect(str(path))
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         answer = bytearray()
-        while part := connection.recv(65_536):
-            answer += part
-            if len(answer) > _ANSWER_MAX_BYTES:
-                raise OSError(f"an answer of more than {_ANSWER_MAX_BYTES} bytes")
-            connection.settimeout(max(until - clock.monotonic(), 0.001))
+        # An agent that refuses a request does not read it to its end; the refusal is there to be read all the same.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        with contextlib.suppress(ConnectionError):
+            while part := _received(connection, until):
+                answer += part
+                if len(answer) > _ANSWER_MAX_BYTES:
+                    raise OSError(f"an answer of more than {_ANSWER_MAX_BYTES} bytes")
     start, end, rest = bytes(answer).partition(b"\r\n\r\n")
-    words = start.split(b" ", 2)
-    if not end or len(words) < 2 or not words[0].startswith(b"HTTP/1."):
+    version, _, status = start.partition(b" ")
+    if not end or not version.startswith(b"HTTP/1.") or not status[:3].isdigit():
         raise OSError("its answer is not HTTP" if answer else "it closed the connection without an answer")
-    return words[1], rest
+    return int(status[:3]), rest
 
 
-def _status(document: Mapping[str, Any]) -> "Status":
-    # Protobuf's JSON: what is zero is left out, and numbers of 64 bits are texts.
-    from flagcast_agent.status import LinkStatus, NamespaceStatus, Rejection, Status
+def _received(connection: socket.socket, until: float) -> bytes:
+    remaining = until - clock.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    connection.settimeout(remaining)
+    return connection.recv(65_536)
 
-    link = document.get("link", {})
 
-    def rejection(found: Mapping[str, Any] | None) -> Rejection | None:
-        if found is None:
-            return None
-        return Rejection(found["attack"], found["why"], int(found["at"]))
+class _Unreadable(Exception):
+    # An answer of another form than the agent's.
+    pass
 
+
+class _Document:
+    # A JSON object of an answer. In protobuf's JSON whatever is zero may be left out, and numbers of 64 bits are texts.
+
+    def __init__(self, value: object) -> None:
+        if not isinstance(value, dict):
+            raise _Unreadable("its answer is no JSON object")
+        self._value = value
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._value
+
+    def require(self, *names: str) -> None:
+        for name in names:
+            if name not in self._value:
+                raise _Unreadable(f"its answer has no {name!r}")
+
+    def text(self, name: str) -> str:
+        value = self._value.get(name, "")
+        if not isinstance(value, str):
+            raise _Unreadable(f"in its answer {name!r} is no text")
+        return value
+
+    def number(self, name: str) -> int:
+        value = self._value.get(name, 0)
+        try:
+            if isinstance(value, str) or type(value) is int:
+                return int(value)
+        except ValueError:
+            pass
+        raise _Unreadable(f"in its answer {name!r} is no number")
+
+    def truth(self, name: str) -> bool:
+        value = self._value.get(name, False)
+        if not isinstance(value, bool):
+            raise _Unreadable(f"in its answer {name!r} is neither true nor false")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        values = self._list(name)
+        if not all(isinstance(value, str) for value in values):
+            raise _Unreadable(f"in its answer {name!r} is no list of texts")
+        return tuple(values)
+
+    def object(self, name: str) -> "_Document":
+        return _Document(self._value.get(name, {}))
+
+    def objects(self, name: str) -> "tuple[_Document, ...]":
+        return tuple(_Document(value) for value in self._list(name))
+
+    def _list(self, name: str) -> list[str]:
+        value = self._value.get(name, [])
+        if not isinstance(value, list):
+            raise _Unreadable(f"in its answer {name!r} is no list")
+        return value
+
+
+def _parsed(text: str | bytes) -> _Document:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    return _Document(value)
+
+
+def _status(document: _Document) -> "Status":
+    from flagcast_agent.status import LinkStatus, Status
+
+    link = document.object("link")
     return Status(
-        agent_version=document.get("agent_version", ""),
-        device=document.get("device", ""),
-        environment=document.get("environment", ""),
-        started=int(document.get("started", 0)),
-        now=int(document.get("now", 0)),
-        clock_is_trusted=document.get("clock_is_trusted", False),
+        agent_version=document.text("agent_version"),
+        device=document.text("device"),
+        environment=document.text("environment"),
+        started=document.number("started"),
+        now=document.number("now"),
+        clock_is_trusted=document.truth("clock_is_trusted"),
         link=LinkStatus(
-            link.get("state", ""),
-            int(link.get("since", 0)),
-            link.get("last_error", ""),
-            int(link.get("last_error_at", 0)),
-            link.get("report_refused", ""),
+            cast("LinkState", link.text("state")),
+            link.number("since"),
+            link.text("last_error"),
+            link.number("last_error_at"),
+            link.text("report_refused"),
         ),
-        namespaces=tuple(
-            NamespaceStatus(
-                each.get("namespace", ""),
-                each.get("freshness", ""),
-                int(each.get("epoch", 0)),
-                int(each.get("version", 0)),
-                each.get("digest", ""),
-                int(each.get("issued", 0)),
-                int(each.get("expires", 0)),
-                int(each.get("age_seconds", 0)),
-                int(each.get("flags", 0)),
-                rejection(each.get("last_rejection")),
-            )
-            for each in document.get("namespaces", ())
+        namespaces=tuple(_namespace(each) for each in document.objects("namespaces")),
+    )
+
+
+def _namespace(document: _Document) -> "NamespaceStatus":
+    from flagcast_agent.status import NamespaceStatus, Rejection
+
+    rejection = None
+    if "last_rejection" in document:
+        last = document.object("last_rejection")
+        rejection = Rejection(last.text("attack"), last.text("why"), last.number("at"))
+    return NamespaceStatus(
+        document.text("namespace"),
+        cast("Freshness", document.text("freshness")),
+        document.number("epoch"),
+        document.number("version"),
+        document.text("digest"),
+        document.number("issued"),
+        document.number("expires"),
+        document.number("age_seconds"),
+        document.number("flags"),
+        rejection,
+    )
+
+
+def _caught(document: _Document) -> "Caught":
+    from flagcast_agent.status import Caught
+
+    document.require("status")
+    return Caught(document.texts("why"), _status(document.object("status")))
+
+
+def _listed(document: _Document) -> ListedFlags:
+    document.require("namespace", "epoch", "version")
+    return ListedFlags(
+        document.text("namespace"),
+        document.number("epoch"),
+        document.number("version"),
+        tuple(
+            ListedFlag(flag.text("key"), flag.text("type"), flag.truth("enabled"), flag.text("problem"))
+            for flag in document.objects("flags")
         ),
     )
 
 
-def _evaluation(explained: Mapping[str, Any]) -> Evaluation:
-    answer = explained["answer"]
-    kind, segments = explained["type"], tuple(answer["segments"])
+def _explained(document: _Document) -> Explained:
+    document.require("namespace", "epoch", "version")
+    text = document.text("json")
+    _parsed(text)  # whoever reads it need not look at it first
+    return Explained(
+        document.text("namespace"),
+        document.number("epoch"),
+        document.number("version"),
+        document.texts("lines"),
+        text,
+    )
+
+
+def _evaluation(explained: _Document) -> Evaluation:
+    explained.require("flag", "type", "answer")
+    flag, kind, answer = explained.text("flag"), explained.text("type"), explained.object("answer")
+    answer.require("resolution", "segments")
+    reason, segments = answer.text("resolution"), answer.texts("segments")
     if kind == "boolean":
-        value = "true" if answer["enabled"] else "false"
-        return Evaluation(
-            explained["flag"], kind, value, answer["resolution"], answer["reason"] == "match", segments
-        )
+        answer.require("enabled", "reason")
+        value = "true" if answer.truth("enabled") else "false"
+        return Evaluation(flag, kind, value, reason, answer.text("reason") == "match", segments)
+    answer.require("variant", "match", "attachment")
     return Evaluation(
-        explained["flag"],
-        kind,
-        answer["variant"],
-        answer["resolution"],
-        answer["match"],
-        segments,
-        answer["attachment"],
+        flag, kind, answer.text("variant"), reason, answer.truth("match"), segments, answer.text("attachment")
     )
 
 
-def _error(code: str, message: str) -> FlagcastError:
+def _error(status: int, code: str, message: str) -> FlagcastError:
     match code:
         case "not_found":
             return FlagNotFound(message)
         case "invalid_argument" | "internal" | "resource_exhausted":
             return InvalidCall(message)
-        case "" | "unimplemented":
-            return AgentNotReachable(
-                message or "the agent is of another release than this command: it has no such call"
-            )
+        case "unimplemented":
+            return AgentNotReachable(message or _ANOTHER_RELEASE)
+        case "":
+            return _http_error(status, message)
         case _:
             return AgentNotReachable(f"the agent did not answer: {code}: {message}")
+
+
+def _http_error(status: int, message: str) -> FlagcastError:
+    # A refusal before it was known which call this is.
+    match status:
+        case 404:
+            return AgentNotReachable(_ANOTHER_RELEASE)
+        case 413:
+            return InvalidCall(message)
+        case _:
+            return AgentNotReachable(f"the agent did not answer: {status}: {message}")
