@@ -82,14 +82,20 @@ def client() -> Iterator[OverridableClient]:
 
 
 def answers(client: Client, namespace: str = "") -> list[tuple[object, ...]]:
-    """Of every flag, for entities and contexts that its rules tell apart."""
+    """Of every flag, for entities and contexts that its rules tell apart, and without an entity."""
     found: list[tuple[object, ...]] = []
     for flag, kind in sorted(client.flags(namespace).items()):
         for number in range(60):
             default: object = False if kind == "boolean" else "none"
             context = {"site": ("oslo", "bergen")[number % 2], "plan": ("gold", "free")[number % 3 == 0]}
-            asked = client.evaluate(flag, default, f"charger-{number}", context, namespace=namespace)
-            found.append((flag, asked.value, asked.reason, asked.variant, asked.segments, asked.error))
+            entity = f"charger-{number}" if number % 10 else ""
+            asked = client.evaluate(flag, default, entity, context, namespace=namespace)
+            found.append(
+                (
+                    flag, asked.value, asked.reason, asked.variant, asked.segments, asked.error,
+                    asked.lacks_entity, tuple(asked.metadata.items()),
+                )
+            )  # fmt: skip
     return found
 
 
@@ -107,6 +113,35 @@ def test_a_file_answers_as_a_device_that_admitted_it(tmp_path: Path) -> None:
             assert answers(mine) == expected
             assert mine.status().namespaces[0].digest == known.digest
     assert len({row[1:] for row in expected}) > 10
+    assert {row[6] for row in expected} == {False, True}
+    assert {row[7] for row in expected} >= {(), (("owner", "screen-team"), ("ticket", "UX-1204"))}
+
+
+def test_an_override_takes_the_percentage_away_and_keeps_the_metadata() -> None:
+    client = client_of(
+        {
+            "flags": [
+                {
+                    "key": "share", "name": "Share", "type": "BOOLEAN_FLAG_TYPE", "metadata": {"owner": "ui"},
+                    "rollouts": [{"threshold": {"percentage": 50, "value": True}}],
+                }
+            ]
+        }
+    )  # fmt: skip
+
+    def asked(entity: str = "") -> tuple[bool, bool, dict[str, object]]:
+        found = client.evaluate("share", False, entity)
+        return found.value, found.lacks_entity, dict(found.metadata)
+
+    lacking = asked()
+    assert lacking[1:] == (True, {"owner": "ui"})
+    assert asked("charger-1")[1:] == (False, {"owner": "ui"})
+    for entity in (None, ""):
+        with client.override("share", not lacking[0], entity):
+            assert asked() == (not lacking[0], False, {"owner": "ui"})
+    with client.override("share", not lacking[0], "charger-1"):
+        assert asked() == lacking
+    assert asked() == lacking
 
 
 def test_a_dictionary_answers_as_the_same_file(tmp_path: Path, client: OverridableClient) -> None:

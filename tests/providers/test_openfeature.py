@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from followed import FollowedAgent, boolean, for_segment, segment, split, variant, wait_until
@@ -99,6 +100,33 @@ def test_every_type_is_resolved(agent: FollowedAgent, flagcast: Client) -> None:
     assert details.flag_metadata["namespace"] == "default"
     assert details.flag_metadata["stale"] is False
     assert 0 <= int(details.flag_metadata["age_seconds"]) < 60
+
+
+def test_the_method_and_not_the_default_says_which_type_is_asked_for(
+    agent: FollowedAgent, flagcast: Client
+) -> None:
+    agent.publish(
+        boolean("on", enabled=True), variant("theme", "dark"), variant("limit", "high", 16),
+        variant("box", "wide", {"width": 3}), split("bare", "a", "b"), segment("everybody", "level", "3"),
+    )  # fmt: skip
+    wait_until(lambda: flagcast.wait_until_ready(1))
+    client: Any = use(flagcast)  # any: defaults of other types than the SDK declares
+    for default in (None, [], [1]):
+        assert client.get_object_value("box", default) == {"width": 3}
+        details = client.get_object_details("nope", default)
+        assert (details.value, details.error_code) == (default, ErrorCode.FLAG_NOT_FOUND)
+        details = client.get_object_details("theme", default)
+        assert (details.value, details.error_code) == (default, ErrorCode.TYPE_MISMATCH)
+    assert client.get_boolean_value("on", None) is True
+    assert client.get_string_value("theme", None) == "dark"
+    assert client.get_integer_value("limit", None) == 16
+    assert client.get_float_value("limit", None) == 16.0
+    # Nothing matches, so the flag has no value.
+    details = client.get_object_details("bare", [1])
+    assert (details.value, details.reason, details.error_code) == ([1], "DEFAULT", None)
+    details = client.get_float_details("bare", 1)
+    assert (details.value, type(details.value), details.error_code) == (1.0, float, None)
+    assert client.get_string_value("bare", None) is None
 
 
 def test_a_percentage_without_a_targeting_key_is_an_error(agent: FollowedAgent, flagcast: Client) -> None:

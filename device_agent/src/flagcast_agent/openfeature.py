@@ -5,7 +5,8 @@ Needs `openfeature-sdk`, which the extra `openfeature` of this distribution brin
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 
 from openfeature.evaluation_context import EvaluationContext
 from openfeature.event import ProviderEventDetails
@@ -22,6 +23,13 @@ READY_SECONDS: Final = 5.0
 """How long an application waits for its first flags at start: an agent that runs has them in milliseconds."""
 STALE_SECONDS: Final = 0.1
 """The SDK says READY once `initialize` has returned; stale flags are told after that."""
+
+# The client reads the wanted type off a default, which an application may leave out or get wrong: these stand in for it.
+_BOOLEAN: Final[Any] = False
+_STRING: Final[Any] = ""
+_INTEGER: Final[Any] = 0
+_FLOAT: Final[Any] = 0.0
+_OBJECT: Final[Any] = MappingProxyType({})
 
 _T = TypeVar("_T")
 
@@ -87,25 +95,27 @@ class FlagcastProvider(AbstractProvider):
         evaluation_context: EvaluationContext | None = None,
     ) -> FlagResolutionDetails[bool]:
         """A boolean flag."""
-        return self._resolve(flag_key, default_value, evaluation_context)
+        return self._resolve(flag_key, _BOOLEAN, default_value, evaluation_context)
 
     def resolve_string_details(
         self, flag_key: str, default_value: str, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[str]:
         """The key of a variant flag's variant."""
-        return self._resolve(flag_key, default_value, evaluation_context)
+        return self._resolve(flag_key, _STRING, default_value, evaluation_context)
 
     def resolve_integer_details(
         self, flag_key: str, default_value: int, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[int]:
         """A variant's attachment, or key, as a whole number."""
-        return self._resolve(flag_key, default_value, evaluation_context)
+        return self._resolve(flag_key, _INTEGER, default_value, evaluation_context)
 
     def resolve_float_details(
         self, flag_key: str, default_value: float, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[float]:
         """A variant's attachment, or key, as a number."""
-        return self._resolve(flag_key, float(default_value), evaluation_context)
+        # The SDK takes floats alone.
+        default = float(default_value) if isinstance(default_value, int) else default_value
+        return self._resolve(flag_key, _FLOAT, default, evaluation_context)
 
     def resolve_object_details(
         self,
@@ -114,10 +124,14 @@ class FlagcastProvider(AbstractProvider):
         evaluation_context: EvaluationContext | None = None,
     ) -> FlagResolutionDetails[Sequence[FlagValueType] | Mapping[str, FlagValueType]]:
         """A variant's attachment, if it is an object."""
-        return self._resolve(flag_key, default_value, evaluation_context)
+        return self._resolve(flag_key, _OBJECT, default_value, evaluation_context)
 
     def _resolve(
-        self, flag_key: str, default: _T, evaluation_context: EvaluationContext | None
+        self,
+        flag_key: str,
+        kind: Any,  # noqa: ANN401  # one of those above
+        default: _T,
+        evaluation_context: EvaluationContext | None,
     ) -> FlagResolutionDetails[_T]:
         client = self._client
         if client is None:
@@ -126,18 +140,18 @@ class FlagcastProvider(AbstractProvider):
             )
         context = evaluation_context or EvaluationContext()
         found = client.evaluate(
-            flag_key, default, context.targeting_key or "", context.attributes, namespace=self._namespace
+            flag_key, kind, context.targeting_key or "", context.attributes, namespace=self._namespace
         )
         if found.lacks_entity:
             found = found._replace(
-                value=default,
                 reason=Reason.ERROR.value,
                 variant="",
                 error=ErrorCode.TARGETING_KEY_MISSING.value,
                 message=f"flag {flag_key!r} gives its values to percentages of targeting keys, and the context has none",
             )
         return FlagResolutionDetails(
-            value=found.value,
+            # Without a variant the flag gave no value.
+            value=found.value if found.variant else default,
             error_code=ErrorCode(found.error) if found.error else None,
             error_message=found.message or None,
             reason=found.reason,

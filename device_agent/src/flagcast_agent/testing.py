@@ -266,6 +266,13 @@ class _Overridden(CompiledFlags):
         asked = self._entities.get((flag_key, entity_id), self._everyone)
         return asked.explain(flag_key, entity_id, context)
 
+    def needs_entity(self, flag_key: str, context: Mapping[str, str]) -> bool:
+        # Of a question without an entity, which a test may override as well.
+        return self._entities.get((flag_key, ""), self._everyone).needs_entity(flag_key, context)
+
+    def metadata(self, flag_key: str) -> str:
+        return self._everyone.metadata(flag_key)
+
     def update(self, changed: Iterable[Entry], removed: Iterable[RecordId]) -> CompiledFlags:
         return _Overridden(self._everyone.update(changed, removed), self._entities)
 
