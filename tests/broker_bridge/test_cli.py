@@ -176,7 +176,9 @@ def test_the_embedded_broker_keeps_messages_of_the_default_limit_and_ends_by_sig
         connection.publish([("a/b", bytes(250_000)), ("a/c", b"x")])
         assert connection.read_back({"a/b": bytes(250_000), "a/c": b"x"}) == {}
         connection.publish([("a/c", b"")])
-        assert set(connection.read_all(["a/#"])) == {"a/b"}
+        # It acknowledges first and clears afterwards.
+        while set(connection.read_all(["a/#"])) != {"a/b"}:
+            pass
         # A client that is still connected does not keep it alive.
         assert broker.stop() == 0
     assert broker.log.splitlines() == [

@@ -186,10 +186,11 @@ def site(
 
 def report(broker: Broker, flagcast: Flagcast, *reports: tuple[str, bytes]) -> None:
     topics = project.load(flagcast.folder).topics
+    retained = {topics.of(DeviceAddress(DeviceId(name), "report")): payload for name, payload in reports}
     with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:
-        connection.publish(
-            [(topics.of(DeviceAddress(DeviceId(name), "report")), payload) for name, payload in reports]
-        )
+        connection.publish(list(retained.items()))
+        # The embedded broker acknowledges first and retains afterwards, and not at all what it has not read when a client leaves.
+        assert connection.read_back(retained) == {}
 
 
 def test_the_command_shows_who_is_behind_and_who_refuses(site: tuple[Broker, Flagcast]) -> None:
