@@ -304,16 +304,13 @@ def test_static_is_not_said_of_a_flag_that_answers_several_types(second: FlagdCl
     assert second.resolve("ResolveString", key).reason == "DEFAULT"
 
 
-def test_a_switch_turns_static_off_altogether(server: RunningServer) -> None:
-    resolutions = server.server._resolutions
-    resolutions._tells_static = False
-    try:
+def test_a_switch_turns_static_off_altogether() -> None:
+    with running(FLAGS) as server:
+        server.server._resolutions._tells_static = False
         with calling(server.path) as client:
             assert client.resolve("ResolveBoolean", "on").reason == "DEFAULT"
             assert client.resolve("ResolveString", "plain").reason == "DEFAULT"
             assert client.resolve("ResolveString", "plain").value == "red"
-    finally:
-        resolutions._tells_static = True
 
 
 # 4. Events.
@@ -604,7 +601,10 @@ def test_any_question_has_an_answer_or_an_error_of_the_applications(
     server: RunningServer, context: dict[str, object], key: str, wanted: Wanted
 ) -> None:
     try:
-        resolved, knowledge = server.server._resolutions.resolve(Asked(key, context), wanted)
+        resolutions = server.server._resolutions
+        resolved, knowledge = resolutions.resolve(
+            Asked(key, context), wanted, lambda answer, _: resolutions.resolved(answer, wanted)
+        )
     except InvalidCall as error:
         code = flagd_module.code_of(error)
     else:

@@ -120,7 +120,7 @@ class Connect:
         if is_json:
             return self._flagd.resolve_json(method, body, namespace, is_first_version=is_first)
         message = decoded(method.request, body)
-        return self._flagd.resolve(method, message, namespace, is_first_version=is_first).SerializeToString()
+        return self._flagd.resolve(method, message, namespace, is_first_version=is_first)
 
     def _resolve_all(self, request: Request, namespace: str, *, is_json: bool) -> Answer:
         if is_json:

@@ -16,20 +16,20 @@ from google.protobuf.message import DecodeError, Message
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
-from flagcast_agent.values import Metadata, metadata_of
+from flagcast_agent.values import Metadata, metadata_of, reason_of
 from flagcast_shared.errors import (
     FlagNotFound,
     InvalidCall,
     InvalidContext,
     NamespaceNotFound,
 )
-from flagcast_shared.evaluation import Resolution
+from flagcast_shared.evaluation import Answer, Resolution, VariantAnswer
 from flagcast_shared.ids import FlagKey, Namespace
 
 from .changes import ChangeKind, Changes
 from .protos import flagd_evaluation_v2_pb2 as flagd
 from .questions import Question
-from .resolutions import WANTED_BY, Asked, Resolutions, Resolved, Wanted, error_code
+from .resolutions import WANTED_BY, Asked, Encodings, Resolutions, Resolved, Wanted, error_code
 
 if TYPE_CHECKING:
     from google.protobuf.struct_pb2 import Struct, Value
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
 
 _Message = TypeVar("_Message", bound=Message)
+_Encoded = TypeVar("_Encoded")
 
 _DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
@@ -93,24 +94,26 @@ class Flagd:
         self._resolutions = resolutions
         self._changes = changes
         self._namespaces = namespaces
-        self._struct: tuple[object, Any] = (None, None)
+        self._struct: tuple[object, Any, bytes] = (None, None, b"")
+        self._encodings = Encodings()
         self._writing = asyncio.Lock()
 
     def resolve(
         self, method: Method, request: "Request", namespace: str, *, is_first_version: bool = False
-    ) -> Message:
-        """The response to a Resolve call's message. Raises InvalidCall: one of its leaves, or BadSelector."""
+    ) -> bytes:
+        """The encoded response to a Resolve call's message. Raises InvalidCall: one of its leaves, or BadSelector."""
         asked = Asked(request.flag_key, dictionary(request.context), namespace)
-        resolved, metadata = self._resolve(method, asked, is_first_version=is_first_version)
-        response: Any = method.response(reason=resolved.reason)
-        if resolved.value is not None:
-            response.variant = resolved.variant
-            if isinstance(resolved.value, dict):
-                fill(response.value, resolved.value)
-            else:
-                response.value = resolved.value
-        response.metadata.CopyFrom(self._struct_of(metadata))
-        return response  # type: ignore[no-any-return]  # made by the method's own class
+
+        def encode(answer: Answer, knowledge: Knowledge) -> bytes:
+            def response(answer: Answer) -> bytes:
+                return _response(method, self._resolved(answer, knowledge, method.wanted))
+
+            return self._encodings.of(knowledge, method.wanted, response)(answer)
+
+        begun, metadata = self._resolve(method, asked, encode, is_first_version=is_first_version)
+        self._struct_of(metadata)
+        # Two encodings after each other are one message with the fields of both (protobuf's encoding guide, "Last One Wins").
+        return begun + self._struct[2]
 
     def resolve_json(
         self, method: Method, body: bytes, namespace: str, *, is_first_version: bool = False
@@ -121,7 +124,11 @@ class Flagd:
         if not isinstance(key, str):
             raise Unreadable("flagKey is not a text")
         asked = Asked(key, _context(document), namespace)
-        resolved, metadata = self._resolve(method, asked, is_first_version=is_first_version)
+
+        def encode(answer: Answer, knowledge: Knowledge) -> Resolved:
+            return self._resolved(answer, knowledge, method.wanted)
+
+        resolved, metadata = self._resolve(method, asked, encode, is_first_version=is_first_version)
         answer: dict[str, object] = {}
         if resolved.value is not None:
             # Protobuf's JSON writes whole numbers of 64 bits as text, because JavaScript's numbers do not hold them.
@@ -220,16 +227,31 @@ class Flagd:
             async with self._writing:
                 await asyncio.sleep(0)
 
-    def _resolve(self, method: Method, asked: Asked, *, is_first_version: bool) -> tuple[Resolved, Metadata]:
+    def _resolve(
+        self,
+        method: Method,
+        asked: Asked,
+        encode: Callable[[Answer, Knowledge], _Encoded],
+        *,
+        is_first_version: bool,
+    ) -> tuple[_Encoded, Metadata]:
+        def encode_value(answer: Answer, knowledge: Knowledge) -> _Encoded | FlagNotFound:
+            # An answer without a value is an answer all the same, and counted as one.
+            if is_first_version and isinstance(answer, VariantAnswer) and not answer.variant_key:
+                reason = reason_of(answer).value
+                return FlagNotFound(f"flag {answer.flag_key!r} has no value for this context: {reason}")
+            return encode(answer, knowledge)
+
         try:
-            resolved, knowledge = self._resolutions.resolve(asked, method.wanted)
+            encoded, knowledge = self._resolutions.resolve(asked, method.wanted, encode_value)
         except NamespaceNotFound as error:
             raise _selector_error(asked.namespace, error) from None
-        if resolved.value is None and is_first_version:
-            raise FlagNotFound(f"flag {asked.flag_key!r} has no value for this context: {resolved.reason}")
-        return self._kept_up_to_date(resolved, knowledge), self._resolutions.metadata_of(
-            knowledge, asked.flag_key
-        )
+        if isinstance(encoded, FlagNotFound):
+            raise encoded
+        return encoded, self._resolutions.metadata_of(knowledge, asked.flag_key)
+
+    def _resolved(self, answer: Answer, knowledge: Knowledge, wanted: Wanted) -> Resolved:
+        return self._kept_up_to_date(self._resolutions.resolved(answer, wanted), knowledge)
 
     def _question_for_all(self, context: Mapping[str, object], namespace: str) -> Question:
         try:
@@ -261,15 +283,29 @@ class Flagd:
 
     def _struct_of(self, metadata: Metadata) -> "Struct":
         # Answers of one second have one metadata object, unless their flag has its own: what is made of it serves all of them.
-        of, struct = self._struct
+        of, struct, _ = self._struct
         if of is not metadata:
-            struct = flagd.ResolveAllResponse().metadata
+            # The field has one number in all responses for one flag.
+            response = flagd.ResolveBooleanResponse()
+            struct = response.metadata
             fill(struct, metadata)
-            self._struct = (metadata, struct)
+            self._struct = (metadata, struct, response.SerializeToString())
         return cast("Struct", struct)
 
     def _metadata(self, namespace: str) -> Metadata:
         return self._resolutions.metadata(self._resolutions.knowledge(namespace))
+
+
+def _response(method: Method, resolved: Resolved) -> bytes:
+    # The response without its metadata.
+    response: Any = method.response(reason=resolved.reason)
+    if resolved.value is not None:
+        response.variant = resolved.variant
+        if isinstance(resolved.value, dict):
+            fill(response.value, resolved.value)
+        else:
+            response.value = resolved.value
+    return response.SerializeToString()  # type: ignore[no-any-return]  # made by the method's own class
 
 
 def event_message(event: Event) -> flagd.EventStreamResponse:

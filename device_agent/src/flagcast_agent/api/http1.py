@@ -6,9 +6,8 @@ connection. Any bytes give requests or BadRequest, however they are cut into pie
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from flagcast_agent.limits import HEAD_MAX_BYTES, HEADERS_MAX, REQUEST_MAX_BYTES, UNPARSED_MAX_BYTES
 
@@ -45,6 +44,10 @@ _ABSOLUTE: Final = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _LENGTH: Final = re.compile(r"[0-9]{1,15}")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?")
 _CHUNK_LINE_MAX: Final = 1024
+_REMEMBERED_MAX: Final = 4
+"""Parsed heads that a connection keeps: a client sends the same few, which differ in the length of the body at most."""
+_REMEMBERED_MAX_BYTES: Final = 512
+"""A longer head is parsed every time; 256 connections keep 2 MB at most."""
 _ONCE: Final = frozenset({"host", "content-length", "transfer-encoding", "content-type", "expect"})
 
 
@@ -56,8 +59,7 @@ class BadRequest(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request. Header names are in lower case; `target` is a path with its query, as it was sent."""
 
     method: str
@@ -76,18 +78,14 @@ class Request:
         return Request(self.method, "", {}, b"", self.is_last, self.is_chunking)
 
 
-@dataclass(slots=True)
-class _Head:
+class _Head(NamedTuple):
     method: str
     target: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     is_last: bool
     is_chunking: bool
     length: int | None  # None: in chunks
-    size: int = 0  # bytes that it was read from
-    body: bytearray = field(default_factory=bytearray)
-    chunk: int | None = None  # bytes of the chunk that are still to come
-    is_in_trailer: bool = False
+    size: int  # bytes that it was read from
 
 
 class RequestReader:
@@ -98,6 +96,10 @@ class RequestReader:
         self._searched = 0
         self._blank = 0
         self._head: _Head | None = None
+        self._heads: dict[bytes, _Head] = {}
+        self._body = bytearray()
+        self._chunk: int | None = None  # bytes of the chunk that are still to come
+        self._is_in_trailer = False
         self._trailer = 0
         self.owes_continue = False
 
@@ -109,7 +111,7 @@ class RequestReader:
     @property
     def waiting(self) -> int:
         """Bytes of requests not returned yet, without a parsed head."""
-        return len(self._bytes) if self._head is None else len(self._bytes) + len(self._head.body)
+        return len(self._bytes) + len(self._body)
 
     @property
     def held(self) -> int:
@@ -136,20 +138,14 @@ class RequestReader:
                 return None
             # RFC 9110, section 10.1.1.
             self.owes_continue = self._head.headers.get("expect", "").lower() == "100-continue"
-        head = self._head
-        is_whole = self._read_chunks(head) if head.length is None else self._read_body(head, head.length)
+        method, target, headers, is_last, is_chunking, length, _ = self._head
+        is_whole = self._read_chunks() if length is None else self._read_body(length)
         if not is_whole:
             return None
+        body, self._body = bytes(self._body), bytearray()
         self._head = None
         self.owes_continue = False
-        return Request(
-            head.method,
-            head.target,
-            MappingProxyType(head.headers),
-            bytes(head.body),
-            head.is_last,
-            head.is_chunking,
-        )
+        return Request(method, target, headers, body, is_last, is_chunking)
 
     def _read_head(self) -> _Head | None:
         # RFC 9112, section 2.2: empty lines before a request are ignored.
@@ -172,42 +168,50 @@ class RequestReader:
             return None
         if end > HEAD_MAX_BYTES:
             raise BadRequest(431, f"a request's head of more than {HEAD_MAX_BYTES} bytes")
-        lines = bytes(self._bytes[:end]).split(b"\r\n")
+        text = bytes(self._bytes[:end])
         del self._bytes[: end + 4]
         self._searched = 0
         self._blank = 0
-        head = _parse_head(lines)
-        head.size = end + 4
+        self._chunk = None
+        self._is_in_trailer = False
+        head = self._heads.get(text)
+        if head is None:
+            head = _parse_head(text)
+            if len(text) <= _REMEMBERED_MAX_BYTES:
+                if len(self._heads) >= _REMEMBERED_MAX:
+                    self._heads.clear()
+                self._heads[text] = head
         return head
 
-    def _read_body(self, head: _Head, length: int) -> bool:
+    def _read_body(self, length: int) -> bool:
         if len(self._bytes) < length:
             return False
-        head.body = self._bytes[:length]
-        del self._bytes[:length]
+        if length:
+            self._body = self._bytes[:length]
+            del self._bytes[:length]
         return True
 
-    def _read_chunks(self, head: _Head) -> bool:
+    def _read_chunks(self) -> bool:
         # RFC 9112, section 7.1. What stands in a trailer means nothing here.
         while True:
-            if head.chunk:
-                part = self._bytes[: head.chunk]
-                head.body += part
+            if self._chunk:
+                part = self._bytes[: self._chunk]
+                self._body += part
                 del self._bytes[: len(part)]
-                head.chunk -= len(part)
-                if head.chunk:
+                self._chunk -= len(part)
+                if self._chunk:
                     return False
-            if head.chunk == 0 and not head.is_in_trailer:
+            if self._chunk == 0 and not self._is_in_trailer:
                 if len(self._bytes) < 2:
                     return False
                 if not self._bytes.startswith(b"\r\n"):
                     raise BadRequest(400, "a chunk longer than its size")
                 del self._bytes[:2]
-                head.chunk = None
+                self._chunk = None
             line = self._take_line()
             if line is None:
                 return False
-            if head.is_in_trailer:
+            if self._is_in_trailer:
                 if not line:
                     return True
                 self._trailer += len(line)
@@ -217,11 +221,11 @@ class RequestReader:
             size = _CHUNK.fullmatch(line)
             if size is None:
                 raise BadRequest(400, "a chunk without a size")
-            head.chunk = int(size.group(1), 16)
-            if len(head.body) + head.chunk > REQUEST_MAX_BYTES:
+            self._chunk = int(size.group(1), 16)
+            if len(self._body) + self._chunk > REQUEST_MAX_BYTES:
                 raise BadRequest(413, f"a request of more than {REQUEST_MAX_BYTES} bytes")
-            if not head.chunk:
-                head.is_in_trailer = True
+            if not self._chunk:
+                self._is_in_trailer = True
                 self._trailer = 0
 
     def _take_line(self) -> bytes | None:
@@ -256,7 +260,8 @@ def chunk_of(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _parse_head(lines: list[bytes]) -> _Head:
+def _parse_head(text: bytes) -> _Head:
+    lines = text.split(b"\r\n")
     line = _LINE.fullmatch(lines[0])
     if line is None:
         raise BadRequest(400, "not a request line of HTTP/1.1")
@@ -272,7 +277,8 @@ def _parse_head(lines: list[bytes]) -> _Head:
         target = target[absolute.end() :] or "/"
     connection = {word.strip() for word in headers.get("connection", "").lower().split(",")}
     is_last = "close" in connection or (not is_chunking and "keep-alive" not in connection)
-    return _Head(method, target, headers, is_last, is_chunking, _length_of(headers, is_chunking=is_chunking))
+    length = _length_of(headers, is_chunking=is_chunking)
+    return _Head(method, target, MappingProxyType(headers), is_last, is_chunking, length, len(text) + 4)
 
 
 def _parse_headers(lines: list[bytes]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import ERROR_MAX_CHARACTERS, KEEP_ALIVE_SECONDS
 from flagcast_agent.values import metadata_of
 from flagcast_shared.errors import FlagNotFound, InvalidCall, NamespaceNotFound
-from flagcast_shared.evaluation import Answer, BooleanAnswer, CompiledFlags
+from flagcast_shared.evaluation import Answer
 from flagcast_shared.ids import Namespace
 
 from . import web
@@ -26,6 +26,7 @@ from .resolutions import (
     NAMESPACE_HEADER,
     SELECTOR_HEADER,
     Asked,
+    Encodings,
     Resolutions,
     Resolved,
     Unresolved,
@@ -40,11 +41,6 @@ ALL_FLAGS: Final = "/ofrep/v1/evaluate/flags"
 ONE_FLAG: Final = "/ofrep/v1/evaluate/flags/"
 EVENTS: Final = "/ofrep/v1/events"
 EVENT_STREAM: Final = "text/event-stream"
-KEPT_MAX_ENTRIES: Final = 4_096
-"""Encoded answers that are kept for the next question for all flags, at most 3 MB: a thousand flags with four each."""
-KEPT_MAX_BYTES: Final = 512
-"""Of a longer one, such as a large attachment, a second copy would cost more than encoding it again."""
-_Said = tuple[str, str | bool, str]
 _DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
@@ -65,7 +61,7 @@ class Ofrep:
         self._changes = changes
         self._salt = salt
         self._metadata: tuple[object, bytes] = (None, b"")
-        self._entries: tuple[CompiledFlags | None, dict[_Said, bytes]] = (None, {})
+        self._encodings = Encodings()
 
     def serves(self, path: str) -> bool:
         """Whether a path is one of OFREP's."""
@@ -91,13 +87,13 @@ class Ofrep:
     def _evaluate(self, key: str, request: Request, namespace: str) -> Reply:
         try:
             asked = Asked(key, _context(request.body), namespace)
-            resolved, knowledge = self._resolutions.resolve(asked, Wanted.ANY, requires_key=True)
+            begun, knowledge = self._resolutions.resolve(asked, Wanted.ANY, self._begun, requires_key=True)
         except (FlagNotFound, NamespaceNotFound) as error:
             return _json(404, _failure(key, "FLAG_NOT_FOUND", error))
         except (_NotReadable, InvalidCall) as error:
             return _json(400, _failure(key, _code(error), error))
         metadata = self._encoded_metadata(knowledge, key)
-        return Reply(200, JSON, _encoded(_success(resolved))[:-1] + b',"metadata":' + metadata + b"}")
+        return Reply(200, JSON, b'%b,"metadata":%b}' % (begun, metadata))
 
     def _evaluate_all(self, request: Request, namespace: str) -> web.Answer:
         try:
@@ -148,29 +144,29 @@ class Ofrep:
                     told = _version(change.knowledge)
                     yield _refetch(told)
 
+    def _begun(self, answer: Answer, knowledge: Knowledge) -> bytes:
+        # The answer for one flag, up to its metadata.
+        def encode(answer: Answer) -> bytes:
+            return _encoded(_success(self._resolutions.resolved(answer)))[:-1]
+
+        return self._encodings.of(knowledge, "one", encode)(answer)
+
     def _entries_of(self, knowledge: Knowledge) -> Callable[[Answer | Unresolved], bytes]:
-        # A flag says one of a few things, to whomever it is said: most of them were said before.
-        of, said = self._entries
-        if of is not knowledge.compiled:
-            said = {}
-            self._entries = (knowledge.compiled, said)
-        resolved, metadata_text = self._resolutions.resolved, knowledge.compiled.metadata
+        metadata_text = knowledge.compiled.metadata
+
+        def encode(answer: Answer) -> bytes:
+            success = _success(self._resolutions.resolved(answer))
+            # The agent's own metadata stand once, beside all flags.
+            if own := metadata_of(metadata_text(answer.flag_key)):
+                success["metadata"] = own
+            return _encoded(success)
+
+        remembered = self._encodings.of(knowledge, "of all", encode)
 
         def entry(answer: Answer | Unresolved) -> bytes:
             if isinstance(answer, Unresolved):
                 return _encoded(_failure(answer.flag_key, error_code(answer.error), answer.error))
-            value = answer.enabled if isinstance(answer, BooleanAnswer) else answer.variant_key
-            what = (answer.flag_key, value, answer.resolution)
-            encoded = said.get(what)
-            if encoded is None:
-                success = _success(resolved(answer))
-                # The agent's own metadata stand once, beside all flags.
-                if own := metadata_of(metadata_text(answer.flag_key)):
-                    success["metadata"] = own
-                encoded = _encoded(success)
-                if len(said) < KEPT_MAX_ENTRIES and len(encoded) <= KEPT_MAX_BYTES:
-                    said[what] = encoded
-            return encoded
+            return remembered(answer)
 
         return entry
 

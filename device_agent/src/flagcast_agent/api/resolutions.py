@@ -10,10 +10,10 @@ without rollouts, and for a variant flag without rules whose variant answers as 
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import SLICE_FLAGS
@@ -52,9 +52,14 @@ FLAGD_V1_SERVICE: Final = "flagd.evaluation.v1.Service"
 FLAGD_V2_SERVICE: Final = "flagd.evaluation.v2.Service"
 SELECTOR_HEADER: Final = "flagd-selector"
 NAMESPACE_HEADER: Final = "flagcast-namespace"
+KEPT_MAX_ENTRIES: Final = 4_096
+"""Encoded answers that are kept of one namespace and protocol, at most 3 MB: a thousand flags with four each."""
+KEPT_MAX_BYTES: Final = 512
+"""Of a longer one, such as a large attachment, a second copy would cost more than encoding it again."""
 TARGETING_KEY: Final = "targetingKey"
 _FLAG_SET: Final = "flagSetId="
 _INT64: Final = range(-(2**63), 2**63)
+_Encoded = TypeVar("_Encoded")
 
 
 class Wanted(StrEnum):
@@ -107,6 +112,37 @@ class Unresolved(NamedTuple):
     error: InvalidCall
 
 
+class Encodings:
+    """Encoded answers, kept while their version of the flags is answered from.
+
+    A flag has a few answers, whoever asks: its value or variant and the reason. Most of them were encoded before.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Namespace, tuple[CompiledFlags, dict[object, bytes]]] = {}
+
+    def of(
+        self, knowledge: Knowledge, form: str, encode: Callable[[Answer], bytes]
+    ) -> Callable[[Answer], bytes]:
+        """`encode` with a memory. `form` tells encodings of one answer apart; no error of `encode` is kept."""
+        compiled, kept = self._kept.get(knowledge.namespace, (None, {}))
+        if compiled is not knowledge.compiled:
+            kept = {}
+            self._kept[knowledge.namespace] = (knowledge.compiled, kept)
+
+        def remembered(answer: Answer) -> bytes:
+            value = answer.enabled if isinstance(answer, BooleanAnswer) else answer.variant_key
+            what = (form, answer.flag_key, value, answer.resolution)
+            encoded = kept.get(what)
+            if encoded is None:
+                encoded = encode(answer)
+                if len(kept) < KEPT_MAX_ENTRIES and len(encoded) <= KEPT_MAX_BYTES:
+                    kept[what] = encoded
+            return encoded
+
+        return remembered
+
+
 class Resolutions:
     """OpenFeature's questions over the agent's answers. `tells_static`: whether providers may keep answers."""
 
@@ -117,21 +153,26 @@ class Resolutions:
         self._order: tuple[CompiledFlags | None, list[tuple[FlagKey, bool]]] = (None, [])
 
     def resolve(
-        self, asked: Asked, wanted: Wanted, *, requires_key: bool = False
-    ) -> tuple[Resolved, Knowledge]:
-        """The flag's answer, and what it was given from. Raises InvalidCall: one of its leaves.
+        self,
+        asked: Asked,
+        wanted: Wanted,
+        encode: Callable[[Answer, Knowledge], _Encoded],
+        *,
+        requires_key: bool = False,
+    ) -> tuple[_Encoded, Knowledge]:
+        """The flag's answer as `encode` makes it, and what it was given from. Raises InvalidCall: one of its leaves.
 
-        `requires_key`: TargetingKeyMissing where a percentage is reached without a targeting key. A protocol without a word
-        for that gets Flipt's answer for an empty entity id.
+        `encode` may raise TypeMismatch. `requires_key`: TargetingKeyMissing where a percentage is reached without a targeting
+        key. A protocol without a word for that gets Flipt's answer for an empty entity id.
         """
         knowledge, question = self._admit(asked)
         answer = self._ask(knowledge, question, wanted)
-        resolved = self._resolved(answer, wanted)
+        encoded = encode(answer, knowledge)
         if self._answers.lacks_entity(knowledge, question) and requires_key:
             raise _key_missing(asked.flag_key)
         # Counted is what was answered; where the value is of another type, the caller got its default.
         self._answers.count(knowledge.namespace, answer)
-        return resolved, knowledge
+        return encoded, knowledge
 
     def question_for_all(self, context: Mapping[str, object], namespace: str = "") -> Question:
         """The question for all flags, checked against the limits.
@@ -185,9 +226,17 @@ class Resolutions:
 
         return slices(), knowledge
 
-    def resolved(self, answer: Answer) -> Resolved:
-        """What an answer says to a question that names no type."""
-        return self._resolved(answer, Wanted.ANY)
+    def resolved(self, answer: Answer, wanted: Wanted = Wanted.ANY) -> Resolved:
+        """An answer as a value of the type that is asked for. Raises TypeMismatch."""
+        key = answer.flag_key
+        reason = reason_of(answer)
+        if reason is Resolution.STATIC and not self._tells_static:
+            reason = Resolution.DEFAULT
+        if isinstance(answer, BooleanAnswer):
+            return Resolved(key, answer.enabled, "true" if answer.enabled else "false", reason.value)
+        if not answer.variant_key:
+            return Resolved(key, None, "", reason.value)
+        return Resolved(key, _value_of(answer, wanted), str(answer.variant_key), reason.value)
 
     def knowledge(self, namespace: str = "") -> Knowledge:
         """What is known of a namespace; blank means the default one. Raises NamespaceNotFound."""
@@ -258,17 +307,6 @@ class Resolutions:
             if state is None or state.type is not FlagType.VARIANT:
                 return compiled.boolean(key, entity, context)
         return compiled.variant(key, entity, context)
-
-    def _resolved(self, answer: BooleanAnswer | VariantAnswer, wanted: Wanted) -> Resolved:
-        key = answer.flag_key
-        reason = reason_of(answer)
-        if reason is Resolution.STATIC and not self._tells_static:
-            reason = Resolution.DEFAULT
-        if isinstance(answer, BooleanAnswer):
-            return Resolved(key, answer.enabled, "true" if answer.enabled else "false", reason.value)
-        if not answer.variant_key:
-            return Resolved(key, None, "", reason.value)
-        return Resolved(key, _value_of(answer, wanted), str(answer.variant_key), reason.value)
 
 
 def selected(selector: str, namespace: str = "") -> str:

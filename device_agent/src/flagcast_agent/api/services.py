@@ -226,12 +226,11 @@ class _Flagd:
             flagd, method = self._flagd(), METHODS[name]
             request = decoded(method.request, body)
             try:
-                response = flagd.resolve(
+                return flagd.resolve(
                     method, request, _selected(fields), is_first_version=self._is_first_version
                 )
             except InvalidCall as error:
                 raise failed(error, _flagd_status) from None
-            return response.SerializeToString()
 
         return resolve
 

@@ -11,10 +11,10 @@ import json
 import logging
 import select
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from flagcast_agent.limits import (
     IDLE_SECONDS,
@@ -38,14 +38,13 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer that is there."""
 
     status: int
     content_type: str
     body: bytes
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    headers: Mapping[str, str] = _NO_HEADERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,10 +365,19 @@ class WebConnection(asyncio.BufferedProtocol):
         self._advance()
 
     def _write(self, request: Request, reply: Reply) -> None:
-        headers = {"content-type": reply.content_type, **reply.headers} if reply.body else dict(reply.headers)
-        head = head_of(reply.status, headers, length=len(reply.body), is_last=request.is_last)
-        self._send(head if request.method == "HEAD" else head + reply.body)
-        if request.is_last:
+        status, content_type, body, headers = reply
+        is_last = request.is_last
+        if body and headers is _NO_HEADERS and not is_last:
+            head = b"%b%d\r\n\r\n" % (_begun(status, content_type), len(body))
+        else:
+            head = head_of(
+                status,
+                {"content-type": content_type, **headers} if body else headers,
+                length=len(body),
+                is_last=is_last,
+            )
+        self._send(head if request.method == "HEAD" else head + body)
+        if is_last:
             self._close()
 
     def _send(self, data: bytes) -> None:
@@ -431,6 +439,12 @@ class WebConnection(asyncio.BufferedProtocol):
         looking = select.poll()
         looking.register(self._transport.get_extra_info("socket"), 0)
         return bool(looking.poll(0))
+
+
+@lru_cache(32)
+def _begun(status: int, content_type: str) -> bytes:
+    # The head of an answer up to the number of its content-length: a few, which most answers have.
+    return head_of(status, {"content-type": content_type}, length=0, is_last=False).removesuffix(b"0\r\n\r\n")
 
 
 def _host_of(request: Request) -> str:
