@@ -368,7 +368,7 @@ def _idle(poll_seconds: float, seconds: float) -> Row:
     time.sleep(seconds)
     share = (time.process_time() - began) / seconds * 100
     return Row(
-        f"following, a look every {poll_seconds * 1000:.0f} ms", share, "% of a core", goal=Goal("<=", 2.0)
+        f"following, a look every {poll_seconds * 1000:.0f} ms", share, "% of a core", goal=Goal("<=", 1.0)
     )
 
 
