@@ -305,12 +305,10 @@ def test_static_is_not_said_of_a_flag_that_answers_several_types(second: FlagdCl
 
 
 def test_a_switch_turns_static_off_altogether() -> None:
-    with running(FLAGS) as server:
-        server.server._resolutions._tells_static = False
-        with calling(server.path) as client:
-            assert client.resolve("ResolveBoolean", "on").reason == "DEFAULT"
-            assert client.resolve("ResolveString", "plain").reason == "DEFAULT"
-            assert client.resolve("ResolveString", "plain").value == "red"
+    with running(FLAGS, tells_static=False) as server, calling(server.path) as client:
+        assert client.resolve("ResolveBoolean", "on").reason == "DEFAULT"
+        assert client.resolve("ResolveString", "plain").reason == "DEFAULT"
+        assert client.resolve("ResolveString", "plain").value == "red"
 
 
 # 4. Events.

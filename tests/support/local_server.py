@@ -117,7 +117,10 @@ class RunningServer:
         folder: Path,
         removed: Mapping[Namespace, Sequence[FlagKey]] | None = None,
         namespaces: Sequence[Namespace] = (),
+        *,
+        tells_static: bool = True,
     ) -> None:
+        self._tells_static = tells_static
         self._removed = removed or {}
         self._namespaces = namespaces
         self.path = folder / "agent.sock"
@@ -205,6 +208,7 @@ class RunningServer:
             snapshot=self._read_snapshot,
             removed=self._removed,
             namespaces=self._namespaces,
+            tells_static=self._tells_static,
         )
         await server.start([self._bound.socket, self._tcp])
         return server
@@ -217,13 +221,14 @@ def running(
     namespace: str = "default",
     removed: Mapping[Namespace, Sequence[FlagKey]] | None = None,
     namespaces: Sequence[Namespace] = (),
+    tells_static: bool = True,
 ) -> Iterator[RunningServer]:
     """A server that knows `entries`; None for one that was never told anything. `removed` are flags that it knew before.
 
-    `namespaces` are configured beside the default one.
+    `namespaces` are configured beside the default one; `tells_static` is flagd.caching.
     """
     with tempfile.TemporaryDirectory(prefix="fc-") as name:
-        server = RunningServer(Path(name), removed, namespaces)
+        server = RunningServer(Path(name), removed, namespaces, tells_static=tells_static)
         try:
             if entries is not None:
                 server.evaluator.activate(History(namespace).begin(entries), now=1000)
