@@ -148,6 +148,15 @@ def test_an_error_has_the_code_of_the_specification(
     assert client.ask("POST", f"{ALL}/on", b"{}").status == 200
 
 
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(7, "a number"), (0.5, "a number"), (True, "a boolean"), ([], "a list"), ({}, "an object")],
+)
+def test_an_error_of_a_type_names_it_in_jsons_words(client: HttpClient, value: object, word: str) -> None:
+    found = evaluate(client, "on", {"targetingKey": value}).json
+    assert found["errorDetails"] == f"targetingKey is {word}; it must be a text"
+
+
 def test_a_lone_surrogate_in_an_entity_is_an_error_of_the_context_and_not_ours(client: HttpClient) -> None:
     response = client.ask("POST", f"{ALL}/half", b'{"context":{"targetingKey":"\\ud800"}}')
     assert (response.status, response.json["errorCode"]) == (400, "GENERAL")

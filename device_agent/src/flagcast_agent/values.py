@@ -37,6 +37,23 @@ def texts(context: Mapping[str, object]) -> Mapping[str, str]:
     return context  # type: ignore[return-value]  # just looked at
 
 
+def kind_of(value: object) -> str:
+    """The name of a value's type in JSON's words, with its article."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
 def reason_of(answer: Answer) -> Resolution:
     """The reason of an answer in OpenFeature's words, on the socket and in process.
 

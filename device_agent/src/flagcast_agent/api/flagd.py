@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
-from flagcast_agent.values import Metadata, metadata_of, reason_of
+from flagcast_agent.values import Metadata, kind_of, metadata_of, reason_of
 from flagcast_shared.errors import (
     FlagNotFound,
     InvalidCall,
@@ -433,7 +433,7 @@ def _context(document: Mapping[str, object]) -> dict[str, object]:
     if context is None:
         return {}
     if not isinstance(context, dict):
-        raise InvalidContext(f"the context is a {type(context).__name__}; it must be an object")
+        raise InvalidContext(f"the context is {kind_of(context)}; it must be an object")
     return context
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, quote, unquote
 
 from flagcast_agent.evaluator import Knowledge
 from flagcast_agent.limits import ERROR_MAX_CHARACTERS, KEEP_ALIVE_SECONDS
-from flagcast_agent.values import metadata_of
+from flagcast_agent.values import kind_of, metadata_of
 from flagcast_shared.errors import FlagNotFound, InvalidCall, NamespaceNotFound
 from flagcast_shared.evaluation import Answer
 from flagcast_shared.ids import Namespace
@@ -199,9 +199,7 @@ def _context(body: bytes) -> dict[str, object]:
     if context is None:
         return {}
     if not isinstance(context, dict):
-        raise _NotReadable(
-            "INVALID_CONTEXT", f"the context is a {type(context).__name__}; it must be an object"
-        )
+        raise _NotReadable("INVALID_CONTEXT", f"the context is {kind_of(context)}; it must be an object")
     return context
 
 

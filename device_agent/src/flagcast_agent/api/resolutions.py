@@ -20,6 +20,7 @@ from flagcast_agent.limits import SLICE_FLAGS
 from flagcast_agent.values import (
     Metadata,
     integer_of,
+    kind_of,
     metadata_of,
     number_of,
     object_of,
@@ -289,7 +290,7 @@ class Resolutions:
         if entity is None:
             entity = ""
         elif not isinstance(entity, str):
-            raise InvalidContext(f"{TARGETING_KEY} is a {type(entity).__name__}; it must be a text")
+            raise InvalidContext(f"{TARGETING_KEY} is {kind_of(entity)}; it must be a text")
         try:
             question = Question(asked.flag_key, entity, texts(context), asked.namespace)
         except RecursionError:
