@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Those that measure. The others run tests or comparisons for minutes: differential, fuzz, defences.
-BENCHMARKS := evaluation local_api agent_start client storm wire cuts delta abuse soak
+BENCHMARKS := evaluation local_api agent_start flat client storm wire cuts delta abuse soak
 # What `make test` and `make test-pythons` run; TESTS names files or folders, and none means all.
 SUITE := -n 4 --dist worksteal -m "not (rabbitmq or aedes or ejabberd or variant)"
 TESTS ?=
