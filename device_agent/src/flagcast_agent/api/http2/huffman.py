@@ -1,7 +1,8 @@
 """Huffman's code of header texts (RFC 7541, 5.2 and appendix B)."""
 
+from bisect import bisect_right
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 _LENGTHS: Final = bytes.fromhex(
     "0d171c1c1c1c1c1c1c181e1c1c1e1c1c1c1c1c1c1c1c1e1c1c1c1c1c1c1c1c1c060a0a0c0d06080b0a0a080b08060606"
@@ -15,6 +16,7 @@ _LENGTHS: Final = bytes.fromhex(
 follow those that are shorter, so that nothing else is needed."""
 
 _END: Final = 256
+_LONGEST: Final = 30
 _PADDING_MAX_BITS: Final = 7
 
 
@@ -22,61 +24,70 @@ class NotHuffman(Exception):
     """Bits that are no such text; the connection cannot go on (RFC 7541, 5.2)."""
 
 
+class _Tables(NamedTuple):
+    short: list[tuple[int, int] | None]
+    """By eight bits: the symbol whose code they begin with, and its length; None where the code is longer."""
+    firsts: list[int]
+    """The first code of each length, filled up to 30 bits; ascending."""
+    lengths: list[int]
+    starts: list[int]
+    """Where the symbols of each length begin in `symbols`."""
+    symbols: list[int]
+
+
 @cache
-def _tables() -> tuple[list[tuple[int, int] | None], dict[tuple[int, int], int]]:
-    # By eight bits, the symbol whose code they begin with, and its length; by length and bits, the symbols of longer codes.
+def _tables() -> _Tables:
     # Built by the first text that needs them.
-    short: list[tuple[int, int] | None] = [None] * 256
-    long: dict[tuple[int, int], int] = {}
+    symbols = sorted(range(len(_LENGTHS)), key=lambda symbol: (_LENGTHS[symbol], symbol))
+    tables = _Tables([None] * 256, [], [], [], symbols)
     code = former = 0
-    for symbol in sorted(range(len(_LENGTHS)), key=lambda symbol: (_LENGTHS[symbol], symbol)):
+    for at, symbol in enumerate(symbols):
         length = _LENGTHS[symbol]
         code <<= length - former
+        if length != former:
+            tables.firsts.append(code << (_LONGEST - length))
+            tables.lengths.append(length)
+            tables.starts.append(at)
         former = length
         if length <= 8:
             first = code << (8 - length)
-            short[first : first + (1 << (8 - length))] = [(symbol, length)] * (1 << (8 - length))
-        else:
-            long[length, code] = symbol
+            tables.short[first : first + (1 << (8 - length))] = [(symbol, length)] * (1 << (8 - length))
         code += 1
-    return short, long
+    return tables
 
 
 def decode(data: bytes) -> bytes:
     """Bytes of which `data` is the code. Raises NotHuffman."""
-    short, long = _tables()
+    short, firsts, lengths, starts, symbols = _tables()
     found = bytearray()
-    bits = left = 0
-    tried = 8  # the lengths up to this one are known to be too short for what `bits` begins with
-    for byte in data:
-        bits = (bits & (1 << left) - 1) << 8 | byte
-        left += 8
+    bits = left = at = 0
+    while True:
         while left >= 8:
-            pair = short[bits >> (left - 8) & 0xFF] if tried == 8 else None
-            if pair is not None:
-                found.append(pair[0])
-                left -= pair[1]
-                continue
-            while tried < left:
-                tried += 1
-                symbol = long.get((tried, bits >> (left - tried) & (1 << tried) - 1))
-                if symbol is not None:
-                    if symbol == _END:
-                        raise NotHuffman("the end within a text")
-                    found.append(symbol)
-                    left -= tried
-                    tried = 8
-                    break
-            else:
+            pair = short[bits >> (left - 8) & 0xFF]
+            if pair is None:
                 break
-    # What is left are short codes, and padding: the beginning of the end's code, all ones, and less than a byte.
-    while left and tried == 8:
-        pair = short[(bits << 8 | 0xFF) >> left & 0xFF]
-        if pair is None or pair[1] > left:
+            found.append(pair[0])
+            left -= pair[1]
+        bits &= (1 << left) - 1
+        if left < _LONGEST and at < len(data):
+            more = data[at : at + 4]
+            bits = bits << 8 * len(more) | int.from_bytes(more, "big")
+            left += 8 * len(more)
+            at += 4
+            continue
+        # Filled up with ones: a code that is whole is told apart by its own bits, whatever follows.
+        missing = _LONGEST - left
+        window = (bits + 1 << missing) - 1 if missing > 0 else bits >> -missing
+        row = bisect_right(firsts, window) - 1
+        length = lengths[row]
+        if length > left:
             break
-        found.append(pair[0])
-        left -= pair[1]
-    padding = (1 << left) - 1
-    if left > _PADDING_MAX_BITS or bits & padding != padding:
+        symbol = symbols[starts[row] + (window - firsts[row] >> _LONGEST - length)]
+        if symbol == _END:
+            raise NotHuffman("the end within a text")
+        found.append(symbol)
+        left -= length
+    # What is left is padding: the beginning of the end's code, all ones, and less than a byte.
+    if left > _PADDING_MAX_BITS or bits != (1 << left) - 1:
         raise NotHuffman("padding that is none")
     return bytes(found)
