@@ -9,7 +9,7 @@ import pytest
 from publishing import Flagcast, configure, features, make_project
 
 from brokers import START_SECONDS, Broker, free_port, start_amqtt
-from flagcast_bridge import mqtt
+from flagcast_bridge import cli, mqtt
 from flagcast_bridge.cli import COMMANDS, main
 
 PROGRAM = str(Path(sys.executable).with_name("flagcast"))
@@ -222,3 +222,11 @@ def test_a_stopped_broker_answers_nobody(tmp_path: Path) -> None:
     broker.restart()
     assert time.monotonic() - started < START_SECONDS
     broker.stop()
+
+
+def test_a_standard_input_that_is_closed_agrees_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert not cli._agrees("Sign it? ")
+    assert capsys.readouterr().out == "Sign it? "

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -204,6 +205,12 @@ def test_for_whom_a_flag_that_was_turned_off_is_still_true(flag: Flag, whom: str
             VariantFlag(KEY, True, (Variant(A), Variant(B))),
             VariantFlag(KEY, True, (Variant(B), Variant(A))),
             "order of variants",
+        ),
+        (boolean(True), replace(boolean(True), metadata='{"owner":"app"}'), "metadata"),
+        (
+            replace(variant(), metadata='{"owner":"app"}'),
+            replace(variant(default=None), metadata='{"owner":"site"}'),
+            "default a -> none, metadata",
         ),
         (boolean(True), variant(), "type"),
     ],

@@ -61,6 +61,7 @@ def test_ledger_usage_and_passwords_never_enter_a_repository(tmp_path: Path) -> 
         "broker.password",
         "password",
         "ledger.pgpass",
+        "publisher-tls.key",
     ]
     for name in (*secret, "keys/publisher.key", "features.yml"):
         (folder / name).touch()

@@ -300,7 +300,7 @@ def test_serve_warns_of_a_foreign_head_as_an_error_and_not_of_its_own_operators_
 
 
 def test_a_publication_that_removes_much_is_refused_without_a_terminal_unless_yes_is_given(
-    site: Site,
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def some(count: int) -> str:
         return features({f"flag-{number}": True for number in range(count)})
@@ -313,6 +313,9 @@ def test_a_publication_that_removes_much_is_refused_without_a_terminal_unless_ye
         assert f"default: this removes {count} of 6 flags" in done.err
         assert "give --yes if that is meant" in done.err
         assert site.head() == before
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdin", None)  # what Python makes of a standard input that a script has closed
+        assert "give --yes if that is meant" in site.publish(some(3), code=1).err
     assert "flagcast publish asks before it does so" in site.publish(some(3), "--dry-run").out
     release = site.project.folder / "x.release"
     assert "give --yes" in site.publish(some(3), "--prepare", str(release), code=1).err

@@ -407,3 +407,19 @@ def test_serve_leaves_a_newer_version_under_a_lower_head(site: Site) -> None:
     head = site.head()
     assert head is not None
     assert (head.stable.version, head.sequence) > (3, 6)
+
+
+def test_doctor_leaves_what_a_device_has_reported(site: Site) -> None:
+    """A device that is away still guards its numbers, also after somebody has examined it."""
+    site.published(a=True)
+    device = site.device()
+    site.wait_until_reported(device, 1)
+    site.published(a=False)
+    site.wait_until_reported(device, 2)
+    device.stop()
+    reported = site.member(device)
+    assert reported["is_online"] is False
+    for _ in range(6):  # whether the goodbye or the end of the process came first was a toss
+        done = device.run("doctor")
+        assert "the broker lets this device in" in done.stdout
+        assert site.member(device) == reported

@@ -117,7 +117,7 @@ def test_the_flags_are_listed_by_key_with_what_is_wrong_with_them(client: LocalC
         (("in-north", "--context", "region=north"), 0, "true\tTARGETING_MATCH\n"),
         (("theme", "--context", "region=north"), 0, 'dark\tTARGETING_MATCH\t{"ink":"white"}\n'),
         (("theme",), 0, "light\tDEFAULT\n"),
-        (("bare",), 4, "(none)\tSTATIC\n"),
+        (("bare",), 4, "(none)\tDEFAULT\n"),
         (("nope",), 1, ""),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,

@@ -105,6 +105,20 @@ def test_numbers_that_json_and_protobuf_write_differently_are_one_text() -> None
                 assert http.ask("POST", "/ofrep/v1/evaluate/flags/it", body).json["value"] is True
 
 
+@pytest.mark.parametrize(("value", "by_grpc"), [(2**53 + 1, False), (str(2**53 + 1), True)])
+def test_a_whole_number_beyond_a_double_is_to_be_given_as_a_text(value: object, by_grpc: bool) -> None:
+    # What docs/evaluation.md says of flagd's gRPC, whose numbers are doubles.
+    with running([for_segment("it", "fits"), segment("fits", "p", str(2**53 + 1))]) as server:
+        with calling(server.path) as client:
+            assert client.resolve("ResolveBoolean", "it", {"p": value}).value is by_grpc
+        with HttpClient(server.path) as http:
+            for path, body in (
+                ("/ofrep/v1/evaluate/flags/it", {"context": {"p": value}}),
+                ("/flagd.evaluation.v1.Service/ResolveBoolean", {"flagKey": "it", "context": {"p": value}}),
+            ):
+                assert http.post_json(path, body).json["value"] is True
+
+
 def test_numbers_do_not_grow(server: RunningServer) -> None:
     body = b'{"context":{"p":[' + b",".join([b"1e308"] * 5_000) + b"]}}"
     with HttpClient(server.path) as client:

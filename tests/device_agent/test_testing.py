@@ -222,6 +222,7 @@ def test_flags_that_could_not_be_published_are_refused(flags: dict[str, object],
         client_of(flags)
     assert said in str(raised.value)
     assert "dictionary.json" not in str(raised.value)
+    assert r"\n" not in str(raised.value)  # a break of the message, escaped
 
 
 def test_a_file_that_is_wrong_is_refused_with_the_place(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _publish(arguments: argparse.Namespace) -> int:
         return _carry_out(settings, wanted, arguments)
     except publisher.RemovalNotAgreed as error:
         # Asked when the ledger is free again: nobody else has to wait for a person.
-        can_ask = arguments.format == "text" and sys.stdin.isatty()
+        can_ask = arguments.format == "text" and sys.stdin is not None and sys.stdin.isatty()
         if not can_ask:
             raise FlagcastError(f"{error}; give --yes if that is meant") from error
         if not _agrees(f"{error}. Publish it? [y/N] "):
@@ -409,7 +409,8 @@ def _keys_apply(arguments: argparse.Namespace) -> int:
 
 def _agrees(question: str) -> bool:
     echo(question, end="")
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    answer = "" if sys.stdin is None else sys.stdin.readline()  # None where a script has closed it
+    return answer.strip().lower() in {"y", "yes"}
 
 
 def _settings(arguments: argparse.Namespace) -> Project:

@@ -75,12 +75,14 @@ def change(before: Flag, after: Flag) -> str:
     if isinstance(before, BooleanFlag) and isinstance(after, BooleanFlag):
         found = [*_field("enabled", _word(value=before.enabled), _word(value=after.enabled))]
         found += _steps("rollout", before.rollouts, after.rollouts, _rollout_name, _rollout_answer)
+        found += _metadata(before, after)
         return ", ".join(_some(found))
     if isinstance(before, VariantFlag) and isinstance(after, VariantFlag):
         found = [*_field("enabled", _word(value=before.enabled), _word(value=after.enabled))]
         found += _field("default", before.default or "none", after.default or "none")
         found += _variants(before, after)
         found += _steps("rule", before.rules, after.rules, _rule_name, _shares)
+        found += _metadata(before, after)
         return ", ".join(_some(found))
     return "type"
 
@@ -265,6 +267,11 @@ def _step_change(word: str, before: tuple[str, str], after: tuple[str, str]) -> 
     named = before[0] if before[0] == after[0] else f"{before[0]} -> {after[0]}"
     gives = "" if before[1] == after[1] else f": {before[1] or 'default'} -> {after[1] or 'default'}"
     return f"{word} {named}{gives}"
+
+
+def _metadata(before: BooleanFlag | VariantFlag, after: BooleanFlag | VariantFlag) -> Iterator[str]:
+    if before.metadata != after.metadata:
+        yield "metadata"
 
 
 def _field(name: str, before: str, after: str) -> Iterator[str]:

@@ -73,6 +73,7 @@ _IGNORED: Final = """\
 # The ledger and the usage book change at every run and are backed up, not versioned; secrets never enter a repository.
 ledger.sqlite*
 usage.sqlite*
+*.key
 *password*
 *passphrase*
 *.pgpass

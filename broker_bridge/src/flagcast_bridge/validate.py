@@ -72,15 +72,18 @@ def read_records(flags: Path | Mapping[str, object]) -> Mapping[Namespace, tuple
     compilation = check(read_path(flags) if isinstance(flags, Path) else (_written(flags),))
     if compilation.has_errors:
         errors = [each for each in compilation.findings if each.severity == "error"]
-        lines = [f"{flags if is_file else 'the dictionary'} cannot be published:"]
+        # An exception's text is one line: breaks would be escaped.
+        listed = []
         for each in errors[:ERRORS_SHOWN_MAX]:
             first, *hints = as_lines(each)
             # A place in the text that was written of a dictionary means nothing to its author.
-            lines += [first if is_file else first[first.index(each.severity) :], *hints]
+            named_error = first if is_file else first[first.index(each.severity) :]
+            listed.append(". ".join([named_error, *(hint.strip() for hint in hints)]))
         hidden = len(errors) + compilation.unlisted.errors - ERRORS_SHOWN_MAX
         if hidden > 0:
-            lines.append(_count(hidden, "more error"))
-        raise InvalidDocument("\n".join(lines))
+            listed.append(_count(hidden, "more error"))
+        what = flags if is_file else "the dictionary"
+        raise InvalidDocument(f"{what} cannot be published: {' | '.join(listed)}")
     return {
         namespace: tuple(
             encode_record(entry).data for entry in entries if not isinstance(entry, UnsupportedRecord)

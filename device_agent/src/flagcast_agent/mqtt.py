@@ -38,7 +38,7 @@ from .sync import (
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 FAREWELL_SECONDS: Final = 1.0
-"""How long a clean end waits for the broker to take the last report."""
+"""How long a clean end waits for the broker to take the last report, and for the goodbye to be written."""
 FILTERS_PER_SUBSCRIBE: Final = 8
 """AWS IoT refuses a SUBSCRIBE with more, and an UNSUBSCRIBE."""
 _TOPIC_ROOM_BYTES: Final = 1024
@@ -152,13 +152,19 @@ class Link:
         if session is not None:
             session.abandon()
 
-    def close(self, farewell: tuple[str, bytes] | None = None) -> None:
-        """End the connection; `farewell` is published first, because a clean end does not send the will."""
+    def close(self, farewell: tuple[str, bytes] | None = None, *, patience: float = 0.0) -> None:
+        """End the connection; `farewell` is published first, because a clean end does not send the will.
+
+        For at most `patience` seconds it waits until the goodbye is written: a process that exits before loses it, and the
+        broker then sends the will.
+        """
         self.attempt += 1
-        if self._session is not None:
+        session, self._session = self._session, None
+        if session is not None:
             # Its thread may still be waiting for a name or a handshake; it ends by itself and says nothing any more.
-            self._session.close(farewell)
-            self._session = None
+            session.close(farewell)
+            if patience:
+                session.wait(patience)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +199,8 @@ def probe(config: BrokerConfig, client_id: str, will_topic: str, will: bytes) ->
             event: Said | None = events.get(timeout=CONNECT_TIMEOUT_SECONDS)
         except queue.Empty:
             event = None
-        link.close()
+        # The will is retained: sent by the broker, it would stand in the place of what the device reported last.
+        link.close(patience=FAREWELL_SECONDS)
         match event:
             case Connected():
                 yield Probed("login")
@@ -330,6 +337,10 @@ class _Session:
                 with contextlib.suppress(ValueError, RuntimeError):
                     message.wait_for_publish(FAREWELL_SECONDS)
             client.disconnect()
+
+    def wait(self, seconds: float) -> None:
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def abandon(self) -> None:
         self._is_over = True

@@ -7,7 +7,7 @@ share the batch's; a reply carries the instant its evaluation ended.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from flagcast_agent.evaluator import Evaluator, Knowledge
@@ -18,6 +18,7 @@ from flagcast_agent.limits import (
     CONTEXT_MAX_ENTRIES,
     ENTITY_ID_MAX_BYTES,
 )
+from flagcast_agent.values import reason_of
 from flagcast_shared.errors import (
     AnswerTooLarge,
     CallTooLarge,
@@ -263,7 +264,11 @@ class Answers:
         explanation = known.compiled.explain(
             FlagKey(question.flag_key), EntityId(question.entity_id), question.context
         )
-        return ExplainedReply(known.namespace, known.epoch, known.version, explanation)
+        # The reason that an application gets for it.
+        answer = replace(explanation.answer, resolution=reason_of(explanation.answer))
+        return ExplainedReply(
+            known.namespace, known.epoch, known.version, replace(explanation, answer=answer)
+        )
 
     def _answer(
         self, question: Question, filling: Filling, held: dict[Namespace, CompiledFlags]
