@@ -187,11 +187,11 @@ def test_a_ledger_restored_beside_an_empty_broker_reuses_no_number(site: Site) -
     device.holds(3)
     site.restore_ledger(copy)
     site.empty_broker()
-    refused(
-        site.publish(a=True, b=True),
-        "default: device device-1 holds version 3, head 3, and this ledger knows of version 1, head 1",
-        "flagcast ledger recovered",
-    )
+    why = "default: device device-1 holds version 3, head 3, and this ledger knows of version 1, head 1"
+    tried = site.publish("--dry-run", a=True, b=True)
+    assert tried.code == 0
+    assert f"warning: flagcast publish would refuse this: {why}" in tried.err
+    refused(site.publish(a=True, b=True), why, "flagcast ledger recovered")
     assert site.version() == 0, "nothing was published"
     assert "action" not in site.flagcast.on_project("rollback", "--dry-run").err
     dry = site.flagcast.on_project("ledger", "recovered", "--dry-run")
@@ -328,6 +328,10 @@ def test_a_runner_without_the_ledger_is_refused_unless_it_says_so(site: Site) ->
     site.published(a=True)
     device.holds(1)
     site.restore_ledger(None)
+    for agrees in (False, True):
+        tried = site.publish("--dry-run", *(["--without-ledger"] if agrees else []), a=False)
+        assert tried.code == 0
+        assert ("would refuse this" in tried.err) == (not agrees), tried.err
     refused(site.publish(a=False), "no ledger", "--without-ledger")
     refused(site.flagcast.on_project("rollout", "set", "5"), "--without-ledger")
     assert site.version() == 1

@@ -158,7 +158,7 @@ def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace)
         raise InvalidInput("--format json: not together with --prepare")
     show = _show_nothing if is_json else _show_plan
     if arguments.dry_run:
-        outcome = publisher.preview(settings, order, say=_note)
+        outcome = publisher.preview(settings, order, say=_note, without_ledger=arguments.without_ledger)
         for plan in outcome.plans:
             show(plan)
             if publisher.asks_about(order, plan) and not is_json:

@@ -324,8 +324,12 @@ def read_rollouts(settings: Project, namespaces: frozenset[Namespace]) -> tuple[
     )
 
 
-def preview(settings: Project, order: Order, *, say: Callable[[str], None]) -> Outcome:
+def preview(
+    settings: Project, order: Order, *, say: Callable[[str], None], without_ledger: bool = False
+) -> Outcome:
     """What `publish` would do. Writes nothing, needs no signing key, and keeps nobody from publishing.
+
+    Where it would refuse, because its ledger is missing or knows less than devices report, `say` is given the reason.
 
     Raises:
         BrokerError, LedgerError, InvalidInput, PlanRefused, ProjectOutdated, RootExpired
@@ -336,10 +340,17 @@ def preview(settings: Project, order: Order, *, say: Callable[[str], None]) -> O
         ledger = existing(settings.ledger, settings.environment)
         if ledger is None:
             seen = _read(settings, roots, connection)
-            return _decide(settings, order, seen, None, now=clock.now(), say=say, previews=True)
-        stack.enter_context(closing(ledger))
-        seen = _read(settings, roots, connection, ledger.to_ask_for())
-        return _decide(settings, order, seen, ledger, now=ledger.now(), say=say, previews=True)
+            now, issued = clock.now(), dict[Namespace, Issued]()
+        else:
+            stack.enter_context(closing(ledger))
+            seen = _read(settings, roots, connection, ledger.to_ask_for())
+            now, issued = ledger.now(), ledger.issued(epoch=seen.root.epoch)
+        outcome = _decide(settings, order, seen, ledger, now=now, say=say, previews=True)
+        why = "" if without_ledger or issued else _lacks_ledger(settings, seen, order)
+        why = why or _lacks_numbers(settings, seen, issued, outcome.plans, say)
+        if why:
+            say(f"warning: flagcast publish would refuse this: {why}")
+        return outcome
 
 
 def publish(
@@ -610,35 +621,14 @@ class _Run:
 
     def require_ledger(self, order: Order) -> None:
         """Raises LedgerMissing where nothing was issued from here and the broker shows what the order is about."""
-        names = set(self.seen.live)
-        if isinstance(order, Wanted):
-            names &= order.entries.keys() | order.remove
-        if not names or self.ledger.namespaces():
-            return
-        name = min(names)
-        head = self.seen.live[name].head
-        raise LedgerMissing(
-            f"{self.settings.ledger}: no ledger was here, and the broker shows version {head.stable.version} of {name}, which "
-            "another one issued; a runner needs the ledger too: on PostgreSQL, or kept from run to run (docs/operations.md); "
-            "--without-ledger goes on above what is live"
-        )
+        if not self.ledger.namespaces() and (why := _lacks_ledger(self.settings, self.seen, order)):
+            raise LedgerMissing(why)
 
     def require_known_numbers(self, plans: Iterable[Plan], say: Callable[[str], None]) -> None:
         """Raises NumbersUnknown where devices report numbers that neither ledger nor broker knows, or content under theirs."""
-        taken = [each for each in plans if each.head_draft is not None]
-        members = _read_members(self.settings, self.seen, say) if taken else None
-        if members is None:
-            return
-        root = self.seen.root
-        issued = self.ledger.issued(epoch=root.epoch)
-        known = {each.namespace: _numbers(each.namespace, self.seen, issued) for each in taken}
-        found = claims(members, root.epoch, known)
-        for line in _beyond(found):
-            say(f"warning: {line}")
-        why = [*_of_later_epochs(found, root), *_unknown(found, known)]
-        why += [line for each in taken for line in _split(members, each)]
-        if why:
-            raise NumbersUnknown(why[0])
+        issued = self.ledger.issued(epoch=self.seen.root.epoch)
+        if why := _lacks_numbers(self.settings, self.seen, issued, plans, say):
+            raise NumbersUnknown(why)
 
     def witness(self) -> None:
         """Note down newer heads that this project's keys have signed elsewhere, so that nothing older takes their place."""
@@ -1102,6 +1092,44 @@ def _numbers(name: Namespace, seen: OnBroker, issued: Mapping[Namespace, Issued]
     if live is None:
         return Numbers(known.version, known.sequence)
     return Numbers(max(known.version, top_version(live.head)), max(known.sequence, live.head.sequence))
+
+
+def _lacks_ledger(settings: Project, seen: OnBroker, order: Order) -> str:
+    # Why an empty ledger may not issue what is ordered; blank where it may.
+    names = set(seen.live)
+    if isinstance(order, Wanted):
+        names &= order.entries.keys() | order.remove
+    if not names:
+        return ""
+    name = min(names)
+    head = seen.live[name].head
+    return (
+        f"{settings.ledger}: no ledger was here, and the broker shows version {head.stable.version} of {name}, which "
+        "another one issued; a runner needs the ledger too: on PostgreSQL, or kept from run to run (docs/operations.md); "
+        "--without-ledger goes on above what is live"
+    )
+
+
+def _lacks_numbers(
+    settings: Project,
+    seen: OnBroker,
+    issued: Mapping[Namespace, Issued],
+    plans: Iterable[Plan],
+    say: Callable[[str], None],
+) -> str:
+    # Why devices would refuse the plans' numbers; blank where no report is against them.
+    taken = [each for each in plans if each.head_draft is not None]
+    members = _read_members(settings, seen, say) if taken else None
+    if members is None:
+        return ""
+    root = seen.root
+    known = {each.namespace: _numbers(each.namespace, seen, issued) for each in taken}
+    found = claims(members, root.epoch, known)
+    for line in _beyond(found):
+        say(f"warning: {line}")
+    why = [*_of_later_epochs(found, root), *_unknown(found, known)]
+    why += [line for each in taken for line in _split(members, each)]
+    return why[0] if why else ""
 
 
 def _read_members(settings: Project, seen: OnBroker, say: Callable[[str], None]) -> Fleet | None:
