@@ -2,7 +2,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from publishing import configure, make_project
+from publishing import Flagcast, configure, make_project
 from repository import ROOT
 
 from flagcast_bridge import keychain, project, publisher
@@ -76,6 +76,24 @@ def test_a_gitignore_that_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("mine")
     make_project(tmp_path, URL)
     assert (tmp_path / ".gitignore").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        (None, ()),
+        ("mine\n*.key\n", ("ledger.sqlite*", "usage.sqlite*", "*password*", "*passphrase*", "*.pgpass")),
+    ],
+)
+def test_init_names_what_a_gitignore_that_is_there_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], there: str | None, missing: tuple[str, ...]
+) -> None:
+    if there is not None:
+        (tmp_path / ".gitignore").write_text(there)
+    done = Flagcast(tmp_path, capsys)("init", tmp_path, "--environment", "test", "--broker", URL)
+    told = [line for line in done.out.splitlines() if line.startswith("add to ")]
+    expected = f"add to {tmp_path / '.gitignore'}, which was there before: {' '.join(missing)}"
+    assert told == ([expected] if missing else [])
 
 
 def test_a_project_is_never_overwritten(tmp_path: Path) -> None:

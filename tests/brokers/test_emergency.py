@@ -390,6 +390,7 @@ def test_a_commit_that_is_an_ancestor_of_the_published_one_warns(site: Site, tmp
         assert f"warning: default: commit {old} is an ancestor of {new}, which is published" in publish(
             old, where
         )
+    assert f"commit {old.upper()} is an ancestor of {new}" in publish(old.upper(), path)
     for commit in (new, new[:12], "0" * 40, "--help", "HEAD~1"):
         assert "ancestor" not in publish(commit, path)
     shutil.copy(path, tmp_path / "elsewhere.yml")

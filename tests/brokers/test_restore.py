@@ -193,6 +193,9 @@ def test_a_ledger_restored_beside_an_empty_broker_reuses_no_number(site: Site) -
     assert f"warning: flagcast publish would refuse this: {why}" in tried.err
     refused(site.publish(a=True, b=True), why, "flagcast ledger recovered")
     assert site.version() == 0, "nothing was published"
+    shown = site.flagcast.on_project("fleet").out
+    assert "version 3 of epoch 1: 1 device  <- its head is not on the broker" in shown
+    assert "a head that is not on the broker: flagcast serve puts back" in shown
     assert "action" not in site.flagcast.on_project("rollback", "--dry-run").err
     dry = site.flagcast.on_project("ledger", "recovered", "--dry-run")
     assert dry.code == 0, dry.err

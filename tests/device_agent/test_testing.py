@@ -255,6 +255,14 @@ def test_a_nested_dictionary_without_end_is_refused() -> None:
         client_of(endless)
 
 
+@pytest.mark.parametrize("flags", [[], None, 7])
+def test_what_is_neither_a_path_nor_a_dictionary_is_refused(flags: object) -> None:
+    with pytest.raises(
+        InvalidDocument, match="flags are a path or a document of a flags file as a dictionary"
+    ):
+        client_of(flags)  # type: ignore[arg-type]  # the point of it
+
+
 # Overrides
 
 

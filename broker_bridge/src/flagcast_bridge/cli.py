@@ -100,6 +100,8 @@ def _init(arguments: argparse.Namespace) -> int:
     echo(f"  {made.root_file(1)}    the trust anchor: provision devices with it, or with a later root")
     echo(f"  {made.publisher_key}    signs flags; keep it on this machine")
     echo(f"  {made.root_key}    names the publisher's keys; keep a copy, and move it off this machine")
+    if missing := project.not_ignored(made.folder):
+        echo(f"add to {made.folder / project.IGNORE_NAME}, which was there before: {' '.join(missing)}")
     echo(f"next: flagcast publish FLAGS --project {arguments.folder}")
     return DONE
 
@@ -668,7 +670,8 @@ def _usage(arguments: argparse.Namespace) -> int:
         + (f"; {dropped} evaluations were dropped on devices" if dropped else "")
     )
     if unused is None:
-        echo("the published flags are not known: nothing was published from this ledger")
+        of = f" of {arguments.namespace}" if arguments.namespace else ""
+        echo(f"the published flags{of} are not known: this ledger published none")
     for name, flag in unused or ():
         echo(f"NOT ASKED FOR {name:<12} {flag}")
     if uncounted:
@@ -1533,9 +1536,15 @@ def _summary_lines(summary: "Summary") -> list[str]:
     for name, versions in summary.versions.items():
         for held, devices in versions.items():
             mark = "  <- stable" if summary.stable.get(name) == held else ""
+            if name not in summary.stable:
+                mark = "  <- its head is not on the broker"
             lines.append(
                 f"  {name:<12} version {held[1]} of epoch {held[0]}: {_count(devices, 'device')}{mark}"
             )
+    if summary.versions.keys() - summary.stable.keys():
+        lines.append(
+            "  a head that is not on the broker: flagcast serve puts back what this ledger published, flagcast publish publishes"
+        )
     lines += [
         f"  refused      {attack}: {_count(devices, 'device')}"
         for attack, devices in summary.rejections.items()

@@ -18,6 +18,7 @@ _COMMIT: Final = re.compile("[0-9a-f]{7,64}")
 
 def is_ancestor(path: Path, commit: str, of: str) -> bool:
     """Whether the repository around `path` holds both commits and `of` was made, in any number of steps, from `commit`."""
+    commit, of = commit.lower(), of.lower()
     if not _COMMIT.fullmatch(commit) or not _COMMIT.fullmatch(of):
         return False
     if commit.startswith(of) or of.startswith(commit):

@@ -300,6 +300,15 @@ def template(environment: str, broker_url: str, prefix: str) -> str:
     )
 
 
+def not_ignored(folder: Path) -> tuple[str, ...]:
+    """The patterns of a project's `.gitignore` that the one in `folder` does not have."""
+    try:
+        there = (folder / IGNORE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        there = []
+    return tuple(line for line in _IGNORED.splitlines() if line not in there and not line.startswith("#"))
+
+
 @contextmanager
 def founding(folder: Path, text: str) -> Iterator[Project]:
     """Make a project: the block writes keys and roots into the project it is given, which stands in a hidden folder.

@@ -93,6 +93,10 @@ def read_records(flags: Path | Mapping[str, object]) -> Mapping[Namespace, tuple
 
 
 def _written(flags: Mapping[str, object]) -> SourceFile:
+    if not isinstance(flags, Mapping):
+        raise InvalidDocument(
+            f"flags are a path or a document of a flags file as a dictionary, not a {type(flags).__name__}"
+        )
     try:
         text = json.dumps(dict(flags), allow_nan=False, ensure_ascii=False)
         return SourceFile(_DICTIONARY, _ODD.sub(_escaped, text).encode("utf-8"))
