@@ -143,6 +143,7 @@ def test_every_mistake_has_its_answer_and_the_next_question_is_answered(
         ("values that are no texts", "on", {"n": 3, "f": 0.5, "b": True, "nested": {"a": [None, 1]}}, ANSWERED),
         ("a context over its limit", "on", {"a": "x" * 70_000}, refused),
         ("a context of very many entries", "on", {f"k{number}": "" for number in range(300)}, refused),
+        ("a question over its limit", "on", {f"k{number}": "" for number in range(30_000)}, refused),
     ]  # fmt: skip
     requests = []
     for _, key, context, _ in asked:

@@ -1,5 +1,6 @@
 """Flipt's evaluation service on a real Unix socket, asked by grpcio with stubs that protoc generates from the .proto."""
 
+import asyncio
 import importlib
 import itertools
 import shutil
@@ -11,9 +12,17 @@ from typing import Any
 
 import pytest
 from admitted import History
+from followed import wait_until
 from local_server import NOW, RunningServer, flag_from_the_future, running
 
-from flagcast_agent.limits import BATCH_MAX_REQUESTS, CONTEXT_MAX_BYTES, CONTEXT_MAX_ENTRIES
+from flagcast_agent.limits import (
+    BATCH_AT_ONCE_BYTES,
+    BATCH_MAX_REQUESTS,
+    CONTEXT_MAX_BYTES,
+    CONTEXT_MAX_ENTRIES,
+    QUESTION_MAX_BYTES,
+    SLICE_FLAGS,
+)
 from flagcast_shared.ids import FlagKey, RecordId
 from flagcast_shared.model import BooleanFlag, Flag
 from flagcast_shared.records import Record
@@ -282,6 +291,84 @@ def test_a_batch_over_the_limit_is_refused_whole(application: Application) -> No
     assert str(BATCH_MAX_REQUESTS) in caught.value.details()
 
 
+def test_a_batch_of_any_size_has_the_same_answers_in_their_order(application: Application) -> None:
+    keys = ["on", "off", "theme", "nope", "half", "broken", "in-north"]
+    north = {"region": "north"}
+    asked = [
+        {
+            "flag_key": keys[number % len(keys)],
+            "entity_id": f"e{number}",
+            "context": north,
+            "request_id": str(number),
+        }
+        for number in range(BATCH_MAX_REQUESTS)
+    ]
+    large = application.batch(*asked, request_id="all")
+    assert (
+        application.messages.BatchEvaluationRequest(
+            requests=[application.messages.EvaluationRequest(**each) for each in asked]
+        ).ByteSize()
+        > BATCH_AT_ONCE_BYTES
+    )
+    small = [
+        response
+        for start in range(0, len(asked), 50)
+        for response in application.batch(*asked[start : start + 50]).responses
+    ]
+    assert [_without_time(each) for each in large.responses] == [_without_time(each) for each in small]
+    assert large.request_id == "all"
+    assert large.request_duration_millis > 0
+
+
+def test_others_have_their_turn_while_a_large_batch_is_answered(
+    server: RunningServer, application: Application
+) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def begin() -> "asyncio.Task[None]":
+        return asyncio.create_task(count())
+
+    with server.large_answers_held_up():
+        request = application.messages.BatchEvaluationRequest(
+            requests=[
+                application.messages.EvaluationRequest(flag_key="half", entity_id=f"entity-{number}")
+                for number in range(BATCH_MAX_REQUESTS)
+            ]
+        )
+        waiting = application.service.Batch.future(request, timeout=100)
+        wait_until(lambda: server.open_calls() == 1, "the batch waits for its turn")
+        counting = server.call(begin())
+        before = turns
+    assert len(waiting.result().responses) == BATCH_MAX_REQUESTS
+    passed = turns - before
+    counting.get_loop().call_soon_threadsafe(counting.cancel)
+    # Questions are read, answered and encoded in slices of their own.
+    assert passed >= 3 * BATCH_MAX_REQUESTS // SLICE_FLAGS
+
+
+def _without_time(response: Any) -> Any:
+    copied = type(response)()
+    copied.CopyFrom(response)
+    for kind in ("boolean_response", "variant_response"):
+        if copied.HasField(kind):
+            getattr(copied, kind).ClearField("timestamp")
+            getattr(copied, kind).ClearField("request_duration_millis")
+    return copied
+
+
+@pytest.mark.parametrize("call", ["Boolean", "Variant"])
+def test_a_question_too_large_is_refused_before_it_is_decoded(application: Application, call: str) -> None:
+    code, why = application.refusal(call, "on", context={f"k{n}": "v" for n in range(20_000)})
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"at most {QUESTION_MAX_BYTES} about one flag" in why
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -317,7 +404,7 @@ def test_a_request_of_many_megabytes_is_refused_unread_and_the_next_is_answered(
 
 
 def test_an_error_repeats_only_the_beginning_of_a_long_key(application: Application) -> None:
-    code, why = application.refusal("Boolean", "ж" * 100_000)
+    code, why = application.refusal("Boolean", "ж" * 50_000)
     assert code is grpc.StatusCode.NOT_FOUND
     assert len(why) < 400
 

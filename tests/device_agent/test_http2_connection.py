@@ -5,7 +5,21 @@ from collections.abc import Callable
 
 import hpack
 import pytest
-from frames import CALL, HELLO, Frame, data, headers, kinds, opened, parsed, ping, reset, settings, window
+from frames import (
+    CALL,
+    HELLO,
+    Frame,
+    data,
+    headers,
+    kinds,
+    opened,
+    parsed,
+    ping,
+    reset,
+    settings,
+    streams_of,
+    window,
+)
 
 from flagcast_agent.api.http2 import frames
 from flagcast_agent.api.http2.connection import Connection
@@ -21,7 +35,7 @@ def whole(connection: Connection, sent: bytes, now: float = 0.0) -> list[Stream]
     """Requests that are whole after so many more bytes."""
     connection.receive(sent)
     found = []
-    while (stream := connection.next(now)) is not None:
+    for stream in streams_of(connection, now):
         if stream.is_whole and not stream.is_over:
             found.append(stream)
         elif not stream.is_over:
@@ -111,6 +125,18 @@ def test_more_streams_than_allowed_are_refused_and_the_others_go_on() -> None:
     ]
     assert len(connection.streams) == STREAMS_MAX
     assert [stream.number for stream in whole(connection, data(1, b"", end=True))] == [1]
+
+
+def test_headers_without_end_are_read_in_slices() -> None:
+    # Every 2 bytes of them count as a frame: one slice of blocks of 1,100 bytes is one block.
+    connection = opened()
+    large = CALL + block_of(*((f"x-{number}", "v" * 100) for number in range(10)))
+    connection.receive(b"".join(headers(number, large) for number in range(1, 21, 2)))
+    slices = 0
+    while connection.next(0.0) is not None or connection.has_more:
+        slices += 1
+        assert len(connection.streams) == slices, "more than one block in a slice"
+    assert len(connection.streams) == 10
 
 
 # The end of a connection.

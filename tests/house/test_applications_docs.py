@@ -55,6 +55,7 @@ def test_the_limits_of_the_page_are_those_of_the_code() -> None:
     table = PAGE[PAGE.index("## Limits") :]
     for number in (
         f"{limits.REQUEST_MAX_BYTES // 2**20} MiB; it has {limits.REQUEST_TIMEOUT_SECONDS} s",
+        f"or about all | {limits.QUESTION_MAX_BYTES // 1024} KiB |",
         f"{limits.CONTEXT_MAX_ENTRIES} entries, {limits.CONTEXT_MAX_BYTES // 1024} KiB",
         f"{limits.ENTITY_ID_MAX_BYTES:,} bytes",
         f"{limits.BATCH_MAX_REQUESTS:,} |",

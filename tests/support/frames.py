@@ -1,11 +1,12 @@
 """Frames of HTTP/2 as a client writes them, right or wrong, and those of a server taken apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from flagcast_agent.api.http2 import frames
 from flagcast_agent.api.http2.connection import Connection
 from flagcast_agent.api.http2.headers import block_of
+from flagcast_agent.api.http2.stream import Stream
 
 CALL = block_of(
     (":method", "POST"),
@@ -83,6 +84,13 @@ def parsed(sent: bytes) -> list[Frame]:
 def kinds(found: Sequence[Frame]) -> list[tuple[int, int]]:
     """Kind and stream of each frame."""
     return [(frame.kind, frame.stream) for frame in found]
+
+
+def streams_of(connection: Connection, now: float = 0.0) -> Iterator[Stream]:
+    """What `next` gives, slice after slice, until all that was received is read."""
+    while (stream := connection.next(now)) is not None or connection.has_more:
+        if stream is not None:
+            yield stream
 
 
 def opened() -> Connection:

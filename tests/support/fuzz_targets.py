@@ -16,7 +16,7 @@ from typing import Any
 import cbor2
 import frames
 import yaml
-from frames import opened, parsed
+from frames import opened, parsed, streams_of
 from publisher_simulator import NOW, PublisherSimulator, SigningKey
 from releases import EVIL, OFF, ON, OTHER
 from repository import ROOT
@@ -530,7 +530,7 @@ def _http2(data: bytes) -> None:
     cut = data[0] % (len(data) + 1) if data else 0
     for part in (data[:cut], data[cut:]):
         connection.receive(part)
-        while (stream := connection.next(0.0)) is not None:
+        for stream in streams_of(connection):
             if stream.is_whole:
                 connection.answer(stream, _ANSWER, b"answer" * 1000, _ANSWER, 0.0)
             else:

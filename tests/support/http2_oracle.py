@@ -8,7 +8,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import hpack
-from frames import CALL, HELLO, data, headers, parsed, ping, reset, settings, window
+from frames import CALL, HELLO, data, headers, parsed, ping, reset, settings, streams_of, window
 
 from flagcast_agent.api.http2 import frames
 from flagcast_agent.api.http2.connection import Connection
@@ -142,7 +142,7 @@ def by_ours(sent: list[bytes]) -> Outcome:
     for each in sent:
         made.receive(each)
         before = set(made.streams)
-        while (stream := made.next(0.0)) is not None:
+        for stream in streams_of(made):
             if stream.is_over:
                 found.cancelled.add(stream.number)
             else:

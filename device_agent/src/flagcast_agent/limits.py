@@ -6,6 +6,10 @@ They keep one application from taking the memory or the time of the others; what
 REQUEST_MAX_BYTES = 1024 * 1024
 """One request's message: a batch of BATCH_MAX_REQUESTS with a kilobyte of context each. Refused before it is read."""
 
+QUESTION_MAX_BYTES = 131_072
+"""A request about one flag, or about all of them: twice CONTEXT_MAX_BYTES. It is refused before it is decoded, since decoding a
+larger one takes tens of milliseconds."""
+
 CONTEXT_MAX_ENTRIES = 256
 """Entries of one evaluation context; flags look up a handful of them."""
 
@@ -16,7 +20,10 @@ ENTITY_ID_MAX_BYTES = 1_024
 """An entity id is hashed once or twice per evaluation and stands in no index."""
 
 BATCH_MAX_REQUESTS = 1_000
-"""Evaluations of one batch: about 20 ms on a small device, for which every other caller waits."""
+"""Evaluations of one batch: about 20 ms on a small device."""
+
+BATCH_AT_ONCE_BYTES = 8_192
+"""A batch that is answered at once, a hundred questions in half a millisecond; a larger one is answered in slices."""
 
 CONNECTIONS_MAX = 256
 """Connections open at once. Each may hold 100 calls; the process's file descriptors also serve the broker and the disk."""
@@ -24,8 +31,8 @@ CONNECTIONS_MAX = 256
 USER_CONNECTIONS_MAX = CONNECTIONS_MAX // 2
 """Those of one user: an application that opens them without end leaves as many for all the others."""
 
-ACCEPTS_MAX = 8
-"""Connections accepted in one round of the loop, a millisecond: a flood of them keeps nobody waiting for all of it."""
+ACCEPTS_MAX = 2
+"""Connections accepted in one round of the loop, a third of a millisecond: a flood of them keeps nobody waiting for all of it."""
 
 SILENT_SECONDS = 1
 """A connection without a request for so long gives way where there is no place: clients connect again by themselves."""
@@ -80,7 +87,7 @@ REQUESTS_PER_TURN = 4
 """Requests that were sent ahead and are answered in one go, under a millisecond; then other callers have their turn."""
 
 HELD_MAX_BYTES = 32 * 1024 * 1024
-"""Memory of all HTTP/1.1 clients: requests not yet whole or answered, answers not yet read. Devices have 64 MB and more, and
+"""Memory of all clients: requests not yet whole or answered, answers not yet read. Devices have 64 MB and more, and
 requests and answers of applications that read are gone within milliseconds."""
 
 HELD_SHARE_BYTES = HELD_MAX_BYTES // CONNECTIONS_MAX
@@ -111,7 +118,7 @@ SLICE_SECONDS = 0.0005
 """How long one HTTP/2 client's calls are answered in one go; then other callers have their turn."""
 
 SLICE_FRAMES = 256
-"""Frames that ask for nothing and are read in one go: half a millisecond."""
+"""Frames that ask for nothing and are read in one go: half a millisecond. Every 2 bytes of headers count as one more."""
 
 LASTING_MAX = 1_024
 """Calls of one process that last: streams, waits, questions for all flags. An application has a few; each holds 6 KB. All clients
@@ -134,8 +141,8 @@ REMOVED_FLAGS_MAX = 10_000
 """Removed flags that a namespace remembers, for providers that may have kept an answer of one; the oldest are forgotten. As many
 as one event names, so that a great cleanup is told whole: half a megabyte on disk then, and nothing where nothing is removed."""
 
-SLICE_FLAGS = 200
-"""Flags evaluated in one go by a question for all flags, about a millisecond; then other callers have their turn."""
+SLICE_FLAGS = 50
+"""Flags evaluated in one go by a batch or a question for all flags, half a millisecond; then other callers have their turn."""
 
 SNAPSHOT_PART_BYTES = 262_144
 """Records in one message of a snapshot's stream; a single record is never larger."""

@@ -6,7 +6,7 @@ call's metadata, then from the agent's configuration; a blank request id gets a 
 share the batch's; a reply carries the instant its evaluation ended.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +17,7 @@ from flagcast_agent.limits import (
     CONTEXT_MAX_BYTES,
     CONTEXT_MAX_ENTRIES,
     ENTITY_ID_MAX_BYTES,
+    SLICE_FLAGS,
 )
 from flagcast_agent.values import reason_of
 from flagcast_shared.errors import (
@@ -186,13 +187,20 @@ class Answers:
             CallTooLarge: more questions than BATCH_MAX_REQUESTS.
             AnswerTooLarge: attachments and segments over BATCH_ANSWER_MAX_BYTES.
         """
+        return next(each for each in self.batch_in_slices(questions, request_id, filling) if each is not None)
+
+    def batch_in_slices(
+        self, questions: Sequence[Question], request_id: str = "", filling: Filling = NO_FILLING
+    ) -> Iterator[BatchReply | None]:
+        """The same at the end; None after every SLICE_FLAGS questions, so that others may have their turn. Raises as `batch`."""
         began = self._monotonic()
-        if len(questions) > BATCH_MAX_REQUESTS:
-            raise CallTooLarge(f"{len(questions)} requests in one batch; at most {BATCH_MAX_REQUESTS}")
+        require_batch_size(len(questions))
         held: dict[Namespace, CompiledFlags] = {}
-        answers = []
+        answers: list[BooleanAnswer | VariantAnswer | InvalidCall] = []
         size = 0
         for question in questions:
+            if answers and not len(answers) % SLICE_FLAGS:
+                yield None
             answer = self._answer(question, filling, held)
             size += _varying_bytes(answer)
             if size > BATCH_ANSWER_MAX_BYTES:
@@ -214,7 +222,7 @@ class Answers:
                     replies.append(
                         ErrorReply(question.flag_key, self._namespace(question.namespace, filling), answer)
                     )
-        return BatchReply(tuple(replies), stamp)
+        yield BatchReply(tuple(replies), stamp)
 
     def flags(self, namespace: str = "") -> FlagList:
         """The flags of a namespace; blank means the default one. Raises NamespaceNotFound."""
@@ -311,10 +319,16 @@ class Answers:
         return Stamp(request_id or self._fresh_id(), milliseconds, seconds, microseconds * 1000)
 
 
+def require_batch_size(number: int) -> None:
+    """A batch of so many questions is within BATCH_MAX_REQUESTS. Raises CallTooLarge."""
+    if number > BATCH_MAX_REQUESTS:
+        raise CallTooLarge(f"{number} requests in one batch; at most {BATCH_MAX_REQUESTS}")
+
+
 def _require_small(question: Question) -> None:
     context = question.context
     if len(context) > CONTEXT_MAX_ENTRIES:
-        raise CallTooLarge(f"a context of {len(context)} entries; at most {CONTEXT_MAX_ENTRIES}")
+        raise CallTooLarge(f"a context of too many entries; at most {CONTEXT_MAX_ENTRIES}")
     # Characters bound the bytes from below and, four times, from above: only a large context is encoded to be measured.
     characters = sum(map(len, context)) + sum(map(len, context.values()))
     if characters * 4 > CONTEXT_MAX_BYTES:

@@ -81,18 +81,22 @@ class Call(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Unary:
-    """A method whose answer is there at once; raises InvalidCall or CallFailed."""
-
-    answer: Callable[[bytes, Fields], bytes]
-
-
-@dataclass(frozen=True, slots=True)
 class Lasting:
     """A method that takes time, or sends several messages; `reads_several`: the client does too."""
 
     run: Callable[[Call], Awaitable[None]]
     reads_several: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """A method whose answer is there at once; raises InvalidCall or CallFailed.
+
+    `large` answers requests of more than BATCH_AT_ONCE_BYTES, where they take longer.
+    """
+
+    answer: Callable[[bytes, Fields], bytes]
+    large: Lasting | None = None
 
 
 Method = Unary | Lasting

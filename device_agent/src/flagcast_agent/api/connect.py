@@ -133,10 +133,9 @@ class Connect:
         try:
             if is_json:
                 return Reply(200, JSON, await self._flagd.resolve_all_json(question))
-            response = await self._flagd.resolve_all(question)
+            return Reply(200, PROTO, await self._flagd.resolve_all(question))
         except InvalidCall as error:
             return _error(error)
-        return Reply(200, PROTO, response.SerializeToString())
 
     def _event_stream(self, content_type: str, request: Request, namespace: str) -> Stream:
         try:

@@ -145,7 +145,7 @@ class Exchange:
         turns = connection.load.large
         place = turns.enter(connection.client_process())
         if place is None:
-            why = f"{LARGE_WAITING_MAX} requests of this process for all flags wait already"
+            why = f"{LARGE_WAITING_MAX} large requests of this process wait already"
             raise CallFailed(Status.RESOURCE_EXHAUSTED, why)
         try:
             await place.turn.wait()

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from google.protobuf.message import DecodeError, Message
 
 from flagcast_agent.evaluator import Knowledge
-from flagcast_agent.limits import EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
+from flagcast_agent.limits import CONTEXT_MAX_ENTRIES, EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
 from flagcast_agent.values import Metadata, kind_of, metadata_of, reason_of
 from flagcast_shared.errors import (
+    CallTooLarge,
     FlagNotFound,
     InvalidCall,
     InvalidContext,
@@ -28,7 +29,7 @@ from flagcast_shared.ids import FlagKey, Namespace
 
 from .changes import ChangeKind, Changes
 from .protos import flagd_evaluation_v2_pb2 as flagd
-from .questions import Question
+from .questions import Question, require_question_size
 from .resolutions import WANTED_BY, Asked, Encodings, Resolutions, Resolved, Wanted, error_code
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Flagd:
         self, method: Method, request: "Request", namespace: str, *, is_first_version: bool = False
     ) -> bytes:
         """The encoded response to a Resolve call's message. Raises InvalidCall: one of its leaves, or BadSelector."""
-        asked = Asked(request.flag_key, dictionary(request.context), namespace)
+        asked = Asked(request.flag_key, _context_of(request.context), namespace)
 
         def encode(answer: Answer, knowledge: Knowledge) -> bytes:
             def response(answer: Answer) -> bytes:
@@ -139,16 +140,25 @@ class Flagd:
 
     def question_for_all(self, request: flagd.ResolveAllRequest, namespace: str) -> Question:
         """The question of a ResolveAll call's message. Raises InvalidCall: one of its leaves, or BadSelector."""
-        return self._question_for_all(dictionary(request.context), namespace)
+        return self._question_for_all(_context_of(request.context), namespace)
 
     def question_for_all_json(self, body: bytes, namespace: str) -> Question:
         """The same of protobuf's JSON. Raises as `question_for_all`, and Unreadable."""
         return self._question_for_all(_context(_document(body)), namespace)
 
-    async def resolve_all(self, question: Question) -> flagd.ResolveAllResponse:
-        """Every flag that has a value for a context. Raises InvalidCall: one of its leaves, or BadSelector."""
-        response = flagd.ResolveAllResponse()
+    async def resolve_all(self, question: Question) -> bytes:
+        """The encoded response: every flag that has a value for a context.
+
+        Raises:
+            InvalidCall: one of its leaves, or BadSelector.
+        """
+        # Encoded in parts, so that nobody waits for all of it; one behind the other they are the whole message (as in `resolve`).
+        response, parts, number = flagd.ResolveAllResponse(), [], 0
         async for resolved, metadata in self._resolve_all(question):
+            number += 1
+            if not number % SLICE_FLAGS:
+                parts.append(response.SerializeToString())
+                response = flagd.ResolveAllResponse()
             flag = response.flags[resolved.flag_key]
             flag.reason, flag.variant = resolved.reason, resolved.variant
             match resolved.value:
@@ -162,7 +172,7 @@ class Flagd:
                     fill(flag.object_value, resolved.value)
             flag.metadata.CopyFrom(self._struct_of(metadata))
         fill(response.metadata, self._metadata(question.namespace))
-        return response
+        return b"".join([*parts, response.SerializeToString()])
 
     async def resolve_all_json(self, question: Question) -> bytes:
         """The same in protobuf's JSON."""
@@ -328,7 +338,8 @@ def event_json(event: Event) -> bytes:
 
 
 def decoded(kind: type[_Message], body: bytes) -> _Message:
-    """A request's message. Raises Unreadable."""
+    """A request's message. Raises Unreadable, CallTooLarge."""
+    require_question_size(body)
     try:
         return kind.FromString(body)
     except DecodeError as error:
@@ -370,6 +381,13 @@ def fill(struct: "Struct", values: Mapping[str, object]) -> None:
 def compact(document: object) -> bytes:
     """JSON without spaces; text stays text."""
     return _ENCODER.encode(document).encode("utf-8", "replace")
+
+
+def _context_of(struct: "Struct") -> dict[str, object]:
+    # Refused before its values are read.
+    if len(struct.fields) > CONTEXT_MAX_ENTRIES + 1:  # the targeting key is none of them
+        raise CallTooLarge(f"a context of too many entries; at most {CONTEXT_MAX_ENTRIES}")
+    return dictionary(struct)
 
 
 def _plain(value: "Value") -> object:
@@ -419,6 +437,7 @@ def _parts(flags: Mapping[FlagKey, ChangeKind]) -> Iterable[Mapping[FlagKey, Cha
 
 
 def _document(body: bytes) -> dict[str, object]:
+    require_question_size(body)
     try:
         document = _DECODER.decode(body.decode())
     except (ValueError, RecursionError) as error:

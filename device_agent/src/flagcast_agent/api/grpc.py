@@ -3,14 +3,26 @@
 No decision about flags is made here: a request becomes a Question, a reply a message, an InvalidCall a status.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from flagcast_agent.limits import SLICE_FLAGS
+from flagcast_shared.errors import InvalidCall
+
 from . import messages
-from .answers import ENVIRONMENT_HEADER, NAMESPACE_HEADER, NO_FILLING, Answers, Filling
-from .calls import CallFailed, Method, Status, Unary, decoded
+from .answers import (
+    ENVIRONMENT_HEADER,
+    NAMESPACE_HEADER,
+    NO_FILLING,
+    Answers,
+    Filling,
+    require_batch_size,
+)
+from .calls import Call, CallFailed, Lasting, Method, Status, Unary, decoded, failed
 from .http2.headers import Fields
 from .protos import flipt_evaluation_pb2 as flipt
+from .questions import Question, require_question_size
 
 EVALUATION_SERVICE: Final = "flipt.evaluation.EvaluationService"
 AGENT_SERVICE: Final = "flagcast.agent.v1.Agent"
@@ -26,12 +38,9 @@ class GrpcMethods:
         self._answers = answers
         self._others: Callable[[], Mapping[str, Method]] | None = others
         self._methods: dict[str, Method] = {
-            f"/{EVALUATION_SERVICE}/{name}": Unary(answer)
-            for name, answer in (
-                ("Boolean", self._boolean),
-                ("Variant", self._variant),
-                ("Batch", self._batch),
-            )
+            f"/{EVALUATION_SERVICE}/Boolean": Unary(self._boolean),
+            f"/{EVALUATION_SERVICE}/Variant": Unary(self._variant),
+            f"/{EVALUATION_SERVICE}/Batch": Unary(self._batch, Lasting(self._large_batch)),
         }
 
     def find(self, path: str) -> Method:
@@ -46,11 +55,13 @@ class GrpcMethods:
     # Flipt's service (FLIPT: evaluation.proto).
 
     def _boolean(self, body: bytes, fields: Fields) -> bytes:
+        require_question_size(body)
         request = decoded(flipt.EvaluationRequest, body)
         reply = self._answers.boolean(messages.question(request), _filling(fields))
         return messages.boolean_response(reply).SerializeToString()
 
     def _variant(self, body: bytes, fields: Fields) -> bytes:
+        require_question_size(body)
         request = decoded(flipt.EvaluationRequest, body)
         reply = self._answers.variant(messages.question(request), _filling(fields))
         return messages.variant_response(reply).SerializeToString()
@@ -60,6 +71,30 @@ class GrpcMethods:
         questions = [messages.question(entry) for entry in request.requests]
         reply = self._answers.batch(questions, request.request_id, _filling(fields))
         return messages.batch_response(reply).SerializeToString()
+
+    async def _large_batch(self, call: Call) -> None:
+        # In its turn and in slices, so that nobody waits for all of it.
+        try:
+            async with call.turn():
+                request = decoded(flipt.BatchEvaluationRequest, call.request)
+                require_batch_size(len(request.requests))
+                questions: list[Question] = []
+                for start in range(0, len(request.requests), SLICE_FLAGS):
+                    questions += map(messages.question, request.requests[start : start + SLICE_FLAGS])
+                    await asyncio.sleep(0)
+                slices = self._answers.batch_in_slices(questions, request.request_id, _filling(call.fields))
+                reply = next(slices)
+                while reply is None:
+                    await asyncio.sleep(0)  # a turn of others, not a wait
+                    reply = next(slices)
+                parts = []
+                for start in range(0, len(reply.replies), SLICE_FLAGS):
+                    parts.append(messages.batch_part(reply, start, SLICE_FLAGS).SerializeToString())
+                    await asyncio.sleep(0)
+                parts.append(messages.batch_end(reply).SerializeToString())
+        except InvalidCall as error:
+            raise failed(error) from None
+        await call.send(b"".join(parts))
 
 
 def _filling(fields: Fields) -> Filling:

@@ -3,8 +3,10 @@
 No transport: what a gRPC server sends and a Connect server would send are the same messages.
 """
 
+from itertools import islice
 from typing import Final
 
+from flagcast_agent.limits import CONTEXT_MAX_ENTRIES
 from flagcast_shared.evaluation import Reason
 
 from .answers import BatchReply, BooleanReply, ErrorReply, Stamp, VariantReply
@@ -21,10 +23,16 @@ _REASONS: Final = {
 
 def question(request: flipt.EvaluationRequest) -> Question:
     """What a Flipt client asks."""
+    context = request.context
     return Question(
         request.flag_key,
         request.entity_id,
-        dict(request.context),
+        # Of more than is allowed, one too many is enough to be refused.
+        dict(
+            context
+            if len(context) <= CONTEXT_MAX_ENTRIES
+            else islice(context.items(), CONTEXT_MAX_ENTRIES + 1)
+        ),
         request.namespace_key,
         request.environment_key,
         request.request_id,
@@ -47,11 +55,23 @@ def variant_response(reply: VariantReply) -> flipt.VariantEvaluationResponse:
 
 def batch_response(reply: BatchReply) -> flipt.BatchEvaluationResponse:
     """Flipt's message of a batch."""
-    response = flipt.BatchEvaluationResponse(
+    response = batch_part(reply, 0, len(reply.replies))
+    response.MergeFrom(batch_end(reply))
+    return response
+
+
+def batch_end(reply: BatchReply) -> flipt.BatchEvaluationResponse:
+    """What stands in it once. Encoded behind its parts it makes the whole message (protobuf's encoding, "Last One Wins")."""
+    return flipt.BatchEvaluationResponse(
         request_id=reply.stamp.request_id, request_duration_millis=reply.stamp.milliseconds
     )
+
+
+def batch_part(reply: BatchReply, start: int, count: int) -> flipt.BatchEvaluationResponse:
+    """So many answers of it from `start` on."""
+    response = flipt.BatchEvaluationResponse()
     # Filled in place: a message that is made first and put into another one is copied.
-    for entry in reply.replies:
+    for entry in reply.replies[start : start + count]:
         message = response.responses.add()
         match entry:
             case BooleanReply():

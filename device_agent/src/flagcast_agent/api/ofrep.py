@@ -21,7 +21,7 @@ from flagcast_shared.ids import Namespace
 from . import web
 from .changes import Changes, Stopping
 from .http1 import Request
-from .questions import Question
+from .questions import Question, require_question_size
 from .resolutions import (
     NAMESPACE_HEADER,
     SELECTOR_HEADER,
@@ -187,6 +187,7 @@ class Ofrep:
 
 
 def _context(body: bytes) -> dict[str, object]:
+    require_question_size(body)
     if not body.strip():
         return {}
     try:

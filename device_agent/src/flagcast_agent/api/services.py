@@ -32,6 +32,7 @@ from .grpc import AGENT_SERVICE, EVALUATION_SERVICE
 from .http2.headers import Fields
 from .protos import flagcast_agent_pb2 as agent
 from .protos import health_pb2 as health
+from .questions import require_question_size
 from .resolutions import FLAGD_V1_SERVICE, FLAGD_V2_SERVICE, SELECTOR_HEADER, WANTED_BY, selected
 from .resolutions import NAMESPACE_HEADER as FLAGCAST_HEADER
 
@@ -224,8 +225,9 @@ class _Flagd:
             from .flagd import METHODS
 
             flagd, method = self._flagd(), METHODS[name]
-            request = decoded(method.request, body)
             try:
+                require_question_size(body)
+                request = decoded(method.request, body)
                 return flagd.resolve(
                     method, request, _selected(fields), is_first_version=self._is_first_version
                 )
@@ -237,12 +239,13 @@ class _Flagd:
     async def _resolve_all(self, call: Call) -> None:
         from .protos.flagd_evaluation_v2_pb2 import ResolveAllRequest
 
-        request = decoded(ResolveAllRequest, call.request)
         flagd = self._flagd()
         try:
+            require_question_size(call.request)
+            request = decoded(ResolveAllRequest, call.request)
             question = flagd.question_for_all(request, _selected(call.fields))
             async with call.turn():
-                response = (await flagd.resolve_all(question)).SerializeToString()
+                response = await flagd.resolve_all(question)
         except InvalidCall as error:
             raise failed(error, _flagd_status) from None
         await call.send(response)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from flagcast_agent.limits import (
+    BATCH_AT_ONCE_BYTES,
     HTTP2_IDLE_SECONDS,
     LARGE_REFUSAL_SECONDS,
     LASTING_MAX,
@@ -207,15 +208,16 @@ class Http2Connection(asyncio.BufferedProtocol):
                     self._on_part(stream, now)
                 now = self._active_at = time()
                 if now > until:
-                    self.load.slices.overran()
                     if http2.unread:
                         http2.has_more = True
-                        break
+                    break
         except Exception:
             log.exception("a connection failed inside the agent")
             self.abort()
             return
         self.flush()
+        if time() > until:
+            self.load.slices.overran()
         if http2.has_more and not http2.is_over:
             self._wait_for_turn()
         elif self._has_room:
@@ -267,9 +269,11 @@ class Http2Connection(asyncio.BufferedProtocol):
             if self.untaken > UNREAD_MAX_BYTES:
                 raise CallFailed(Status.RESOURCE_EXHAUSTED, UNREAD)
             if isinstance(method, Unary):
-                message = method.answer(only_message(stream.body), fields)
-                self._http2.answer(stream, HEAD, framed(message), TAIL, now)
-                return
+                if method.large is None or len(stream.body) <= BATCH_AT_ONCE_BYTES:
+                    message = method.answer(only_message(stream.body), fields)
+                    self._http2.answer(stream, HEAD, framed(message), TAIL, now)
+                    return
+                method = method.large
             if isinstance(method, Lasting):
                 seconds = seconds_of(stream.timeout)
                 request = b"" if method.reads_several else only_message(stream.body)

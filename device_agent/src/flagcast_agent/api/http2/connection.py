@@ -124,14 +124,14 @@ class Connection:
     def next(self, now: float) -> Stream | None:
         """A stream of which more is there, or that is over; None once all that was received is read.
 
-        None comes also after SLICE_FRAMES frames that told of no stream; `has_more` tells that then.
+        None comes also after SLICE_FRAMES frames that told of no stream, or fewer that had headers; `has_more` tells that then.
 
         What is wrong with the connection ends it: `is_over` and `why` tell, and `take` has the GOAWAY.
         """
+        self.has_more = False
         if self.is_over:
             return None
         self._now = now
-        self.has_more = False
         try:
             return self._next(now)
         except Broken as broken:
@@ -153,7 +153,9 @@ class Connection:
             self._is_new = False
             self._at = len(PREFACE)
             self._cost_since = now
-        for _ in range(SLICE_FRAMES):
+        left = SLICE_FRAMES
+        while left > 0:
+            left -= 1
             begin = self._at + HEAD_BYTES
             if begin > end:
                 return None
@@ -170,6 +172,7 @@ class Connection:
             if kind == DATA:
                 found = self._on_data(flags, number, data[begin:stop], now)
             elif kind == HEADERS:
+                left -= stop - begin >> 1
                 found = self._on_headers(flags, number, data[begin:stop], now)
             else:
                 found = self._on_other(kind, flags, number, data[begin:stop], now)
