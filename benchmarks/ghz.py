@@ -25,7 +25,7 @@ namespace: default
 flags:
   - key: in-north
     name: in-north
-    type: BOOLEAN_FLAG
+    type: BOOLEAN_FLAG_TYPE
     enabled: false
     rollouts:
       - segment: {key: north, value: true}
@@ -123,23 +123,30 @@ def _cpu(process: int) -> float:
 
 @contextlib.contextmanager
 def flipt(program: str, folder: Path) -> Iterator[Server]:
-    """Flipt's server on the flags of a file."""
+    """Flipt v2's server on the flags of a file, in the repository of its own that it asks for."""
     flags = folder / "flags"
-    flags.mkdir()
-    (flags / "features.yml").write_text(FEATURES, encoding="utf-8")
+    (flags / "default").mkdir(parents=True)
+    (flags / "default" / "features.yaml").write_text(FEATURES, encoding="utf-8")
+    author = ("-c", "user.name=bench", "-c", "user.email=bench@localhost")
+    for step in (
+        ("init", "--initial-branch", "main"),
+        ("add", "."),
+        (*author, "commit", "--message", "flags"),
+    ):
+        subprocess.run(["git", "-C", flags, *step], check=True, capture_output=True)
     port, web = _free_port(), _free_port()
-    environment = {
-        **os.environ,
-        "FLIPT_STORAGE_TYPE": "local",
-        "FLIPT_STORAGE_LOCAL_PATH": str(flags),
-        "FLIPT_SERVER_GRPC_PORT": str(port),
-        "FLIPT_SERVER_HTTP_PORT": str(web),
-        "FLIPT_LOG_LEVEL": "error",
-        "FLIPT_META_TELEMETRY_ENABLED": "false",
-        "FLIPT_META_CHECK_FOR_UPDATES": "false",
-        "HOME": str(folder),
+    settings = {
+        "log": {"level": "ERROR"},
+        "server": {"host": "127.0.0.1", "http_port": web, "grpc_port": port},
+        "meta": {"check_for_updates": False, "telemetry_enabled": False},
+        "storage": {"default": {"branch": "main", "backend": {"type": "local", "path": str(flags)}}},
+        "environments": {"default": {"name": "default", "storage": "default", "default": True}},
     }
-    with _running([program], environment, folder, lambda: _accepts(port)) as process:
+    config = folder / "flipt.yml"
+    config.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+    environment = {**os.environ, "HOME": str(folder)}
+    command = [program, "server", "--config", str(config)]
+    with _running(command, environment, folder, lambda: _accepts(port)) as process:
         yield Server(f"127.0.0.1:{port}", process, FLIPT)
 
 

@@ -126,6 +126,10 @@ def _by_ghz(agent: "_Server", empty: "_Server", options: Options) -> Iterator[Ro
                         found = ghz.load(program, server, clients, seconds, deadline=deadline)
                         runs.setdefault(name, []).append(found)
                 yield from _rows_by_ghz(runs, clients, deadline=deadline)
+        for name in ("Flipt", "flagd"):
+            if name in servers:
+                ours, theirs = agent.resident_mib(), _resident_mib(servers[name].process)
+                yield Row("resident memory after the calls", ours, "MiB", name, theirs)
 
 
 def _rows_by_ghz(runs: "dict[str, list[ghz.Loaded]]", clients: int, *, deadline: bool) -> Iterator[Row]:
@@ -243,8 +247,12 @@ class _Server:
         return self._process.pid
 
     def resident_mib(self) -> float:
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return _resident_mib(self.pid)
+
+
+def _resident_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @contextmanager
