@@ -73,7 +73,7 @@ class HostileBroker:
     """Broker on 127.0.0.1 that answers as it should and sends `attack`'s packets after each SUBACK.
 
     `attack` runs in a thread for each SUBSCRIBE; it ends when its connection does. `before_suback` sends what a broker has kept.
-    The CONNACK of MQTT 5 carries `connack_properties`.
+    The CONNACK of MQTT 5 carries `connack_properties`. Nothing is read after a packet of type `stops_at`.
     """
 
     def __init__(
@@ -82,7 +82,10 @@ class HostileBroker:
         *,
         before_suback: Callable[[Session], None] = lambda _: None,
         connack_properties: bytes = b"",
+        stops_at: int = -1,
     ) -> None:
+        self._stops_at = stops_at
+        self._over = threading.Event()
         self._attack = attack
         self._connack_properties = connack_properties
         self._before_suback = before_suback
@@ -104,6 +107,7 @@ class HostileBroker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -131,6 +135,8 @@ class HostileBroker:
         session: Session | None = None
         with stream, contextlib.suppress(OSError, EOFError):
             for kind, body in _packets(stream):
+                if kind == self._stops_at:
+                    self._over.wait()
                 number = int.from_bytes(body[:2], "big")
                 match kind:
                     case 1:  # CONNECT
