@@ -28,7 +28,14 @@ from flagcast_shared.errors import (
 from flagcast_shared.ids import Digest, FlagKey
 from flagcast_shared.limits import CONTENT_ITEMS_MAX, DEPTH_MAX, ITEMS_MAX, RECORD_MAX_BYTES, WINDOW_BITS
 from flagcast_shared.model import BooleanFlag
-from flagcast_shared.records import content_digest, encode_content, encode_delta, encode_record, split_content
+from flagcast_shared.records import (
+    content_digest,
+    decode_record,
+    encode_content,
+    encode_delta,
+    encode_record,
+    split_content,
+)
 from flagcast_shared.reports import decode_report, decode_usage
 
 EVIL_PATTERN = cbor2.CBORTag(35, "(a+)+" * 40)
@@ -226,6 +233,60 @@ def test_content_that_grows_by_deltas_without_end(
         with refused(agent, "too_large"):
             deliver_delta(agent, publisher, deflate(encode_delta([], [encode_record(each) for each in more])))
     assert fetches_the_snapshot_instead(agent, publisher)
+
+
+MEASURES = {"RECORDS_MAX": "records", "CONTENT_MAX_BYTES": "bytes", "CONTENT_ITEMS_MAX": "items"}
+
+
+@pytest.mark.parametrize("limit", MEASURES)
+@pytest.mark.parametrize("over", [0, 1])
+def test_delta_that_ends_at_a_limit_of_a_namespace_and_one_above(
+    agent: AgentShell, publisher: PublisherSimulator, limit: str, over: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = agent.sync.trusted.holdings[publisher.namespace].extent
+    result = getattr(held + encode_record(OTHER).extent, MEASURES[limit])
+    entries = [record.entry for record in publisher.content.records.values()]
+    publisher.release(*entries, OTHER)  # type: ignore[arg-type]  # flags and segments
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    body = deflate(encode_delta([], [encode_record(OTHER)]))
+    with monkeypatch.context() as patch:
+        patch.setattr(records, limit, result - over)
+        if over:
+            with refused(agent, "too_large"):
+                deliver_delta(agent, publisher, body)
+        else:
+            deliver_delta(agent, publisher, body)
+            assert agent.sync.rejected == 0
+            assert getattr(agent.sync.trusted.holdings[publisher.namespace].extent, MEASURES[limit]) == result
+            assert agent.evaluator.knowledge(publisher.namespace).version == 2
+    if over:
+        assert fetches_the_snapshot_instead(agent, publisher)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_delta_of_a_record_of_the_most_bytes_and_one_above(
+    agent: AgentShell, publisher: PublisherSimulator, over: int
+) -> None:
+    def record(last: int) -> bytes:
+        sizes = [60_000] * 4 + [last]
+        listed = [[f"v{number}", "x" * size] for number, size in enumerate(sizes)]
+        return encode(["flag", "z", {1: "variant", 2: True, 4: listed}])
+
+    last = 20_000 + RECORD_MAX_BYTES - len(record(20_000))
+    data = record(last + over)
+    assert len(data) == RECORD_MAX_BYTES + over
+    entries = [each.entry for each in publisher.content.records.values()]
+    publisher.release(*entries, decode_record(record(last)).entry)  # type: ignore[arg-type]  # flags and segments
+    agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
+    body = deflate(encode([[], [data]]))
+    if over:
+        with refused(agent, "too_large"):
+            deliver_delta(agent, publisher, body)
+        assert fetches_the_snapshot_instead(agent, publisher)
+    else:
+        deliver_delta(agent, publisher, body)
+        assert agent.sync.rejected == 0
+        assert agent.evaluator.knowledge(publisher.namespace).version == 2
 
 
 def test_delta_counts_what_it_replaces_until_a_snapshot_counts_anew(

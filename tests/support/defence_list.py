@@ -1743,6 +1743,25 @@ _MQTT = (
         "brokers/test_link.py::test_what_no_broker_of_ours_sends_ends_the_connection_and_not_the_agent[huge]",
     ),
     check(
+        "answer without end",
+        MQTT,
+        'if bufsize > _ANSWER_MAX_BYTES and self._in_packet["command"] & 0xF0 != _PUBLISH:',
+        "brokers/test_properties.py::test_answers_without_end_end_the_connection_and_not_the_agent[SUBACK]",
+    ),
+    check(
+        "properties without end",
+        MQTT,
+        "if self._protocol == MQTTv5:",
+        "brokers/test_properties.py::"
+        "test_properties_and_answers_that_nobody_reads_cost_no_time[PUBLISH of 52,000 empty user properties]",
+    ),
+    check(
+        "CONNACKs without end",
+        MQTT,
+        "if kind == _CONNACK and self.is_connected():",
+        "brokers/test_properties.py::test_answers_without_end_end_the_connection_and_not_the_agent[a second CONNACK]",
+    ),
+    check(
         "message of QoS 2",
         MQTT,
         'if self._in_packet["command"] & _QOS_2:',

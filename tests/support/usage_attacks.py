@@ -30,6 +30,16 @@ def publish_packet(topic: bytes, payload: bytes, *, qos: int, number: int = 0, i
     return bytes([0x30 | qos << 1]) + _length(len(body) + len(payload)) + body + payload
 
 
+def packet(first: int, body: bytes) -> bytes:
+    """A packet of MQTT with this first byte."""
+    return bytes([first]) + _length(len(body)) + body
+
+
+def sized(properties: bytes) -> bytes:
+    """Properties of MQTT 5 (2.2.2) behind their length."""
+    return _length(len(properties)) + properties
+
+
 @dataclass(slots=True)
 class Session:
     """One client's connection to a HostileBroker: what was received on it, by packet type."""
@@ -63,6 +73,7 @@ class HostileBroker:
     """Broker on 127.0.0.1 that answers as it should and sends `attack`'s packets after each SUBACK.
 
     `attack` runs in a thread for each SUBSCRIBE; it ends when its connection does. `before_suback` sends what a broker has kept.
+    The CONNACK of MQTT 5 carries `connack_properties`. Nothing is read after a packet of type `stops_at`.
     """
 
     def __init__(
@@ -70,8 +81,13 @@ class HostileBroker:
         attack: Callable[[Session], None],
         *,
         before_suback: Callable[[Session], None] = lambda _: None,
+        connack_properties: bytes = b"",
+        stops_at: int = -1,
     ) -> None:
+        self._stops_at = stops_at
+        self._over = threading.Event()
         self._attack = attack
+        self._connack_properties = connack_properties
         self._before_suback = before_suback
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
@@ -91,6 +107,7 @@ class HostileBroker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -118,12 +135,14 @@ class HostileBroker:
         session: Session | None = None
         with stream, contextlib.suppress(OSError, EOFError):
             for kind, body in _packets(stream):
+                if kind == self._stops_at:
+                    self._over.wait()
                 number = int.from_bytes(body[:2], "big")
                 match kind:
                     case 1:  # CONNECT
                         session = Session(stream, body[6] == 5)
                         self.sessions.append(session)
-                        session.send(b"\x20\x03\x00\x00\x00" if session.is_v5 else b"\x20\x02\x00\x00")
+                        session.send(_connack(self._connack_properties, is_v5=session.is_v5))
                     case 8 | 10 if session is not None:  # SUBSCRIBE, UNSUBSCRIBE
                         if kind == _SUBSCRIBE:
                             session.filters = tuple(_filters(kind, body, is_v5=session.is_v5))
@@ -208,6 +227,10 @@ def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
     if len(data) != size:
         raise EOFError
     return data
+
+
+def _connack(properties: bytes, *, is_v5: bool) -> bytes:
+    return packet(0x20, b"\x00\x00" + (sized(properties) if is_v5 else b""))
 
 
 def _granted(kind: int, number: int, body: bytes, *, is_v5: bool) -> bytes:

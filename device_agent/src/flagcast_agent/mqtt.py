@@ -42,6 +42,8 @@ FAREWELL_SECONDS: Final = 1.0
 FILTERS_PER_SUBSCRIBE: Final = 8
 """AWS IoT refuses a SUBSCRIBE with more, and an UNSUBSCRIBE."""
 _TOPIC_ROOM_BYTES: Final = 1024
+_ANSWER_MAX_BYTES: Final = 4_096
+# Of any packet but a PUBLISH: brokers send a few hundred bytes, and paho makes some 2 KB of each code in a SUBACK.
 _FRAME_MAX_BYTES: Final = 16 * (MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES)
 # Brokers put several packets into one WebSocket frame, and paho keeps a frame until the last of them is read.
 _UPGRADE_MAX_BYTES: Final = 16_384  # what servers of HTTP allow for a header
@@ -53,7 +55,12 @@ _UNWELCOME: Final = {0x86, 0x87, 0x8A, 0x8C, 0x8E}
 _LOGIN_KEYS: Final = "broker.user, broker.password_file and broker.cert_file"
 _KEEPALIVE_TIMEOUT: Final = 0x8D  # MQTT 5, 2.4; also what paho says where a ping has no answer
 _NO_SUBSCRIBER: Final = 0x10  # MQTT 5, 3.4.2.1: the broker took the message and had nobody to give it to
-_QOS_2: Final = 0b0100  # in the first byte of a PUBLISH (MQTT 3.1.1, 3.3.1)
+_PUBLISH: Final = 0x30  # the upper half of the first byte (MQTT 5, 2.1.2), as for the next two
+_CONNACK: Final = 0x20
+_PROPERTIES_AT: Final = {0x40: 3, 0x50: 3, 0x60: 3, 0x70: 3, 0x90: 2, 0xB0: 2, 0xE0: 1}
+# The place of the property length in PUBACK to PUBCOMP, SUBACK, UNSUBACK and DISCONNECT (MQTT 5, 3.4 to 3.14).
+_QOS_1: Final = 0b0010  # in the first byte of a PUBLISH (MQTT 3.1.1, 3.3.1)
+_QOS_2: Final = 0b0100
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +414,8 @@ class _Session:
                 self._say(ConnectFailed(Fault.REFUSED, f"TLS: {refusal(self._tls.alert)}"))
                 return
             hint = "; it may ask for a certificate, see broker.cert_file" if self._tls is not None else ""
-            self._say(self._ended(f"the broker closed the connection before answering{hint}"))
+            closed = f"the broker closed the connection before answering{hint}"
+            self._say(self._ended(client.why_closed or closed))
 
     def _ended(self, why: str) -> Event:
         if self._was_connected:
@@ -503,9 +511,11 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
 
     MQTT 5 has the broker keep larger ones back; one of 3.1.1 sends what was published, up to 256 MB, and paho would make room
     for all of it at once. Such a packet ends the connection, as does a message of QoS 2, which nobody subscribed to and which
-    paho would keep until it is released. What it reads and writes is added to `meter`.
+    paho would keep until it is released. Of MQTT 5's properties only those of a CONNACK are decoded: paho's time for them grows
+    with the square of their number, and it ends the connection over any that it does not take, which a broker hands on from
+    whoever published the message. What it reads and writes is added to `meter`.
     """
-    from paho.mqtt.client import Client, _WebsocketWrapper
+    from paho.mqtt.client import Client, MQTTv5, _WebsocketWrapper
     from paho.mqtt.enums import MQTTErrorCode
 
     class BoundedWebsocket(_WebsocketWrapper):
@@ -548,6 +558,9 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
             if bufsize > MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES:
                 self.why_closed = f"the broker sent a packet of {bufsize} bytes"
                 raise OSError(self.why_closed)
+            if bufsize > _ANSWER_MAX_BYTES and self._in_packet["command"] & 0xF0 != _PUBLISH:
+                self.why_closed = f"the broker sent an answer of {bufsize} bytes"
+                raise OSError(self.why_closed)
             received: bytes = self._watched(super()._sock_recv, bufsize)
             if not received:
                 self.why_lost = self.why_lost or "the broker closed the connection"
@@ -589,6 +602,17 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
             host = f"[{name}]" if ":" in name else name
             return BoundedWebsocket(stream, host, config.port, config.tls, config.path, None)
 
+        def _packet_handle(self) -> Any:
+            kind = self._in_packet["command"] & 0xF0
+            if kind == _CONNACK and self.is_connected():
+                self.why_closed = "the broker sent a second CONNACK"
+                return MQTTErrorCode.MQTT_ERR_PROTOCOL
+            if self._protocol == MQTTv5:
+                self._in_packet["packet"] = _without_properties(
+                    self._in_packet["command"], self._in_packet["packet"]
+                )
+            return super()._packet_handle()
+
         def _handle_publish(self) -> Any:
             if self._in_packet["command"] & _QOS_2:
                 self.why_closed = "the broker sent a message of QoS 2"
@@ -596,6 +620,28 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
             return super()._handle_publish()
 
     return BoundedClient(*arguments, **options)
+
+
+def _without_properties(first: int, packet: bytearray) -> bytearray:
+    # A packet of MQTT 5 as it would be without properties. Raises ValueError where their length is none, or beyond its end.
+    kind = first & 0xF0
+    if kind == _PUBLISH:
+        at = 2 + int.from_bytes(packet[:2], "big") + (2 if first & (_QOS_1 | _QOS_2) else 0)
+    elif kind in _PROPERTIES_AT and len(packet) > _PROPERTIES_AT[kind]:
+        at = _PROPERTIES_AT[kind]
+    else:
+        return packet
+    length, end = 0, at
+    for end, byte in enumerate(packet[at : at + 4], at + 1):  # a Variable Byte Integer (MQTT 5, 1.5.5)
+        length |= (byte & 0x7F) << 7 * (end - at - 1)
+        if byte < 0x80:
+            break
+    else:
+        raise ValueError("a property length that is none")
+    if end + length > len(packet):
+        raise ValueError("properties beyond the end of their packet")
+    packet[at : end + length] = b"\x00"
+    return packet
 
 
 class _Upgrade:
