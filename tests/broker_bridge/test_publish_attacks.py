@@ -16,21 +16,28 @@ from usage_attacks import HostileBroker, Session, publish_packet, resident_bytes
 
 from flagcast_bridge import mqtt
 
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 200.0
 MEMORY_MAX_BYTES = 140 * 2**20
 """A publisher takes some 50 MB; a broker pours out more than this without end."""
 
 
-def publish_at(folder: Path, url: str, text: str = "") -> tuple[str, int]:
+PATIENT = "import sys; from flagcast_bridge import mqtt; mqtt.ANSWER_TIMEOUT_SECONDS = 200.0; "
+"""Before the command, where a limit has to be reached before the time for an answer is over, on a busy machine too."""
+RUN = "from flagcast_bridge.cli import main; sys.exit(main())"
+
+
+def publish_at(folder: Path, url: str, text: str = "", *, is_patient: bool = False) -> tuple[str, int]:
     """Errors of `flagcast publish` to this broker, which has to refuse, and the most bytes that it was seen with."""
     make_project(folder, url, {"protocol": '"5"'})
     flags = folder / "features.yml"
     flags.write_text(text or features({"lights": True}))
-    program = str(Path(sys.executable).with_name("flagcast"))
+    program = (
+        [sys.executable, "-c", PATIENT + RUN] if is_patient else [Path(sys.executable).with_name("flagcast")]
+    )
     errors = folder / "errors"
     with errors.open("wb") as log:
         process = subprocess.Popen(
-            [program, "publish", str(flags), "--project", str(folder)],
+            [*program, "publish", str(flags), "--project", str(folder)],
             stdout=log,
             stderr=log,
             env={**os.environ, "PYTHONWARNINGS": "error"},
@@ -65,7 +72,7 @@ def flood_without_reading(session: Session) -> None:
 def test_a_broker_that_takes_no_acknowledgement_ends_the_publication(tmp_path: Path) -> None:
     # It sends messages before its SUBACK, in the thread that would read.
     with HostileBroker(lambda _: None, before_suback=flood_without_reading) as broker:
-        errors, most = publish_at(tmp_path / "project", broker.url)
+        errors, most = publish_at(tmp_path / "project", broker.url, is_patient=True)
     assert "the broker ended the connection" in errors
     assert "Traceback" not in errors
     assert most < MEMORY_MAX_BYTES
