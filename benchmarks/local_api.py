@@ -168,13 +168,14 @@ def _of_many(protocol: Protocol, path: Path, rounds: int) -> Row:
     with ExitStack() as stack:
         asked = {"one": protocol.one(stack, path), "many": protocol.many(stack, path)}
         times = _in_turns(asked, rounds, 60)
+    # Against as many calls one after the other: it is to be worth asking for many at once.
     return Row(
         f"{protocol.many_name} of {BATCH}, p50",
         statistics.median(times["many"]),
         "ms",
-        "one",
-        statistics.median(times["one"]),
-        goal=Goal("<=", 3.0, "ratio"),
+        f"{BATCH} calls",
+        statistics.median(times["one"]) * BATCH,
+        goal=Goal("<=", 0.1, "ratio"),
     )
 
 

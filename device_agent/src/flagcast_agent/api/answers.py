@@ -349,7 +349,9 @@ def _varying_bytes(answer: BooleanAnswer | VariantAnswer | InvalidCall) -> int:
     # What has no small limit of its own; all else that an entry has is within the size of its request.
     if isinstance(answer, InvalidCall):
         return 0
-    size = sum(len(key.encode()) for key in answer.segment_keys)
+    size = 0
+    for key in answer.segment_keys:
+        size += len(key.encode())
     if isinstance(answer, VariantAnswer):
         text = answer.attachment
         size += len(text) if text.isascii() else len(text.encode())
