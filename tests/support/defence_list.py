@@ -1745,7 +1745,7 @@ _MQTT = (
     check(
         "answer without end",
         MQTT,
-        'if bufsize > _ANSWER_MAX_BYTES and self._in_packet["command"] & 0xF0 != _PUBLISH:',
+        'if bufsize > ANSWER_MAX_BYTES and kind_of(self._in_packet["command"]) != PUBLISH:',
         "brokers/test_properties.py::test_answers_without_end_end_the_connection_and_not_the_agent[SUBACK]",
     ),
     check(
@@ -1758,7 +1758,7 @@ _MQTT = (
     check(
         "CONNACKs without end",
         MQTT,
-        "if kind == _CONNACK and self.is_connected():",
+        'if kind_of(self._in_packet["command"]) == CONNACK and self.is_connected():',
         "brokers/test_properties.py::test_answers_without_end_end_the_connection_and_not_the_agent[a second CONNACK]",
     ),
     check(

@@ -31,6 +31,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration
 from flagcast_shared.limits import MESSAGE_MAX_BYTES
+from flagcast_shared.packets import ANSWER_MAX_BYTES, PUBLISH, kind_of, without_properties
 from flagcast_shared.transport import distrust, refusal
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
@@ -672,7 +673,7 @@ class Connection:
         if size > 0 and code not in _AUTHENTICATION:
             # MQTT 3.1.1 has no word for it: a broker that finds a message too large hangs up.
             hint = f" while messages of up to {size} bytes were sent; if that repeats, lower publish.message_limit_bytes"
-        raise ConnectionLost(f"{self.where}: the broker ended the connection ({lost}){hint}")
+        raise ConnectionLost(f"{self.where}: {lost}{hint}")
 
     def _note(self, change: Callable[[_State], object]) -> None:
         with self._changed:
@@ -705,8 +706,11 @@ class Connection:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        del client, userdata, properties
+        del userdata, properties
         said = str(reason) if flags.is_disconnect_packet_from_server else "without saying why"
+        # Where it was ended from here, paho tells nothing of the reason.
+        why_closed = client.why_closed if isinstance(client, _Client) else ""
+        said = why_closed or f"the broker ended the connection ({said})"
 
         def note(state: _State) -> None:
             state.lost = said
@@ -890,6 +894,7 @@ class _Client(Client):
     # paho's client, with a WebSocket of ours where there is a path, and bounds to what a broker makes it keep.
 
     on_other_qos: Callable[[], object] = staticmethod(lambda: None)
+    why_closed = ""
 
     def __init__(self, server_name: str, path: str, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -897,12 +902,25 @@ class _Client(Client):
         self._path = path
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        if len(self._out_packet) > UNSENT_PACKETS_MAX:
-            raise ConnectionError("the broker takes nothing from us")
         packet = self._in_packet
+        if len(self._out_packet) > UNSENT_PACKETS_MAX:
+            self.why_closed = "the broker takes nothing from us"
+        elif packet["to_process"] > ANSWER_MAX_BYTES and kind_of(packet["command"]) != PUBLISH:
+            self.why_closed = f"the broker sent an answer of {packet['to_process']} bytes"
+        if self.why_closed:
+            raise ConnectionError(self.why_closed)
         if packet["to_process"] and not packet["packet"]:
             packet["packet"] = _Beginning()
-        return super()._sock_recv(min(bufsize, _READ_BYTES))
+        received = super()._sock_recv(min(bufsize, _READ_BYTES))
+        if not received and isinstance(self._sock, _Websocket):
+            self.why_closed = self._sock.why_closed
+        return received
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        packet = self._in_packet
+        if self._protocol == MQTTProtocolVersion.MQTTv5 and kind_of(packet["command"]) != PUBLISH:
+            packet["packet"] = without_properties(packet["command"], packet["packet"])
+        return super()._packet_handle()
 
     def _handle_publish(self) -> MQTTErrorCode:
         # paho would keep a message of QoS 2, which nobody here subscribes to, until the broker's second word. It would read
@@ -982,6 +1000,8 @@ def _variable_integer(packet: bytes, at: int) -> tuple[int, int]:
 class _Websocket(_WebsocketWrapper):
     # paho's, which leaves its socket open where the handshake fails, and answers a ping without a mask.
 
+    why_closed = ""
+
     def _do_handshake(self, extra_headers: Any) -> None:
         # Each byte of the answer may take as long as the socket waits, and nobody counts them.
         late = threading.Timer(CONNECT_TIMEOUT_SECONDS, self._give_up)
@@ -1002,7 +1022,8 @@ class _Websocket(_WebsocketWrapper):
 
     def _buffered_read(self, length: int) -> bytearray:
         if self._readbuffer_head + length > _FRAME_MAX_BYTES:
-            raise ConnectionAbortedError(f"the broker sent a frame of more than {_FRAME_MAX_BYTES} bytes")
+            self.why_closed = f"the broker sent a frame of more than {_FRAME_MAX_BYTES} bytes"
+            raise ConnectionAbortedError(self.why_closed)
         return super()._buffered_read(length)
 
     def _give_up(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.limits import MESSAGE_MAX_BYTES
+from flagcast_shared.packets import ANSWER_MAX_BYTES, CONNACK, PUBLISH, kind_of, without_properties
 from flagcast_shared.transport import distrust, refusal
 
 from . import clock
@@ -42,8 +43,6 @@ FAREWELL_SECONDS: Final = 1.0
 FILTERS_PER_SUBSCRIBE: Final = 8
 """AWS IoT refuses a SUBSCRIBE with more, and an UNSUBSCRIBE."""
 _TOPIC_ROOM_BYTES: Final = 1024
-_ANSWER_MAX_BYTES: Final = 4_096
-# Of any packet but a PUBLISH: brokers send a few hundred bytes, and paho makes some 2 KB of each code in a SUBACK.
 _FRAME_MAX_BYTES: Final = 16 * (MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES)
 # Brokers put several packets into one WebSocket frame, and paho keeps a frame until the last of them is read.
 _UPGRADE_MAX_BYTES: Final = 16_384  # what servers of HTTP allow for a header
@@ -55,12 +54,7 @@ _UNWELCOME: Final = {0x86, 0x87, 0x8A, 0x8C, 0x8E}
 _LOGIN_KEYS: Final = "broker.user, broker.password_file and broker.cert_file"
 _KEEPALIVE_TIMEOUT: Final = 0x8D  # MQTT 5, 2.4; also what paho says where a ping has no answer
 _NO_SUBSCRIBER: Final = 0x10  # MQTT 5, 3.4.2.1: the broker took the message and had nobody to give it to
-_PUBLISH: Final = 0x30  # the upper half of the first byte (MQTT 5, 2.1.2), as for the next two
-_CONNACK: Final = 0x20
-_PROPERTIES_AT: Final = {0x40: 3, 0x50: 3, 0x60: 3, 0x70: 3, 0x90: 2, 0xB0: 2, 0xE0: 1}
-# The place of the property length in PUBACK to PUBCOMP, SUBACK, UNSUBACK and DISCONNECT (MQTT 5, 3.4 to 3.14).
-_QOS_1: Final = 0b0010  # in the first byte of a PUBLISH (MQTT 3.1.1, 3.3.1)
-_QOS_2: Final = 0b0100
+_QOS_2: Final = 0b0100  # in the first byte of a PUBLISH (MQTT 3.1.1, 3.3.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,7 +552,7 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
             if bufsize > MESSAGE_MAX_BYTES + _TOPIC_ROOM_BYTES:
                 self.why_closed = f"the broker sent a packet of {bufsize} bytes"
                 raise OSError(self.why_closed)
-            if bufsize > _ANSWER_MAX_BYTES and self._in_packet["command"] & 0xF0 != _PUBLISH:
+            if bufsize > ANSWER_MAX_BYTES and kind_of(self._in_packet["command"]) != PUBLISH:
                 self.why_closed = f"the broker sent an answer of {bufsize} bytes"
                 raise OSError(self.why_closed)
             received: bytes = self._watched(super()._sock_recv, bufsize)
@@ -603,12 +597,11 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
             return BoundedWebsocket(stream, host, config.port, config.tls, config.path, None)
 
         def _packet_handle(self) -> Any:
-            kind = self._in_packet["command"] & 0xF0
-            if kind == _CONNACK and self.is_connected():
+            if kind_of(self._in_packet["command"]) == CONNACK and self.is_connected():
                 self.why_closed = "the broker sent a second CONNACK"
                 return MQTTErrorCode.MQTT_ERR_PROTOCOL
             if self._protocol == MQTTv5:
-                self._in_packet["packet"] = _without_properties(
+                self._in_packet["packet"] = without_properties(
                     self._in_packet["command"], self._in_packet["packet"]
                 )
             return super()._packet_handle()
@@ -620,28 +613,6 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
             return super()._handle_publish()
 
     return BoundedClient(*arguments, **options)
-
-
-def _without_properties(first: int, packet: bytearray) -> bytearray:
-    # A packet of MQTT 5 as it would be without properties. Raises ValueError where their length is none, or beyond its end.
-    kind = first & 0xF0
-    if kind == _PUBLISH:
-        at = 2 + int.from_bytes(packet[:2], "big") + (2 if first & (_QOS_1 | _QOS_2) else 0)
-    elif kind in _PROPERTIES_AT and len(packet) > _PROPERTIES_AT[kind]:
-        at = _PROPERTIES_AT[kind]
-    else:
-        return packet
-    length, end = 0, at
-    for end, byte in enumerate(packet[at : at + 4], at + 1):  # a Variable Byte Integer (MQTT 5, 1.5.5)
-        length |= (byte & 0x7F) << 7 * (end - at - 1)
-        if byte < 0x80:
-            break
-    else:
-        raise ValueError("a property length that is none")
-    if end + length > len(packet):
-        raise ValueError("properties beyond the end of their packet")
-    packet[at : end + length] = b"\x00"
-    return packet
 
 
 class _Upgrade:
