@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import agent_shell
 import pytest
 from agent_shell import AgentShell
 from publisher_simulator import PublisherSimulator
 
+from flagcast_agent.store import Store
 from flagcast_shared.ids import FlagKey, SegmentKey, VariantKey
 from flagcast_shared.model import (
     BooleanFlag,
@@ -42,6 +44,21 @@ OLD = (
         ),
     ),
 )
+
+
+@pytest.fixture(autouse=True)
+def databases_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes every database of an agent that was begun anew: one left open is a warning in whichever test it is collected."""
+    opened: list[Store] = []
+
+    def store(path: Path) -> Store:
+        opened.append(Store(path))
+        return opened[-1]
+
+    monkeypatch.setattr(agent_shell, "Store", store)
+    yield
+    for each in opened:
+        each.close()
 
 
 @pytest.fixture

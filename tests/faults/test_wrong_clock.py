@@ -300,6 +300,11 @@ def test_a_flood_of_refusals_fills_no_log_wherever_the_clock_jumps(tmp_path: Pat
         for written, wall in ((20, 0), (40, TEN_YEARS), (60, -TEN_YEARS)):
             scene.set_clock(wall=wall)
             flood()
+            # Refusals are counted before they are logged.
+            scene.device.wait_until(
+                lambda: scene.device.log.count("message=refused") >= written,  # noqa: B023  # called in this turn
+                f"{written} refusals in the log",
+            )
             assert scene.device.log.count("message=refused") == written
         assert scene.device.log.count("left_out=40") == 2
         scene.set_clock()
