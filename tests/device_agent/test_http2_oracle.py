@@ -16,6 +16,7 @@ PARTS = 8
 
 THEIRS_ALONE = {
     "FrameDataMissingError": "h2 reads ALTSVC, which a server ignores (RFC 7838, 4)",
+    "Setting 8 has invalid value": "h2 reads SETTINGS_ENABLE_CONNECT_PROTOCOL, which means nothing to a server (RFC 8441, 3)",
     "Received frame with non-compliant data": "h2 reads the reserved bit of WINDOW_UPDATE (RFC 9113, 6.9)",
     "does not have an :authority": "the standard does not require it (8.3.1)",
     "mismatched :authority and Host": "the standard does not require it (8.3.1), and no answer depends on either",
