@@ -1,4 +1,4 @@
-"""How fast a device answers after exec without a network, what memory and disk the agent takes, and what its snapshot weighs.
+"""A device's first answer after exec without a network, the agent's memory and disk, and the size of its snapshot.
 
 Without a network is measured twice: with the broker gone from a network that is there, and with the network itself taken away,
 in a namespace that has no interface that is up. Memory is read twice as well: at the first answer, when what follows the broker

@@ -1,4 +1,4 @@
-"""Whether the agent's memory stays flat over millions of calls and tens of thousands of connections.
+"""Growth of the agent's memory over millions of calls and tens of thousands of connections.
 
 The agent is a real one on 1,000 flags. Calls are Flipt's Boolean by gRPC, a hundred to a write, on four connections that stay;
 every other entity is one that was never asked about. Connections are made, asked on once and closed: by turns with gRPC, and with
@@ -79,7 +79,7 @@ class _Client:
         self._rest = b""
 
     def ask(self, messages: list[bytes]) -> int:
-        """How many of the calls end with OK."""
+        """Calls that end with OK, as a number."""
         sent = bytearray()
         for message in messages:
             sent += frames.calls(self._stream, self._block, struct.pack(">BI", 0, len(message)) + message)

@@ -14,7 +14,7 @@ from flagcast_shared.limits import MESSAGE_MAX_BYTES
 CPU_MAX_SECONDS = 0.2
 """Of an agent for one packet of the largest size: 50 ms for each 64 KB."""
 MEMORY_MAX_BYTES = 16 * 2**20
-"""What such a packet may add to an agent: paho holds it a few times over."""
+"""Growth of an agent by such a packet, at most: paho holds it a few times over."""
 ROOM = MESSAGE_MAX_BYTES + 1000
 TOPIC = b"\x00\x01t"
 

@@ -107,7 +107,7 @@ def test_numbers_that_json_and_protobuf_write_differently_are_one_text() -> None
 
 @pytest.mark.parametrize(("value", "by_grpc"), [(2**53 + 1, False), (str(2**53 + 1), True)])
 def test_a_whole_number_beyond_a_double_is_to_be_given_as_a_text(value: object, by_grpc: bool) -> None:
-    # What docs/evaluation.md says of flagd's gRPC, whose numbers are doubles.
+    # docs/evaluation.md: flagd's gRPC has doubles for numbers.
     with running([for_segment("it", "fits"), segment("fits", "p", str(2**53 + 1))]) as server:
         with calling(server.path) as client:
             assert client.resolve("ResolveBoolean", "it", {"p": value}).value is by_grpc

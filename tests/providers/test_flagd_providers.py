@@ -139,7 +139,7 @@ def test_a_percentage_without_a_targeting_key_is_answered_and_counted(folder: Pa
 
 @pytest.mark.parametrize("tells_static", [True, False])
 def test_what_a_provider_has_kept_is_not_counted(folder: Path, language: str, *, tells_static: bool) -> None:
-    # What docs/operations.md says under Usage; flagd.caching = false ends it.
+    # docs/operations.md, Usage; flagd.caching = false ends it.
     server = serving(folder, History(), switch("a", enabled=True), tells_static=tells_static)
     try:
         with flagd_application(language, server.path) as application:

@@ -87,7 +87,7 @@ def kinds(found: Sequence[Frame]) -> list[tuple[int, int]]:
 
 
 def streams_of(connection: Connection, now: float = 0.0) -> Iterator[Stream]:
-    """What `next` gives, slice after slice, until all that was received is read."""
+    """Streams from `next`, slice after slice, until all that was received is read."""
     while (stream := connection.next(now)) is not None or connection.has_more:
         if stream is not None:
             yield stream

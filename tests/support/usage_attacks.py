@@ -90,7 +90,7 @@ class HostileBroker:
         self._connack_properties = connack_properties
         self._before_suback = before_suback
         self._listener = socket.create_server(("127.0.0.1", 0))
-        # What it does not read fills soon.
+        # Small, so that unread packets fill it soon.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         self._threads: list[threading.Thread] = []
         self.sessions: list[Session] = []

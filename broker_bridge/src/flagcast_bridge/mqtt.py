@@ -708,7 +708,7 @@ class Connection:
     ) -> None:
         del userdata, properties
         said = str(reason) if flags.is_disconnect_packet_from_server else "without saying why"
-        # Where it was ended from here, paho tells nothing of the reason.
+        # paho passes on no reason of an end that comes from this side.
         why_closed = client.why_closed if isinstance(client, _Client) else ""
         said = why_closed or f"the broker ended the connection ({said})"
 

@@ -94,7 +94,8 @@ HELD_SHARE_BYTES = HELD_MAX_BYTES // CONNECTIONS_MAX
 """One connection's part, never taken: over HELD_MAX_BYTES, those with more are closed, the one that has waited longest first."""
 
 LARGE_WAITING_MAX = 32
-"""Requests for all flags that wait for one client process over HTTP/1.1: seconds of answers with 10,000 flags. More get 503."""
+"""Requests for all flags, and large batches, that wait for one client process: seconds of answers with 10,000 flags. More get 503
+or RESOURCE_EXHAUSTED."""
 
 LARGE_REFUSAL_SECONDS = 1
 """Time until such a request is refused, and until it may be repeated: a client without patience takes no time of the others."""
@@ -121,8 +122,8 @@ SLICE_FRAMES = 256
 """Frames that ask for nothing and are read in one go: half a millisecond. Every 2 bytes of headers count as one more."""
 
 LASTING_MAX = 1_024
-"""Calls of one process that last: streams, waits, questions for all flags. An application has a few; each holds 6 KB. All clients
-of the TCP port count as one process."""
+"""Calls of one process that last: streams, waits, questions for all flags, large batches. An application has a few; each holds
+6 KB. All clients of the TCP port count as one process."""
 
 PENALTY_SECONDS = 0.5
 """How long nothing is read from the next connections of a process whose connection broke the protocol: connecting again and again

@@ -39,7 +39,7 @@ from .sync import (
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 FAREWELL_SECONDS: Final = 1.0
-"""How long a clean end waits for the broker to take the last report, and for the goodbye to be written."""
+"""The wait of a clean end for the broker to take the last report, and for the DISCONNECT to be written."""
 FILTERS_PER_SUBSCRIBE: Final = 8
 """AWS IoT refuses a SUBSCRIBE with more, and an UNSUBSCRIBE."""
 _TOPIC_ROOM_BYTES: Final = 1024
@@ -505,9 +505,8 @@ def _bounded_client(config: BrokerConfig, meter: _Meter, *arguments: Any, **opti
 
     MQTT 5 has the broker keep larger ones back; one of 3.1.1 sends what was published, up to 256 MB, and paho would make room
     for all of it at once. Such a packet ends the connection, as does a message of QoS 2, which nobody subscribed to and which
-    paho would keep until it is released. Of MQTT 5's properties only those of a CONNACK are decoded: paho's time for them grows
-    with the square of their number, and it ends the connection over any that it does not take, which a broker hands on from
-    whoever published the message. What it reads and writes is added to `meter`.
+    paho would keep until it is released. Properties of MQTT 5 do not reach paho, see `flagcast_shared.packets`. The
+    bytes read and written are added to `meter`.
     """
     from paho.mqtt.client import Client, MQTTv5, _WebsocketWrapper
     from paho.mqtt.enums import MQTTErrorCode

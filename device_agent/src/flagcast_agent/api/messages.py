@@ -61,7 +61,10 @@ def batch_response(reply: BatchReply) -> flipt.BatchEvaluationResponse:
 
 
 def batch_end(reply: BatchReply) -> flipt.BatchEvaluationResponse:
-    """What stands in it once. Encoded behind its parts it makes the whole message (protobuf's encoding, "Last One Wins")."""
+    """The fields of a batch's message that stand once.
+
+    Encoded behind its parts it makes the whole message (protobuf's encoding guide, "Last One Wins").
+    """
     return flipt.BatchEvaluationResponse(
         request_id=reply.stamp.request_id, request_duration_millis=reply.stamp.milliseconds
     )

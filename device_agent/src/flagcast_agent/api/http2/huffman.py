@@ -31,7 +31,7 @@ class _Tables(NamedTuple):
     """The first code of each length, filled up to 30 bits; ascending."""
     lengths: list[int]
     starts: list[int]
-    """Where the symbols of each length begin in `symbols`."""
+    """The place in `symbols` of the first one of each length."""
     symbols: list[int]
 
 
@@ -75,7 +75,7 @@ def decode(data: bytes) -> bytes:
             left += 8 * len(more)
             at += 4
             continue
-        # Filled up with ones: a code that is whole is told apart by its own bits, whatever follows.
+        # The missing bits are ones: a whole code is told apart by its own bits, whatever follows.
         missing = _LONGEST - left
         window = (bits + 1 << missing) - 1 if missing > 0 else bits >> -missing
         row = bisect_right(firsts, window) - 1
@@ -87,7 +87,7 @@ def decode(data: bytes) -> bytes:
             raise NotHuffman("the end within a text")
         found.append(symbol)
         left -= length
-    # What is left is padding: the beginning of the end's code, all ones, and less than a byte.
+    # The rest is padding: the beginning of the end's code, all ones, and less than a byte.
     if left > _PADDING_MAX_BITS or bits != (1 << left) - 1:
         raise NotHuffman("padding that is none")
     return bytes(found)
