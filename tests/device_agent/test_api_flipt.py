@@ -1,6 +1,7 @@
 """Flipt's evaluation service on a real Unix socket, asked by grpcio with stubs that protoc generates from the .proto."""
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import shutil
@@ -23,8 +24,8 @@ from flagcast_agent.limits import (
     QUESTION_MAX_BYTES,
     SLICE_FLAGS,
 )
-from flagcast_shared.ids import FlagKey, RecordId
-from flagcast_shared.model import BooleanFlag, Flag
+from flagcast_shared.ids import FlagKey, RecordId, VariantKey
+from flagcast_shared.model import BooleanFlag, Flag, Variant, VariantFlag
 from flagcast_shared.records import Record
 
 grpc: Any = importlib.import_module("grpc")  # it ships no types
@@ -72,6 +73,9 @@ def server() -> Iterator[RunningServer]:
 class Application:
     """A Flipt client over one gRPC channel."""
 
+    def close(self) -> None:
+        self.channel.close()
+
     def __init__(self, target: str, generated: tuple[Any, Any]) -> None:
         self.messages, stubs = generated
         self.channel = grpc.insecure_channel(target)
@@ -99,7 +103,7 @@ class Application:
 def application(server: RunningServer, generated: tuple[Any, Any]) -> Iterator[Application]:
     application = Application(f"unix:{server.path}", generated)
     yield application
-    application.channel.close()
+    application.close()
 
 
 def test_a_boolean_flag_without_rollouts(application: Application) -> None:
@@ -318,6 +322,31 @@ def test_a_batch_of_any_size_has_the_same_answers_in_their_order(application: Ap
     assert [_without_time(each) for each in large.responses] == [_without_time(each) for each in small]
     assert large.request_id == "all"
     assert large.request_duration_millis > 0
+
+
+def test_a_batch_of_few_questions_and_large_answers_waits_for_its_turn(generated: tuple[Any, Any]) -> None:
+    text = '"' + "a" * 30_000 + '"'
+    large = VariantFlag(
+        FlagKey("large"),
+        enabled=True,
+        variants=(Variant(VariantKey("a"), text),),
+        default=VariantKey("a"),
+    )
+    with (
+        running([large]) as server,
+        contextlib.closing(Application(f"unix:{server.path}", generated)) as application,
+    ):
+        with server.large_answers_held_up():
+            small = application.batch({"flag_key": "large"}, {"flag_key": "large"})
+            assert [each.variant_response.variant_attachment for each in small.responses] == [text] * 2
+            asked = [application.messages.EvaluationRequest(flag_key="large") for _ in range(100)]
+            waiting = application.service.Batch.future(
+                application.messages.BatchEvaluationRequest(requests=asked, request_id="all"), timeout=100
+            )
+            wait_until(lambda: server.open_calls() == 1, "the batch waits for its turn")
+        found = waiting.result(100)
+        assert [each.variant_response.variant_attachment for each in found.responses] == [text] * 100
+        assert found.request_id == "all"
 
 
 def test_others_have_their_turn_while_a_large_batch_is_answered(

@@ -18,6 +18,7 @@ from flagcast_agent import usage as tallies
 from flagcast_agent.api.answers import Answers
 from flagcast_agent.api.questions import Question
 from flagcast_agent.evaluator import Evaluator
+from flagcast_agent.limits import SLICE_FLAGS
 from flagcast_agent.store import Store
 from flagcast_agent.sync import (
     Counted,
@@ -147,6 +148,8 @@ def test_every_call_that_answers_is_counted_and_a_question_without_an_answer_is_
     with pytest.raises(InvalidCall):
         answers.boolean(Question("theme", "e"))
     answers.explain(Question("theme", "e"))
+    begun = answers.batch_in_slices([Question("theme", "e")] * (SLICE_FLAGS + 1))
+    assert next(begun) == 0, "a batch that is given up before its end"
     assert counted(answers) == {}
 
 

@@ -1,6 +1,8 @@
 """An HTTP/2 connection on a real socket: what it leaves behind, its limits of time, and HTTP's requests on it."""
 
 import asyncio
+import contextlib
+import gc
 import json
 import logging
 import time
@@ -13,7 +15,10 @@ from local_server import RunningServer, running
 from raw_http2 import EVALUATE, RawClient, framed
 
 from flagcast_agent.api import load, pages, web2
+from flagcast_agent.api.exchange import Exchange
 from flagcast_agent.api.http1 import Request
+from flagcast_agent.api.http2.connection import Connection
+from flagcast_agent.api.http2.stream import Stream
 from flagcast_agent.api.load import Slices
 from flagcast_agent.api.protos import flipt_evaluation_pb2 as flipt
 from flagcast_agent.limits import BATCH_ANSWER_MAX_BYTES, PENALTY_SECONDS, UNREAD_MAX_BYTES
@@ -38,6 +43,20 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@contextlib.contextmanager
+def no_search_for_garbage() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def left_of(*kinds: type) -> int:
+    return sum(isinstance(each, kinds) for each in gc.get_objects())
+
+
 def ask(client: RawClient) -> str:
     stream = client.begin()
     client.send(stream, REQUEST, end=True)
@@ -55,6 +74,32 @@ def test_a_client_that_leaves_amid_streams_and_requests_leaves_nothing_behind(se
     with RawClient(server.path) as late:
         assert ask(late) == "0"
         wait_until(lambda: server.open_calls() == 0)
+
+
+def test_what_is_cut_or_refused_is_freed_at_once_without_a_search_for_garbage() -> None:
+    flags = [BooleanFlag(FlagKey(f"flag-{number:04}"), enabled=True) for number in range(3_000)]
+    with running([*flags, BooleanFlag(FlagKey("on"), enabled=True)]) as server, no_search_for_garbage():
+        with RawClient(server.path) as client:
+            for _ in range(3):
+                stream = client.begin()
+                client.send(stream, framed(b"\x1a\7unknown"), end=True)
+                assert client.headers_of(stream)["grpc-status"] == "5"
+                stream = client.begin(WATCH, extra=(("grpc-timeout", "10m"),))
+                client.send(stream, framed(b""), end=True)
+                assert client.headers_of(stream)["grpc-status"] == "4"
+                cancelled = client.begin(WATCH)
+                client.send(cancelled, framed(b""), end=True)
+                wait_until(lambda: server.open_calls() == 1)
+                client.http2.reset_stream(cancelled)
+                client.flush()
+                wait_until(lambda: server.open_calls() == 0)
+        for _ in range(3):
+            with RawClient(server.path) as client:
+                client.send(client.begin(ALL), framed(b""), end=True)
+                wait_until(lambda: server.held() > 100_000)
+        wait_until(lambda: server.open_calls() == 0 and server.open_connections() == 0)
+        server.call(asyncio.sleep(0))
+        assert left_of(Exchange, Stream, web2.Http2Connection, Connection) == 0
 
 
 def test_an_idle_connection_is_told_and_closed_also_after_a_stream(

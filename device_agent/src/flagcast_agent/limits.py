@@ -23,7 +23,8 @@ BATCH_MAX_REQUESTS = 1_000
 """Evaluations of one batch: about 20 ms on a small device."""
 
 BATCH_AT_ONCE_BYTES = 8_192
-"""A batch that is answered at once, a hundred questions in half a millisecond; a larger one is answered in slices."""
+"""A batch that is answered at once, a hundred questions in half a millisecond, if its answer is within SLICE_BYTES. Any other one
+is answered in slices."""
 
 CONNECTIONS_MAX = 256
 """Connections open at once. Each may hold 100 calls; the process's file descriptors also serve the broker and the disk."""
@@ -118,6 +119,9 @@ BATCH_ANSWER_MAX_BYTES = 4 * 1024 * 1024
 SLICE_SECONDS = 0.0005
 """How long one HTTP/2 client's calls are answered in one go; then other callers have their turn."""
 
+STARTED_AT_ONCE = 4
+"""Calls that last which are begun in one go, or told of more: each takes up to a tenth of a millisecond in its next turn."""
+
 SLICE_FRAMES = 256
 """Frames that ask for nothing and are read in one go: half a millisecond. Every 2 bytes of headers count as one more."""
 
@@ -141,6 +145,13 @@ EVENT_MAX_FLAGS = 10_000
 REMOVED_FLAGS_MAX = 10_000
 """Removed flags that a namespace remembers, for providers that may have kept an answer of one; the oldest are forgotten. As many
 as one event names, so that a great cleanup is told whole: half a megabyte on disk then, and nothing where nothing is removed."""
+
+SLICE_BYTES = 65_536
+"""Attachments and segments that a batch evaluates or encodes in one go, a tenth of a millisecond: copies cost most of the time of
+an answer of megabytes."""
+
+SLICE_NAMES = 200
+"""Names of flags that an event's encoding takes in one go, a fifth of a millisecond."""
 
 SLICE_FLAGS = 50
 """Flags evaluated in one go by a batch or a question for all flags, half a millisecond; then other callers have their turn."""

@@ -53,7 +53,9 @@ class AgentPages:
                 raise CallFailed(Status.UNIMPLEMENTED, "compressed requests are not supported")
             body = _from_json(kind, request.body) if content_type == JSON else request.body
             if isinstance(method, Unary):
-                return _reply(response, method.answer(body, fields), content_type)
+                message = method.answer(body, fields)
+                assert isinstance(message, bytes)  # no call of this service has a large answer
+                return _reply(response, message, content_type)
         except Exception as error:  # noqa: BLE001  # `failed` logs what is not the client's doing
             return _error(error)
 
@@ -79,8 +81,8 @@ class _Collecting:
     def begin(self) -> None:
         pass
 
-    async def send(self, message: bytes) -> None:
-        self.sent = message
+    async def send(self, *parts: bytes) -> None:
+        self.sent = b"".join(parts)
 
     async def receive(self) -> bytes | None:
         return None

@@ -17,6 +17,7 @@ from flagcast_agent.limits import (
     CONTEXT_MAX_BYTES,
     CONTEXT_MAX_ENTRIES,
     ENTITY_ID_MAX_BYTES,
+    SLICE_BYTES,
     SLICE_FLAGS,
 )
 from flagcast_agent.values import reason_of
@@ -187,27 +188,39 @@ class Answers:
             CallTooLarge: more questions than BATCH_MAX_REQUESTS.
             AnswerTooLarge: attachments and segments over BATCH_ANSWER_MAX_BYTES.
         """
-        return next(each for each in self.batch_in_slices(questions, request_id, filling) if each is not None)
+        slices = self.batch_in_slices(questions, request_id, filling)
+        return next(each for each in slices if isinstance(each, BatchReply))
 
     def batch_in_slices(
         self, questions: Sequence[Question], request_id: str = "", filling: Filling = NO_FILLING
-    ) -> Iterator[BatchReply | None]:
-        """The same at the end; None after every SLICE_FLAGS questions, so that others may have their turn. Raises as `batch`."""
+    ) -> Iterator[BatchReply | int]:
+        """The same at the end; others may have their turn before each item.
+
+        After every SLICE_FLAGS questions or SLICE_BYTES, the bytes of attachments and segments so far. Raises as `batch`.
+        """
         began = self._monotonic()
         require_batch_size(len(questions))
         held: dict[Namespace, CompiledFlags] = {}
         answers: list[BooleanAnswer | VariantAnswer | InvalidCall] = []
-        size = 0
+        size, due = 0, SLICE_BYTES
         for question in questions:
-            if answers and not len(answers) % SLICE_FLAGS:
-                yield None
+            if size > due or (answers and not len(answers) % SLICE_FLAGS):
+                due = size + SLICE_BYTES
+                yield size
             answer = self._answer(question, filling, held)
-            size += _varying_bytes(answer)
+            size += varying_bytes(answer)
             if size > BATCH_ANSWER_MAX_BYTES:
                 raise AnswerTooLarge(
                     f"attachments and segments of over {BATCH_ANSWER_MAX_BYTES} bytes in one batch; ask for fewer flags at once"
                 )
             answers.append(answer)
+        # Counted last: a batch that is refused, or asked again in slices, has answered nothing.
+        for question, answer in zip(questions, answers, strict=True):
+            if not isinstance(answer, InvalidCall):
+                namespace = self._namespace(question.namespace, filling)
+                self._evaluator.count(namespace, answer)
+                if not question.entity_id:
+                    self._evaluator.lacks_entity(held[namespace], question.flag_key, question.context)
         stamp = self._stamp(request_id, began)
         replies: list[BooleanReply | VariantReply | ErrorReply] = []
         for question, answer in zip(questions, answers, strict=True):
@@ -295,9 +308,6 @@ class Answers:
                 answer = compiled.boolean(key, entity, question.context)
         except InvalidCall as error:
             return error
-        self._evaluator.count(namespace, answer)
-        if not entity:
-            self._evaluator.lacks_entity(compiled, key, question.context)
         return answer
 
     def _admit(self, question: Question, filling: Filling) -> Namespace:
@@ -345,8 +355,8 @@ def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _varying_bytes(answer: BooleanAnswer | VariantAnswer | InvalidCall) -> int:
-    # What has no small limit of its own; all else that an entry has is within the size of its request.
+def varying_bytes(answer: BooleanAnswer | VariantAnswer | InvalidCall) -> int:
+    """The size of what has no small limit of its own in an answer; all else is within the size of its request."""
     if isinstance(answer, InvalidCall):
         return 0
     size = 0

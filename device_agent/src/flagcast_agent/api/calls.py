@@ -5,7 +5,7 @@ evaluation.
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -70,8 +70,8 @@ class Call(Protocol):
     def begin(self) -> None:
         """Sends the headers of the answer, if they were not yet."""
 
-    async def send(self, message: bytes) -> None:
-        """Sends a message, and waits until the client has room for more."""
+    async def send(self, *parts: bytes) -> None:
+        """Sends a message, and waits until the client has room for more. Its parts are not copied into one."""
 
     async def receive(self) -> bytes | None:
         """The next message of the client; None after its last one. Raises CallFailed."""
@@ -92,11 +92,10 @@ class Lasting:
 class Unary:
     """A method whose answer is there at once; raises InvalidCall or CallFailed.
 
-    `large` answers requests of more than BATCH_AT_ONCE_BYTES, where they take longer.
+    In place of an answer that would keep others waiting it gives the method that makes it, for the same request.
     """
 
-    answer: Callable[[bytes, Fields], bytes]
-    large: Lasting | None = None
+    answer: "Callable[[bytes, Fields], bytes | Lasting]"
 
 
 Method = Unary | Lasting
@@ -130,6 +129,13 @@ _PLAIN: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != 
 def framed(message: bytes) -> bytes:
     """A message as it travels: not compressed, with its length before it."""
     return b"\0%b%b" % (len(message).to_bytes(4, "big"), message)
+
+
+def framed_parts(parts: Sequence[bytes]) -> Sequence[bytes]:
+    """The same of a message in parts: what travels, in parts."""
+    if len(parts) == 1:
+        return (framed(parts[0]),)
+    return b"\0" + sum(map(len, parts)).to_bytes(4, "big"), *parts
 
 
 def announced(body: bytes | bytearray) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from flagcast_agent.limits import LARGE_WAITING_MAX, UNREAD_MAX_BYTES
 
-from .calls import HEAD, CallFailed, Status, first_message, framed
+from .calls import HEAD, CallFailed, Status, failure_head, failure_tail, first_message, framed_parts
 from .http2.connection import Connection
 from .http2.frames import Code
 from .http2.stream import Stream
@@ -70,7 +70,15 @@ class Exchange:
         """More of the request is there."""
         self._news.set()
 
-    drained = arrived
+    def drained(self) -> None:
+        """All that waited was sent."""
+        self._news.set()
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of the stream once both have ended, so that no cycle is left to be searched for."""
+        if self.task is None and self.stream.is_over:
+            self.stream.owner = None
 
     def begin(self, head: bytes = HEAD) -> None:
         """Sends the headers of the answer, if they were not yet."""
@@ -79,17 +87,19 @@ class Exchange:
             self._http2.begin(self.stream, head)
             self.connection.flush()
 
-    async def send(self, message: bytes) -> None:
-        """Sends a message of gRPC's, and waits until the client has room for more."""
+    async def send(self, *parts: bytes) -> None:
+        """Sends a message of gRPC's, and waits until the client has room for more. Its parts are not copied into one."""
         if not self._is_begun:
             self._is_begun = True
             self._http2.begin(self.stream, HEAD)
-        await self.send_raw(framed(message))
+        await self.send_raw(*framed_parts(parts))
 
-    async def send_raw(self, part: bytes) -> None:
+    async def send_raw(self, *parts: bytes) -> None:
         """The same of any bytes; the headers were sent."""
         connection = self.connection
-        self._http2.send(self.stream, part, connection.loop.time())
+        now = connection.loop.time()
+        for part in parts:
+            self._http2.send(self.stream, part, now)
         connection.flush()
         while self.stream.waiting:
             self._news.clear()
@@ -115,12 +125,12 @@ class Exchange:
             self._news.clear()
             await self._news.wait()
 
-    def fail(self, head: bytes, tail: bytes) -> None:
-        """An end with an error: `head` where nothing was sent yet, else `tail`."""
+    def fail(self, failure: CallFailed) -> None:
+        """An end with an error."""
         if self._is_begun:
-            self._http2.end(self.stream, tail)
+            self._http2.end(self.stream, failure_tail(failure.status, str(failure)))
         else:
-            self._http2.refuse(self.stream, head)
+            self._http2.refuse(self.stream, failure_head(failure.status, str(failure)))
         self.connection.flush()
 
     def end(self, tail: bytes) -> None:
@@ -164,3 +174,4 @@ def _ended(exchange: Exchange, task: "asyncio.Task[None]") -> None:
     elif (error := task.exception()) is not None:
         log.error("a call failed inside the agent", exc_info=error)
         exchange.reset()
+    exchange.release()

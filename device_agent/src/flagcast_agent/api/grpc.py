@@ -7,8 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from flagcast_agent.limits import SLICE_FLAGS
-from flagcast_shared.errors import InvalidCall
+from flagcast_agent.limits import BATCH_AT_ONCE_BYTES, SLICE_BYTES, SLICE_FLAGS
 
 from . import messages
 from .answers import (
@@ -16,10 +15,11 @@ from .answers import (
     NAMESPACE_HEADER,
     NO_FILLING,
     Answers,
+    BatchReply,
     Filling,
     require_batch_size,
 )
-from .calls import Call, CallFailed, Lasting, Method, Status, Unary, decoded, failed
+from .calls import Call, CallFailed, Lasting, Method, Status, Unary, decoded
 from .http2.headers import Fields
 from .protos import flipt_evaluation_pb2 as flipt
 from .questions import Question, require_question_size
@@ -40,7 +40,7 @@ class GrpcMethods:
         self._methods: dict[str, Method] = {
             f"/{EVALUATION_SERVICE}/Boolean": Unary(self._boolean),
             f"/{EVALUATION_SERVICE}/Variant": Unary(self._variant),
-            f"/{EVALUATION_SERVICE}/Batch": Unary(self._batch, Lasting(self._large_batch)),
+            f"/{EVALUATION_SERVICE}/Batch": Unary(self._batch),
         }
 
     def find(self, path: str) -> Method:
@@ -66,35 +66,37 @@ class GrpcMethods:
         reply = self._answers.variant(messages.question(request), _filling(fields))
         return messages.variant_response(reply).SerializeToString()
 
-    def _batch(self, body: bytes, fields: Fields) -> bytes:
+    def _batch(self, body: bytes, fields: Fields) -> bytes | Lasting:
+        # A large one is answered in its turn and in slices, so that nobody waits for all of it.
+        if len(body) > BATCH_AT_ONCE_BYTES:
+            return Lasting(self._large_batch)
         request = decoded(flipt.BatchEvaluationRequest, body)
         questions = [messages.question(entry) for entry in request.requests]
-        reply = self._answers.batch(questions, request.request_id, _filling(fields))
-        return messages.batch_response(reply).SerializeToString()
+        slices = self._answers.batch_in_slices(questions, request.request_id, _filling(fields))
+        for found in slices:
+            if isinstance(found, BatchReply):
+                return messages.batch_response(found).SerializeToString()
+            if found > SLICE_BYTES:
+                break
+        return Lasting(self._large_batch)
 
     async def _large_batch(self, call: Call) -> None:
-        # In its turn and in slices, so that nobody waits for all of it.
-        try:
-            async with call.turn():
-                request = decoded(flipt.BatchEvaluationRequest, call.request)
-                require_batch_size(len(request.requests))
-                questions: list[Question] = []
-                for start in range(0, len(request.requests), SLICE_FLAGS):
-                    questions += map(messages.question, request.requests[start : start + SLICE_FLAGS])
-                    await asyncio.sleep(0)
-                slices = self._answers.batch_in_slices(questions, request.request_id, _filling(call.fields))
-                reply = next(slices)
-                while reply is None:
-                    await asyncio.sleep(0)  # a turn of others, not a wait
-                    reply = next(slices)
-                parts = []
-                for start in range(0, len(reply.replies), SLICE_FLAGS):
-                    parts.append(messages.batch_part(reply, start, SLICE_FLAGS).SerializeToString())
-                    await asyncio.sleep(0)
-                parts.append(messages.batch_end(reply).SerializeToString())
-        except InvalidCall as error:
-            raise failed(error) from None
-        await call.send(b"".join(parts))
+        async with call.turn():
+            request = decoded(flipt.BatchEvaluationRequest, call.request)
+            require_batch_size(len(request.requests))
+            questions: list[Question] = []
+            for start in range(0, len(request.requests), SLICE_FLAGS):
+                questions += map(messages.question, request.requests[start : start + SLICE_FLAGS])
+                await asyncio.sleep(0)  # a turn of others, not a wait
+            slices = self._answers.batch_in_slices(questions, request.request_id, _filling(call.fields))
+            parts: list[bytes] = []
+            for found in slices:
+                await asyncio.sleep(0)
+                if isinstance(found, BatchReply):
+                    for part in messages.batch_parts(found):
+                        parts.append(part)
+                        await asyncio.sleep(0)
+        await call.send(*parts)
 
 
 def _filling(fields: Fields) -> Filling:

@@ -3,13 +3,14 @@
 No transport: what a gRPC server sends and a Connect server would send are the same messages.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from flagcast_agent.limits import CONTEXT_MAX_ENTRIES
+from flagcast_agent.limits import CONTEXT_MAX_ENTRIES, SLICE_BYTES, SLICE_FLAGS
 from flagcast_shared.evaluation import Reason
 
-from .answers import BatchReply, BooleanReply, ErrorReply, Stamp, VariantReply
+from .answers import BatchReply, BooleanReply, ErrorReply, Stamp, VariantReply, varying_bytes
 from .protos import flipt_evaluation_pb2 as flipt
 from .questions import Question
 
@@ -55,38 +56,49 @@ def variant_response(reply: VariantReply) -> flipt.VariantEvaluationResponse:
 
 def batch_response(reply: BatchReply) -> flipt.BatchEvaluationResponse:
     """Flipt's message of a batch."""
-    response = batch_part(reply, 0, len(reply.replies))
-    response.MergeFrom(batch_end(reply))
+    response = _batch_end(reply)
+    for entry in reply.replies:
+        _fill_entry(response.responses.add(), entry)
     return response
 
 
-def batch_end(reply: BatchReply) -> flipt.BatchEvaluationResponse:
-    """The fields of a batch's message that stand once.
+def batch_parts(reply: BatchReply) -> Iterator[bytes]:
+    """The same encoded, in parts of SLICE_FLAGS answers or SLICE_BYTES.
 
-    Encoded behind its parts it makes the whole message (protobuf's encoding guide, "Last One Wins").
+    One behind the other they are the whole message (protobuf's encoding guide, "Last One Wins").
     """
+    response, size = flipt.BatchEvaluationResponse(), 0
+    for entry in reply.replies:
+        _fill_entry(response.responses.add(), entry)
+        size += SLICE_BYTES // SLICE_FLAGS
+        if not isinstance(entry, ErrorReply):
+            size += varying_bytes(entry.answer)
+        if size >= SLICE_BYTES:
+            yield response.SerializeToString()
+            response, size = flipt.BatchEvaluationResponse(), 0
+    response.MergeFrom(_batch_end(reply))
+    yield response.SerializeToString()
+
+
+def _batch_end(reply: BatchReply) -> flipt.BatchEvaluationResponse:
+    # The fields of a batch's message that stand once.
     return flipt.BatchEvaluationResponse(
         request_id=reply.stamp.request_id, request_duration_millis=reply.stamp.milliseconds
     )
 
 
-def batch_part(reply: BatchReply, start: int, count: int) -> flipt.BatchEvaluationResponse:
-    """So many answers of it from `start` on."""
-    response = flipt.BatchEvaluationResponse()
+def _fill_entry(message: flipt.EvaluationResponse, entry: BooleanReply | VariantReply | ErrorReply) -> None:
     # Filled in place: a message that is made first and put into another one is copied.
-    for entry in reply.replies[start : start + count]:
-        message = response.responses.add()
-        match entry:
-            case BooleanReply():
-                message.type = flipt.BOOLEAN_EVALUATION_RESPONSE_TYPE
-                _fill_boolean(message.boolean_response, entry)
-            case VariantReply():
-                message.type = flipt.VARIANT_EVALUATION_RESPONSE_TYPE
-                _fill_variant(message.variant_response, entry)
-            case ErrorReply():
-                message.type = flipt.ERROR_EVALUATION_RESPONSE_TYPE
-                _fill_error(message.error_response, entry)
-    return response
+    match entry:
+        case BooleanReply():
+            message.type = flipt.BOOLEAN_EVALUATION_RESPONSE_TYPE
+            _fill_boolean(message.boolean_response, entry)
+        case VariantReply():
+            message.type = flipt.VARIANT_EVALUATION_RESPONSE_TYPE
+            _fill_variant(message.variant_response, entry)
+        case ErrorReply():
+            message.type = flipt.ERROR_EVALUATION_RESPONSE_TYPE
+            _fill_error(message.error_response, entry)
 
 
 def _fill_boolean(response: flipt.BooleanEvaluationResponse, reply: BooleanReply) -> None:

@@ -14,13 +14,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from flagcast_agent.limits import (
-    BATCH_AT_ONCE_BYTES,
     HTTP2_IDLE_SECONDS,
     LARGE_REFUSAL_SECONDS,
     LASTING_MAX,
     REQUEST_MAX_BYTES,
     REQUEST_TIMEOUT_SECONDS,
     SLICE_SECONDS,
+    STARTED_AT_ONCE,
     UNREAD_MAX_BYTES,
     UNREAD_SECONDS,
 )
@@ -36,7 +36,6 @@ from .calls import (
     Unary,
     failed,
     failure_head,
-    failure_tail,
     framed,
     missing_bytes,
     only_message,
@@ -197,6 +196,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         http2, time = self._http2, self.loop.time
         now = time()
         until = now + SLICE_SECONDS
+        started = 0
         try:
             while (stream := http2.next(now)) is not None:
                 if stream.is_over:
@@ -206,8 +206,9 @@ class Http2Connection(asyncio.BufferedProtocol):
                     self._answer(stream, now)
                 else:
                     self._on_part(stream, now)
+                started += stream.owner is not None
                 now = self._active_at = time()
-                if now > until:
+                if now > until or started == STARTED_AT_ONCE:
                     if http2.unread:
                         http2.has_more = True
                     break
@@ -216,7 +217,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             self.abort()
             return
         self.flush()
-        if time() > until:
+        if time() > until or started == STARTED_AT_ONCE:
             self.load.slices.overran()
         if http2.has_more and not http2.is_over:
             self._wait_for_turn()
@@ -269,11 +270,11 @@ class Http2Connection(asyncio.BufferedProtocol):
             if self.untaken > UNREAD_MAX_BYTES:
                 raise CallFailed(Status.RESOURCE_EXHAUSTED, UNREAD)
             if isinstance(method, Unary):
-                if method.large is None or len(stream.body) <= BATCH_AT_ONCE_BYTES:
-                    message = method.answer(only_message(stream.body), fields)
+                message = method.answer(only_message(stream.body), fields)
+                if isinstance(message, bytes):
                     self._http2.answer(stream, HEAD, framed(message), TAIL, now)
                     return
-                method = method.large
+                method = message
             if isinstance(method, Lasting):
                 seconds = seconds_of(stream.timeout)
                 request = b"" if method.reads_several else only_message(stream.body)
@@ -282,10 +283,13 @@ class Http2Connection(asyncio.BufferedProtocol):
                 call.start(self._run(call, method, seconds))
                 return
         except Exception as error:  # noqa: BLE001  # `failed` logs what is not the client's doing
-            failure = failed(error)
-            self._http2.refuse(stream, failure_head(failure.status, str(failure)))
+            self._refuse(stream, failed(error))
             return
         self._answer_page(stream, now)
+
+    def _refuse(self, stream: Stream, failure: CallFailed) -> None:
+        # Nowhere a local of whoever caught it: with its traceback that would be a cycle for the collector of garbage.
+        self._http2.refuse(stream, failure_head(failure.status, str(failure)))
 
     def _lasting(self, stream: Stream) -> Exchange:
         if not self.load.may_last(self.client_process()):
@@ -375,7 +379,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 if missing is not None and missing < 0:
                     raise CallFailed(Status.INVALID_ARGUMENT, "the call has more than one request")
             except CallFailed as failure:
-                self._http2.refuse(stream, failure_head(failure.status, str(failure)))
+                self._refuse(stream, failure)
                 return
             if missing == 0 and isinstance(method, Lasting):
                 # Some clients keep their side open for as long as they read.
@@ -403,9 +407,11 @@ class Http2Connection(asyncio.BufferedProtocol):
                 if not limit.expired():
                     raise
                 raise CallFailed(Status.DEADLINE_EXCEEDED, "the time that the client gave is over") from None
+            finally:
+                # It holds the task, which when cancelled holds this frame: megabytes until garbage is looked for.
+                del limit
         except Exception as error:  # noqa: BLE001  # `failed` logs what is not the client's doing
-            failure = failed(error)
-            call.fail(failure_head(failure.status, str(failure)), failure_tail(failure.status, str(failure)))
+            call.fail(failed(error))
         else:
             call.end(TAIL)
 
