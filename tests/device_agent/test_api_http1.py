@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from local_server import RunningServer, running
 from raw_http1 import HttpClient, enveloped
 
-from flagcast_agent.api import flagd, load, ofrep, web
+from flagcast_agent.api import flagd, flagd_events, load, ofrep, web
+from flagcast_agent.api.changes import ChangeKind
 from flagcast_agent.api.http1 import BadRequest, Request, RequestReader
 from flagcast_agent.limits import (
     CONNECTIONS_MAX,
@@ -464,9 +465,8 @@ def test_a_client_that_does_not_read_a_large_answer_is_disconnected_in_time(
         assert other.ask("GET", "/livez").status == 200
 
 
-@pytest.mark.parametrize("call", ["EventStream", "ResolveAll"])
-def test_many_large_answers_at_once_are_written_one_in_a_turn(
-    large_server: RunningServer, monkeypatch: pytest.MonkeyPatch, call: str
+def test_many_large_answers_at_once_are_written_in_slices(
+    large_server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
 
@@ -475,27 +475,66 @@ def test_many_large_answers_at_once_are_written_one_in_a_turn(
     def counted(document: object) -> bytes:
         nonlocal written
         data = write(document)
-        written += len(data) > 100_000
+        written += len(data)
         return data
 
     async def most_written_in_one_turn() -> int:
         most = 0
-        while written < 16:
+        while written < 16 * 400_000:
             before = written
             await asyncio.sleep(0)
             most = max(most, written - before)
         return most
 
     monkeypatch.setattr(flagd, "compact", counted)
-    is_stream = call == "EventStream"
-    body, kind = (enveloped(b"{}"), "connect+json") if is_stream else (b"{}", "json")
     counting = large_server.begin(most_written_in_one_turn())
     with contextlib.ExitStack() as stack:
         for _ in range(16):
             client = stack.enter_context(HttpClient(large_server.path))
-            target = f"/flagd.evaluation.v2.Service/{call}"
-            client.send("POST", target, body, {"content-type": f"application/{kind}"})
-        assert counting.result(30) == 1
+            client.send(
+                "POST",
+                "/flagd.evaluation.v2.Service/ResolveAll",
+                b"{}",
+                {"content-type": "application/json"},
+            )
+        assert counting.result(30) < 20_000
+
+
+@pytest.mark.parametrize("kind", ["json", "proto"])
+def test_the_flags_of_many_event_streams_are_written_once(
+    large_server: RunningServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    sizes: list[int] = []
+
+    write = flagd_events._in_parts
+
+    def counted(flags: flagd_events.Flags, size: int) -> Iterator[Sequence[tuple[FlagKey, ChangeKind]]]:
+        sizes.append(len(flags))
+        return write(flags, size)
+
+    monkeypatch.setattr(flagd_events, "_in_parts", counted)
+    request = enveloped(b"{}" if kind == "json" else b"")
+
+    def subscribed(stack: contextlib.ExitStack) -> HttpClient:
+        client = stack.enter_context(HttpClient(large_server.path))
+        content_type = f"application/connect+{kind}"
+        client.send(
+            "POST", "/flagd.evaluation.v2.Service/EventStream", request, {"content-type": content_type}
+        )
+        return client
+
+    def receive_all_flags(client: HttpClient) -> None:
+        assert client.head()[0] == 200
+        next(chunk for chunk in client.chunks() if len(chunk) > 100_000)
+
+    with contextlib.ExitStack() as stack:
+        for client in [subscribed(stack) for _ in range(16)]:
+            receive_all_flags(client)
+        assert sizes.count(6_000) == 1, "the streams share what was written"
+    wait_until(lambda: large_server.open_connections() == 0)
+    with contextlib.ExitStack() as stack:
+        receive_all_flags(subscribed(stack))
+    assert sizes.count(6_000) == 2, "nothing is kept for nobody"
 
 
 ALL = "/ofrep/v1/evaluate/flags"

@@ -24,9 +24,8 @@ from .flagd import (
     code_of,
     compact,
     decoded,
-    event_json,
-    event_message,
 )
+from .flagd_events import as_json, as_message
 from .http1 import Request
 from .protos import flagd_evaluation_v2_pb2 as flagd
 from .questions import Question
@@ -133,7 +132,7 @@ class Connect:
         try:
             if is_json:
                 return Reply(200, JSON, await self._flagd.resolve_all_json(question))
-            return Reply(200, PROTO, await self._flagd.resolve_all(question))
+            return Reply(200, PROTO, b"".join(await self._flagd.resolve_all(question)))
         except InvalidCall as error:
             return _error(error)
 
@@ -153,10 +152,12 @@ class Connect:
         try:
             async with (
                 asyncio.timeout(seconds),
-                contextlib.aclosing(self._flagd.events(namespace)) as events,
+                contextlib.aclosing(
+                    self._flagd.events(namespace, as_json if is_json else as_message)
+                ) as events,
             ):
                 async for event in events:
-                    yield _framed(event_json(event) if is_json else event_message(event).SerializeToString())
+                    yield _framed(event)
         except InvalidCall as error:
             yield _end(code_of(error), str(error)[:ERROR_MAX_CHARACTERS])
         except TimeoutError:

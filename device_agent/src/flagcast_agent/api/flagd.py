@@ -5,9 +5,8 @@ response without value and variant means the caller's default; clients of the fi
 they get NOT_FOUND.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from google.protobuf.message import DecodeError, Message
 
 from flagcast_agent.evaluator import Knowledge
-from flagcast_agent.limits import CONTEXT_MAX_ENTRIES, EVENT_MAX_FLAGS, KEEP_ALIVE_SECONDS, SLICE_FLAGS
+from flagcast_agent.limits import CONTEXT_MAX_ENTRIES, KEEP_ALIVE_SECONDS, SLICE_FLAGS
 from flagcast_agent.values import Metadata, kind_of, metadata_of, reason_of
 from flagcast_shared.errors import (
     CallTooLarge,
@@ -25,9 +24,10 @@ from flagcast_shared.errors import (
     NamespaceNotFound,
 )
 from flagcast_shared.evaluation import Answer, Resolution, VariantAnswer
-from flagcast_shared.ids import FlagKey, Namespace
+from flagcast_shared.ids import Namespace
 
-from .changes import ChangeKind, Changes
+from .changes import Changes
+from .flagd_events import KEEP_ALIVE, READY, Encode, WrittenEvents
 from .protos import flagd_evaluation_v2_pb2 as flagd
 from .questions import Question, require_question_size
 from .resolutions import WANTED_BY, Asked, Encodings, Resolutions, Resolved, Wanted, error_code
@@ -48,10 +48,6 @@ _Encoded = TypeVar("_Encoded")
 
 _DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-
-READY: Final = "provider_ready"
-CHANGED: Final = "configuration_change"
-KEEP_ALIVE: Final = "keep_alive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +75,6 @@ class Unreadable(InvalidCall):
     """The bytes of a request are not the message."""
 
 
-Event = tuple[str, Mapping[FlagKey, ChangeKind] | None]
-"""An event's type and, of a configuration change, the flags."""
-
-
 class Flagd:
     """flagd's calls. `is_first_version` of a call decides how "no value" is said.
 
@@ -97,7 +89,7 @@ class Flagd:
         self._namespaces = namespaces
         self._struct: tuple[object, Any, bytes] = (None, None, b"")
         self._encodings = Encodings()
-        self._writing = asyncio.Lock()
+        self._written = WrittenEvents()
 
     def resolve(
         self, method: Method, request: "Request", namespace: str, *, is_first_version: bool = False
@@ -146,14 +138,15 @@ class Flagd:
         """The same of protobuf's JSON. Raises as `question_for_all`, and Unreadable."""
         return self._question_for_all(_context(_document(body)), namespace)
 
-    async def resolve_all(self, question: Question) -> bytes:
-        """The encoded response: every flag that has a value for a context.
+    async def resolve_all(self, question: Question) -> list[bytes]:
+        """The encoded response in parts: every flag that has a value for a context.
 
         Raises:
             InvalidCall: one of its leaves, or BadSelector.
         """
-        # Encoded in parts, so that nobody waits for all of it; one behind the other they are the whole message (as in `resolve`).
-        response, parts, number = flagd.ResolveAllResponse(), [], 0
+        # So that nobody waits for all of it; one behind the other they are the whole message (as in `resolve`).
+        response, number = flagd.ResolveAllResponse(), 0
+        parts: list[bytes] = []
         async for resolved, metadata in self._resolve_all(question):
             number += 1
             if not number % SLICE_FLAGS:
@@ -172,12 +165,17 @@ class Flagd:
                     fill(flag.object_value, resolved.value)
             flag.metadata.CopyFrom(self._struct_of(metadata))
         fill(response.metadata, self._metadata(question.namespace))
-        return b"".join([*parts, response.SerializeToString()])
+        parts.append(response.SerializeToString())
+        return parts
 
     async def resolve_all_json(self, question: Question) -> bytes:
         """The same in protobuf's JSON."""
         flags: dict[str, object] = {}
+        parts: list[bytes] = []
         async for resolved, metadata in self._resolve_all(question):
+            if len(flags) == SLICE_FLAGS:
+                parts.append(compact(flags)[1:-1])
+                flags = {}
             kind = {bool: "boolValue", str: "stringValue", dict: "objectValue"}.get(
                 type(resolved.value), "doubleValue"
             )
@@ -187,10 +185,13 @@ class Flagd:
                 kind: resolved.value,
                 "metadata": metadata,
             }
-        return compact({"flags": flags, "metadata": self._metadata(question.namespace)})
+        if flags:
+            parts.append(compact(flags)[1:-1])
+        metadata_json = compact(self._metadata(question.namespace))
+        return b'{"flags":{%b},"metadata":%b}' % (b",".join(parts), metadata_json)
 
-    def events(self, namespace: str) -> AsyncGenerator[Event, None]:
-        """The events of an EventStream: ready, at once all flags, then what changes, and a keep-alive in every long silence.
+    def events(self, namespace: str, encode: Encode) -> AsyncGenerator[bytes, None]:
+        """The encoded events of an EventStream: ready, at once all flags, then what changes, a keep-alive in every long silence.
 
         They name flags of one namespace, the default one unless another is chosen. All flags are named, and those that were
         removed, because a provider may hold answers from before the agent was started anew, or from before its last stream was
@@ -203,39 +204,31 @@ class Flagd:
                 self._resolutions.knowledge(chosen)
             except NamespaceNotFound as error:
                 raise _selector_error(namespace, error) from None
-        return self._events(chosen, is_ready_with_any=not namespace)
+        return self._events(chosen, encode, is_ready_with_any=not namespace)
 
-    async def _events(self, chosen: Namespace, *, is_ready_with_any: bool) -> AsyncGenerator[Event, None]:
+    async def _events(
+        self, chosen: Namespace, encode: Encode, *, is_ready_with_any: bool
+    ) -> AsyncGenerator[bytes, None]:
         changes = self._changes()
         # Node's provider chooses a namespace in its questions and not in its stream: it is not to wait for the default one.
         with changes.subscription(None if is_ready_with_any else chosen) as beginning:
             while not beginning.known():
                 if await beginning.next(KEEP_ALIVE_SECONDS) is None:
-                    yield KEEP_ALIVE, None
-        with changes.subscription(chosen) as subscription:
-            yield READY, None
-            known = subscription.known()
-            await self._turn_for(sum(len(each.compiled.flags) for each in known))
-            every = dict.fromkeys(changes.removed(chosen), ChangeKind.DELETE)
-            # A flag that is back is news to the changes only a moment later.
-            every |= {key: ChangeKind.WRITE for each in known for key in each.compiled.flags}
-            for part in _parts(every):
-                yield CHANGED, part
+                    yield await encode(KEEP_ALIVE, {})
+        with changes.subscription(chosen) as subscription, self._written.reader():
+            yield await encode(READY, {})
+            # Nothing of this version stays in a variable: a stream lasts for days.
+            for event in await self._written.all(
+                encode, [known.compiled for known in subscription.known()], changes.removed(chosen)
+            ):
+                yield event
             while True:
                 change = await subscription.next(KEEP_ALIVE_SECONDS)
                 if change is None:
-                    yield KEEP_ALIVE, None
+                    yield await encode(KEEP_ALIVE, {})
                 elif change.flags:
-                    await self._turn_for(len(change.flags))
-                    for part in _parts(change.flags):
-                        yield CHANGED, part
-
-    async def _turn_for(self, flags: int) -> None:
-        # Writing ten thousand names takes long, and hundreds of streams may begin at once: one stream writes, then whoever has
-        # asked meanwhile is answered, then the next one writes.
-        if flags > SLICE_FLAGS:
-            async with self._writing:
-                await asyncio.sleep(0)
+                    for event in await self._written.change(encode, change.flags):
+                        yield event
 
     def _resolve(
         self,
@@ -316,25 +309,6 @@ def _response(method: Method, resolved: Resolved) -> bytes:
         else:
             response.value = resolved.value
     return response.SerializeToString()  # type: ignore[no-any-return]  # made by the method's own class
-
-
-def event_message(event: Event) -> flagd.EventStreamResponse:
-    """An event as a message."""
-    kind, flags = event
-    message = flagd.EventStreamResponse(type=kind)
-    if flags is not None:
-        listed = message.data.fields["flags"].struct_value.fields
-        for key, change in flags.items():
-            listed[key].struct_value.fields["type"].string_value = change
-    return message
-
-
-def event_json(event: Event) -> bytes:
-    """The same in protobuf's JSON."""
-    kind, flags = event
-    if flags is None:
-        return compact({"type": kind})
-    return compact({"type": kind, "data": {"flags": {key: {"type": each} for key, each in flags.items()}}})
 
 
 def decoded(kind: type[_Message], body: bytes) -> _Message:
@@ -425,15 +399,6 @@ def _fill_value(target: "Value", value: object) -> None:
                 _fill_value(target.list_value.values.add(), each)
         case _:
             target.null_value = 0  # type: ignore[assignment]  # NULL_VALUE, whose enum is another pool's
-
-
-def _parts(flags: Mapping[FlagKey, ChangeKind]) -> Iterable[Mapping[FlagKey, ChangeKind]]:
-    if len(flags) <= EVENT_MAX_FLAGS:
-        return (flags,)
-    entries = list(flags.items())
-    return [
-        dict(entries[start : start + EVENT_MAX_FLAGS]) for start in range(0, len(entries), EVENT_MAX_FLAGS)
-    ]
 
 
 def _document(body: bytes) -> dict[str, object]:

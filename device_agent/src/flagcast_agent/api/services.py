@@ -245,25 +245,25 @@ class _Flagd:
             request = decoded(ResolveAllRequest, call.request)
             question = flagd.question_for_all(request, _selected(call.fields))
             async with call.turn():
-                response = await flagd.resolve_all(question)
+                parts = await flagd.resolve_all(question)
         except InvalidCall as error:
             raise failed(error, _flagd_status) from None
-        await call.send(response)
+        await call.send(*parts)
 
     async def _event_stream(self, call: Call) -> None:
-        from .flagd import event_message
+        from .flagd_events import as_message
         from .protos.flagd_evaluation_v2_pb2 import EventStreamRequest
 
         decoded(EventStreamRequest, call.request)
         try:
-            found = self._flagd().events(_selected(call.fields))
+            found = self._flagd().events(_selected(call.fields), as_message)
         except InvalidCall as error:
             raise failed(error, _flagd_status) from None
         call.begin()
         try:
             async with contextlib.aclosing(found) as events:
                 async for event in events:
-                    await call.send(event_message(event).SerializeToString())
+                    await call.send(event)
         except Stopping:
             # Never OK: Node's provider would not subscribe again.
             raise CallFailed(CallStatus.UNAVAILABLE, "the agent stops") from None
