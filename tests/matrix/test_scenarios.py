@@ -242,7 +242,6 @@ def test_one_node_that_is_killed_takes_nobody_else_with_it(fleet: Fleet) -> None
     near.kill()
     serve.wait_for('"connection lost"')
     assert device.enabled("a") == (False,)
-    assert "connection lost" not in device.log
     near.start()
     serve.wait_for("connected", before + 1)
     fleet.publish(a=True)

@@ -47,7 +47,7 @@ SCENARIOS = {
     HEADLESS: "a head that is missing is asked for and comes",
     CONTENT: "content that is missing is asked for and comes",
     OLD: "old versions do not stay on the broker",
-    NODE: "one node is killed, and nobody else with it",
+    NODE: "one node is killed: devices on the others answer, and follow",
 }
 """A test of tests/matrix and its row."""
 

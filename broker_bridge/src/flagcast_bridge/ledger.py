@@ -41,8 +41,8 @@ LEASE_SECONDS: Final = 60.0
 """How long a lease holds after it was last renewed. A broker ends the connection of a client that is silent for one and a half
 of its keepalive (MQTT 5, 3.1.2.10), 45 s: so when somebody takes the lease of a bridge that froze, nothing that was on its way
 to the broker can arrive there any more."""
-LEASE_RENEW_SECONDS: Final = 5.0
-"""How often it is renewed; LEASE_SECONDS less this is above those 45 s."""
+LEASE_RENEW_SECONDS: Final = 2.0
+"""How often it is renewed; LEASE_SECONDS less this is above those 45 s. A disk that is busy for seconds does not end a run."""
 LEASE_STOP_SECONDS: Final = 10.0
 """A holder that could not renew for so long, because it has lost the database and not the broker, stops sending."""
 LEASE_SILENCE_SECONDS: Final = 12.0
