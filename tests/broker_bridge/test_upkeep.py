@@ -21,9 +21,10 @@ from flagcast_bridge.upkeep import (
     Turn,
     Turned,
     TurnFailed,
+    Unreadable,
     Upkeep,
 )
-from flagcast_shared.ids import Digest
+from flagcast_shared.ids import Digest, Namespace
 
 NOW = 1_800_000_000
 HEAD = "flagcast/1/test/flags/default/head"
@@ -140,7 +141,7 @@ def test_a_whole_fleet_that_asks_is_answered_at_once_and_a_few_times_an_interval
         for _ in range(1_000):
             settled.tell(Asked())
         seconds, effects = settled.wait()
-        assert effects == [Turn("a device asked", repeats=True)]
+        assert effects == [Turn("a device asked", repeats=frozenset())]
         waits.append(seconds)
         settled.tell(Turned({HEAD: GOOD}, None, has_repeated=True))
         settled.pass_over(10)
@@ -148,6 +149,47 @@ def test_a_whole_fleet_that_asks_is_answered_at_once_and_a_few_times_an_interval
     assert set(first) == {upkeep.SETTLE_SECONDS}
     spent = upkeep.REFRESH_BURST * 10 + (upkeep.REFRESH_BURST - 1) * upkeep.SETTLE_SECONDS
     assert last == upkeep.REFRESH_SECONDS - spent
+
+
+A, B = Namespace("a"), Namespace("b")
+MANY = [Namespace(f"n{number}") for number in range(upkeep.NAMED_MAX + 1)]
+
+
+@pytest.mark.parametrize(
+    ("requests", "repeats"),
+    [
+        ([{A}], {A}),
+        ([{A}, {B}, {A}], {A, B}),
+        ([{A}, set()], set()),
+        ([set(), {A}], set()),
+        ([{name} for name in MANY[:-1]], set(MANY[:-1])),
+        ([{name} for name in MANY], set()),
+        ([*({name} for name in MANY), {A}], set()),
+    ],
+    ids=["one", "two", "any at last", "any at first", "many", "too many", "one after too many"],
+)
+def test_what_devices_name_is_published_again_and_nothing_else(
+    settled: Clockwork, requests: list[set[Namespace]], repeats: set[Namespace]
+) -> None:
+    settled.pass_over(100)
+    for names in requests:
+        settled.tell(Asked(frozenset(names)))
+    assert settled.wait()[1] == [Turn("a device asked", frozenset(repeats))]
+    settled.tell(Turned({HEAD: GOOD}, None, has_repeated=True))
+    settled.tell(Asked(frozenset({B})))
+    assert settled.wait()[1] == [Turn("a device asked", frozenset({B}))], "what was answered is forgotten"
+
+
+def test_requests_that_cannot_be_read_are_told_once_an_hour_and_cause_nothing(settled: Clockwork) -> None:
+    deadline = settled.core.next_deadline()
+    assert said(settled.tell(Unreadable("devices/d/refresh: 1 byte"))) == [
+        "a device's request cannot be read and is passed over"
+    ]
+    for _ in range(1_000):
+        assert settled.tell(Unreadable("devices/e/refresh: 1 byte")) == []
+    assert settled.core.next_deadline() == deadline
+    settled.pass_over(upkeep.SAY_AGAIN_SECONDS)
+    assert len(settled.tell(Unreadable("devices/d/refresh: 1 byte"))) == 1
 
 
 def test_a_held_ledger_is_waited_for_and_named_once(settled: Clockwork) -> None:

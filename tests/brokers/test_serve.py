@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from cryptography.hazmat.primitives.serialization import (
@@ -28,6 +29,7 @@ from flagcast_bridge.ledger import Ledger
 from flagcast_bridge.project import Project
 from flagcast_shared.ids import Namespace
 from flagcast_shared.messages import Head
+from flagcast_shared.reports import Refresh, encode_refresh
 
 pytestmark = pytest.mark.mosquitto
 
@@ -151,10 +153,44 @@ def test_an_older_head_of_our_own_does_not_stay(site: Site, serve: Serve) -> Non
 def test_a_snapshot_that_is_lost_is_put_back_when_a_device_asks(site: Site, serve: Serve) -> None:
     before = site.retained()
     site.put("flags/default/snapshot/1/0", b"")
-    with site.connect() as connection:
-        connection._client.publish("flagcast/1/test/devices/charger-17/refresh", b"x", qos=1)
-        serve.wait_for('"put back"')
+    ask(site, encode_refresh(Refresh((Namespace("default"),))))
+    serve.wait_for('"put back"')
     assert site.retained() == before
+
+
+def ask(site: Site, request: bytes) -> None:
+    with site.connect() as connection:
+        connection._client.publish(
+            "flagcast/1/test/devices/charger-17/refresh", request, qos=1
+        ).wait_for_publish(10)
+
+
+def test_only_what_a_device_names_is_published_again(site: Site, tmp_path: Path) -> None:
+    both = tmp_path / "both.yml"
+    both.write_text(features({"a": True}) + "---\n" + features({"b": True}, "charging"))
+    assert site.flagcast.on_project("publish", both).code == 0
+    with Serve(site.project.folder, tmp_path / "serve.log") as serve, site.connect() as listening:
+        serve.wait_for("checked")
+        received: SimpleQueue[str] = SimpleQueue()
+        topics = ["flagcast/1/test/root/+", "flagcast/1/test/flags/#"]
+        listening.watch(topics, lambda topic, _: received.put(topic), lambda _: None)
+        # What is retained comes first.
+        again = {
+            "flagcast/1/test/root/1",
+            f"flagcast/1/test/{HEAD}",
+            "flagcast/1/test/flags/default/snapshot/1/0",
+        }
+        other = {topic.replace("default", "charging") for topic in again if "default" in topic}
+        assert {received.get(timeout=100) for _ in range(5)} == again | other
+        ask(site, b"x")
+        serve.wait_for('"a device\'s request cannot be read and is passed over"')
+        ask(site, encode_refresh(Refresh((Namespace("default"), Namespace("unheard-of")))))
+        serve.wait_for('"put back"')
+        ask(site, encode_refresh(Refresh(())))
+        serve.wait_for('"put back"', 2)
+        found = [received.get(timeout=100) for _ in range(3 + 5)]
+        assert (set(found[:3]), set(found[3:])) == (again, again | other)
+        assert received.empty()
 
 
 def test_a_head_is_signed_again_when_half_of_its_life_is_over(

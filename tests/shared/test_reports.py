@@ -63,6 +63,14 @@ def test_a_report_whose_word_is_no_word_is_refused(text: str) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(("number", "named"), [(0, 0), (1, 1), (16, 16), (17, 0), (1_000, 0)])
+def test_a_device_that_misses_more_than_it_can_name_names_none_which_means_any(
+    number: int, named: int
+) -> None:
+    names = tuple(Namespace(f"n{each}") for each in range(number))
+    assert decode_refresh(encode_refresh(Refresh(names))).namespaces == names[:named]
+
+
 @pytest.mark.parametrize("text", [*HOSTILE, " ", "größer", "1 0", "-1", LONGEST + "x"])
 def test_a_report_whose_release_is_none_is_refused(text: str) -> None:
     with pytest.raises(Malformed) as caught:

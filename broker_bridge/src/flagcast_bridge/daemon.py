@@ -9,9 +9,10 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from flagcast_shared.errors import FlagcastError
+from flagcast_shared.errors import FlagcastError, Malformed
 from flagcast_shared.printing import logfmt_value
 from flagcast_shared.records import digest_of
+from flagcast_shared.reports import decode_refresh
 from flagcast_shared.topics import DeviceAddress
 
 from . import clock, keychain, mqtt, project, publisher, signer
@@ -36,6 +37,7 @@ from .upkeep import (
     Turn,
     Turned,
     TurnFailed,
+    Unreadable,
     Upkeep,
 )
 
@@ -152,10 +154,15 @@ class _Daemon:
         if self._queue.qsize() >= QUEUE_MAX:
             self._has_missed = True
             return
-        if isinstance(self._settings.topics.address(topic), DeviceAddress):
-            self._queue.put((connection, Asked()))
-        else:
-            self._queue.put((connection, Received(topic, digest_of(data))))
+        self._queue.put((connection, self._event_of(topic, data)))
+
+    def _event_of(self, topic: str, data: bytes) -> Event:
+        if not isinstance(self._settings.topics.address(topic), DeviceAddress):
+            return Received(topic, digest_of(data))
+        try:
+            return Asked(frozenset(decode_refresh(data).namespaces))
+        except Malformed as error:
+            return Unreadable(f"{topic}: {error}")
 
     def _turn(self, turn: Turn) -> Event:
         lines: list[str] = []
@@ -174,7 +181,7 @@ class _Daemon:
         standing = {topic: digest_of(data) for topic, data in done.standing.items()}
         errors = tuple(line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR))
         warnings = tuple(line.removeprefix("warning: ") for line in lines if not line.startswith(_ERROR))
-        return Turned(standing, done.due, warnings, errors, has_repeated=turn.repeats)
+        return Turned(standing, done.due, warnings, errors, has_repeated=turn.repeats is not None)
 
     def _tell(self, turn: Turn, done: publisher.Turn) -> None:
         issued = [plan for plan in done.plans if plan.action is not Action.UNCHANGED]

@@ -13,6 +13,7 @@ The order is what keeps devices from ever seeing half a truth, whenever this pro
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -528,13 +529,14 @@ def keep_up(
     settings: Project,
     *,
     say: Callable[[str], None],
-    repeats: bool = False,
+    repeats: AbstractSet[Namespace] | None = None,
     unlock: Unlock = from_environment,
 ) -> Turn:
     """Keep what was published last as it is: put back what the broker lost or aged, renew heads, clear what is old.
 
-    What is put back is the very messages that were published, so that no device has news and no key is needed. With `repeats`
-    everything is published again, also what is there. What cannot be done is said, and the rest is done.
+    What is put back is the very messages that were published, so that no device has news and no key is needed. Roots, and what
+    stands for the namespaces in `repeats`, are published again although they are there: of all where it is empty. What cannot be
+    done is said, and the rest is done.
 
     Raises:
         LedgerBusy: another bridge is at work; it is not waited for.
@@ -661,7 +663,7 @@ class _Run:
         issued: Mapping[Namespace, Issued],
         held_up: frozenset[Namespace],
         *,
-        repeats: bool,
+        repeats: AbstractSet[Namespace] | None,
         say: Callable[[str], None],
     ) -> tuple[Address, ...]:
         """Publish the messages again that stood there when each namespace's last head was published."""
@@ -670,7 +672,8 @@ class _Run:
         lost = {
             address: data
             for address, data in kept.items()
-            if repeats or self.seen.messages.get(address) != data
+            if self.seen.messages.get(address) != data
+            or (repeats is not None and (not repeats or getattr(address, "namespace", None) in repeats))
         }
         touched = {getattr(address, "namespace", None) for address in lost}
         lives, _ = _verified(
@@ -703,7 +706,7 @@ class _Run:
         heads: dict[Address, bytes] = {
             address: data for address, data in back.items() if isinstance(address, HeadAddress)
         }
-        first = self._missing_roots(repeats=repeats)
+        first = self._missing_roots(repeats=repeats is not None)
         self.keep(first | {address: data for address, data in back.items() if address not in heads})
         self.keep(heads)
         return (*first, *back)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from flagcast_shared.ids import Digest
+from flagcast_shared.ids import Digest, Namespace
 
 CHECK_SECONDS: Final = 600.0
 """How long a part that the broker lost in silence may be missing before somebody looks."""
@@ -34,8 +34,10 @@ TURN_PAUSE_SECONDS: Final = 3.0
 """Between turns that messages cause: somebody who writes without end must not keep us busy without end."""
 REFRESH_SECONDS: Final = 60.0
 REFRESH_BURST: Final = 3
-"""So many times within so long everything is published again because devices ask: a whole fleet asks at once, and one answer
+"""So many times within so long messages are published again because devices ask: a whole fleet asks at once, and one answer
 serves it. A device that finds nothing on its broker asks for a root, then for the head, then for what the head names."""
+NAMED_MAX: Final = 256
+"""Namespaces that requests name until they are answered; where there are more, everything is published again."""
 LEASE_PAUSE_SECONDS: Final = 2.0
 """How soon the ledger is asked for again while another publisher has it."""
 BACKOFF_FIRST_SECONDS: Final = 1.0
@@ -94,7 +96,16 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A device found no head and asks for it."""
+    """A device misses heads or content of these namespaces; none means any."""
+
+    namespaces: frozenset[Namespace] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A device's request cannot be read."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +152,7 @@ Event = (
     | Disconnected
     | Received
     | Asked
+    | Unreadable
     | Missed
     | Turned
     | TurnFailed
@@ -156,10 +168,13 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Look after everything; say Turned, TurnFailed or LedgerHeld. With `repeats` publish all of it again."""
+    """Look after everything; say Turned, TurnFailed or LedgerHeld.
+
+    Roots, and what stands for the namespaces in `repeats`, are published again; empty means all of them, None nothing.
+    """
 
     why: str
-    repeats: bool = False
+    repeats: frozenset[Namespace] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +201,9 @@ class Upkeep:
     _turn_why: str = ""
     _quiet_until: float = 0.0
     _repeat_at: float | None = None
+    _repeats: frozenset[Namespace] = frozenset()
     _repeated_at: tuple[float, ...] = ()
+    _unreadable_said_at: float | None = None
     _failures: int = 0
     _is_held: bool = False
     _standing: Mapping[str, Digest] = field(default_factory=dict)
@@ -213,8 +230,10 @@ class Upkeep:
             case Missed():
                 self._wake("more messages came than were read", monotonic)
                 return []
-            case Asked():
-                return self._on_asked(monotonic)
+            case Asked(namespaces):
+                return self._on_asked(namespaces, monotonic)
+            case Unreadable(why):
+                return self._on_unreadable(why, monotonic)
             case Turned():
                 return self._on_turned(event, now, monotonic)
             case TurnFailed(why):
@@ -240,16 +259,27 @@ class Upkeep:
             return [Connect()] if monotonic >= self._retry_at else []
         repeats = self._repeat_at is not None and monotonic >= self._repeat_at
         if repeats:
-            return [Turn("a device asked", repeats=True)]
+            return [Turn("a device asked", self._repeats)]
         return [Turn(self._turn_why)] if monotonic >= self._turn_at else []
 
-    def _on_asked(self, monotonic: float) -> Sequence[Effect]:
+    def _on_asked(self, namespaces: frozenset[Namespace], monotonic: float) -> Sequence[Effect]:
         if self._repeat_at is not None:
+            both = self._repeats | namespaces
+            is_any = not self._repeats or not namespaces or len(both) > NAMED_MAX
+            self._repeats = frozenset() if is_any else both
             return []
+        self._repeats = namespaces
         is_spent = len(self._repeated_at) == REFRESH_BURST
         earliest = self._repeated_at[0] + REFRESH_SECONDS if is_spent else 0.0
         self._repeat_at = max(monotonic + SETTLE_SECONDS, earliest)
         return []
+
+    def _on_unreadable(self, why: str, monotonic: float) -> Sequence[Effect]:
+        said_at = self._unreadable_said_at
+        if said_at is not None and monotonic - said_at < SAY_AGAIN_SECONDS:
+            return []
+        self._unreadable_said_at = monotonic
+        return [Say(Level.WARNING, "a device's request cannot be read and is passed over", (("why", why),))]
 
     def _on_turned(self, turned: Turned, now: int, monotonic: float) -> Sequence[Effect]:
         self._failures, self._is_held = 0, False

@@ -165,13 +165,13 @@ def decode_report(data: bytes) -> Report:
 
 
 def encode_refresh(refresh: Refresh) -> bytes:
-    """1 format, 2 namespaces; the first of them where there are more than REFRESH_NAMESPACES_MAX."""
-    names: list[Value] = [str(name) for name in refresh.namespaces[:REFRESH_NAMESPACES_MAX]]
-    return encode({1: FORMAT, 2: names})
+    """1 format, 2 namespaces; none, which means any, where there are more than REFRESH_NAMESPACES_MAX."""
+    names: list[Value] = [str(name) for name in refresh.namespaces]
+    return encode({1: FORMAT, 2: names if len(names) <= REFRESH_NAMESPACES_MAX else []})
 
 
 def decode_refresh(data: bytes) -> Refresh:
-    """A device's wish from its bytes. Raises Malformed or one of its leaves."""
+    """A device's request from its bytes. Raises Malformed or one of its leaves."""
     if len(data) > REPORT_MAX_BYTES:
         raise TooLarge(f"refresh: {len(data)} bytes, at most {REPORT_MAX_BYTES}")
     fields = _open(data, "refresh")
