@@ -359,23 +359,52 @@ def test_at_a_terminal_it_asks(site: Site, answer: str, code: int) -> None:
     assert site.head().stable.version == (2 if code == 0 else 1)
 
 
-def test_a_commit_that_is_an_ancestor_of_the_published_one_warns(site: Site, tmp_path: Path) -> None:
-    folder = tmp_path / "checkout"
-    folder.mkdir()
+class Checkout:
+    """A git repository with a flags file."""
 
-    def git(*arguments: str) -> str:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "features.yml"
+        folder.mkdir()
+        self.git("init", "--quiet")
+
+    def git(self, *arguments: str) -> str:
         identity = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")
-        command = ["git", "-C", str(folder), *identity, *arguments]
+        command = ["git", "-C", str(self.folder), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    git("init", "--quiet")
-    commits = []
-    for value in (True, False):
-        (folder / "features.yml").write_text(features({"a": value}))
-        git("add", "features.yml")
-        git("commit", "--quiet", "--message", f"Set a to {value}")
-        commits.append(git("rev-parse", "HEAD"))
-    old, new = commits
+    def commit(self, text: str) -> str:
+        self.path.write_text(text)
+        self.git("add", "features.yml")
+        self.git("commit", "--quiet", "--message", "Change flags")
+        return self.git("rev-parse", "HEAD")
+
+
+def test_a_head_names_the_commit_that_it_was_published_from(site: Site, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+
+    def provenance(*arguments: str) -> dict[str, str]:
+        done = site.flagcast.on_project("publish", checkout.folder, *arguments)
+        assert (done.code, done.err) == (0, "")
+        return dict(site.head().provenance)
+
+    old = checkout.commit(features({"a": True}))
+    assert provenance() == {"commit": old}
+    checkout.commit(features({"a": False}))
+    assert provenance("--provenance", "build=417") == {"build": "417"}
+    checkout.path.write_text(features({"a": False, "b": True}))
+    assert provenance() == {"source": "checkout"}, "the commit does not have it"
+    new = checkout.commit(features({"a": False, "b": False}))
+    assert provenance() == {"commit": new}
+    checkout.git("checkout", "--quiet", old)
+    done = site.flagcast.on_project("publish", checkout.path, "--dry-run")
+    assert f"warning: default: commit {old} is an ancestor of {new}, which is published" in done.err
+
+
+def test_a_commit_that_is_an_ancestor_of_the_published_one_warns(site: Site, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    folder = checkout.folder
+    old, new = (checkout.commit(features({"a": value})) for value in (True, False))
 
     def publish(commit: str, path: Path) -> str:
         done = site.flagcast.on_project("publish", path, "--provenance", f"commit={commit}", "--dry-run")

@@ -806,7 +806,8 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=TEXT",
-        help="where this release comes from, e.g. commit=1a2b3c; stands in every head; may be given several times",
+        help="where this release comes from, e.g. build=417; stands in every head; may be given several times (default: the git"
+        " commit of the flags files, if nothing there is changed since, else their name)",
     )
     parser.add_argument(
         "--yes",
@@ -1150,7 +1151,7 @@ COMMANDS: Final = (
         "publish",
         "compile, show the difference to what is live, sign, publish, and read back",
         "examples:\n  flagcast publish features.yml --project fleet --dry-run --format json\n"
-        '  flagcast publish flags/ --project fleet --provenance commit="$(git rev-parse HEAD)"',
+        "  flagcast publish flags/ --project fleet",
         _publish,
         _add_publish,
     ),
@@ -1576,7 +1577,14 @@ def _summary_as_json(summary: "Summary") -> dict[str, object]:
 
 def _provenance(arguments: argparse.Namespace) -> Mapping[str, str]:
     given = _pairs("--provenance", "NAME=TEXT", arguments.provenance, PROVENANCE_MAX_ENTRIES)
-    return given or {"source": printable(arguments.path.resolve().name)[:PROVENANCE_TEXT_MAX_CHARACTERS]}
+    if given:
+        return given
+    from .sources import git_state
+
+    state = git_state(arguments.path)
+    if state is not None and not state.is_dirty:
+        return {"commit": state.commit}
+    return {"source": printable(arguments.path.resolve().name)[:PROVENANCE_TEXT_MAX_CHARACTERS]}
 
 
 def _pairs(option: str, form: str, pairs: Sequence[str], most: int) -> dict[str, str]:
