@@ -112,7 +112,7 @@ class _Work:
         self.store.persist_update(update, TimeFloor(self.trusted.floor))
 
     def activate(self, update: AdmittedUpdate) -> None:
-        self.evaluator.activate(update, now=NOW + 60)
+        self.evaluator.activate(update)
 
 
 class _Floor:

@@ -296,7 +296,7 @@ def _serve_agent(path: str, ready: Connection) -> None:
     async def serve() -> None:
         evaluator = Evaluator({"device.model": "cam-2"})
         evaluator.tally = Tally()
-        evaluator.activate(History().begin([*ENTRIES, *more]), now=0)
+        evaluator.activate(History().begin([*ENTRIES, *more]))
         answers = Answers(
             evaluator,
             environment=Environment("test"),

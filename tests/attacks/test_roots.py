@@ -230,7 +230,7 @@ def test_root_with_a_field_of_a_later_release_is_admitted(
     agent: AgentShell, publisher: PublisherSimulator
 ) -> None:
     agent.deliver(publisher.root_topic(2), signed_fields(publisher, {99: b""}))
-    assert agent.sync.rejected == 0
+    assert agent.sync.rejections == {}
     assert agent.sync.trusted.root.number == 2
 
 
@@ -495,7 +495,7 @@ def test_later_head_of_those_that_wait(agent: AgentShell, publisher: PublisherSi
     for message in (older, publisher.retained[publisher.head_topic]):
         agent.deliver(publisher.head_topic, message)
     agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
-    assert agent.sync.rejected == 0
+    assert agent.sync.rejections == {}
     assert agent.sync.trusted.holdings[publisher.namespace].head == publisher.head
 
 
@@ -558,7 +558,7 @@ def test_refusal_leaves_the_report_once_something_was_admitted(
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
     agent.settle()
     assert agent.reports[-1].rejection is None
-    assert agent.sync.rejected == 1
+    assert sum(agent.sync.rejections.values()) == 1
     with refused(agent, "malformed"):
         agent.deliver(publisher.root_topic(2), b"garbage")
     publisher.sign_again()

@@ -52,15 +52,11 @@ def watching(server: RunningServer, namespace: str = "") -> Any:
 def test_a_watcher_hears_the_version_in_force_and_then_what_changes() -> None:
     history = History()
     with running(None) as server:
-        server.evaluator.activate(
-            history.begin([switch("a", enabled=True), switch("b", enabled=True)]), now=1
-        )
+        server.evaluator.activate(history.begin([switch("a", enabled=True), switch("b", enabled=True)]))
         with watching(server) as changes:
             assert next(changes) == agent.WatchResponse(namespace="default", epoch=1, version=1)
-            server.evaluator.activate(history.sign_again(issued=1001, expires=3000), now=2)
-            server.evaluator.activate(
-                history.change([switch("a", enabled=False)], [RecordId("flag", "b")]), now=3
-            )
+            server.evaluator.activate(history.sign_again(issued=1001, expires=3000))
+            server.evaluator.activate(history.change([switch("a", enabled=False)], [RecordId("flag", "b")]))
             assert next(changes) == agent.WatchResponse(
                 namespace="default", epoch=1, version=2, changed=["a"], removed=["b"]
             )
@@ -70,7 +66,7 @@ def test_a_watcher_waits_for_what_is_not_there_yet_and_hears_of_what_it_asked_fo
     with running(ENTRIES) as server, watching(server, "other") as other, watching(server) as every:
         assert next(every).namespace == "default"
         wait_until(lambda: len(server.server._changes._subscriptions) == 2, "both watch")
-        server.evaluator.activate(History("other").begin([switch("a", enabled=True)]), now=1)
+        server.evaluator.activate(History("other").begin([switch("a", enabled=True)]))
         for changes in (other, every):
             found = next(changes)
             assert (found.namespace, found.version, list(found.changed)) == ("other", 1, ["a"])

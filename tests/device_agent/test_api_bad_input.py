@@ -246,11 +246,11 @@ def test_a_client_that_never_reads_its_stream_costs_nobody_an_answer(
     history = History()
     flags = [switch(f"flag-{number}", enabled=True) for number in range(50)]
     with running(None) as server:
-        server.evaluator.activate(history.begin(flags), now=1)
+        server.evaluator.activate(history.begin(flags))
         close = begin(server)
         for number in range(1, 500):
             changed = [switch(f"flag-{each}", enabled=number % 2 == 0) for each in range(50)]
-            server.evaluator.activate(history.change(changed), now=2)
+            server.evaluator.activate(history.change(changed))
         found = by_ofrep(server, [("flag-1", b"{}")] * 20)
         assert found == [ANSWERED] * 20
         close()
@@ -287,7 +287,7 @@ def asked_for_all(server: RunningServer, etag: str = "", query: str = "") -> tup
 def test_an_ordinary_http_client_hears_ofreps_events_and_asks_again() -> None:
     history = History()
     with running(None) as server, contextlib.closing(UnixConnection(server.path)) as listening:
-        server.evaluator.activate(history.begin(ENTRIES), now=1)
+        server.evaluator.activate(history.begin(ENTRIES))
         _, etag, first = asked_for_all(server)
         (stream,) = first["eventStreams"]
         listening.request("GET", stream["endpoint"]["requestUri"], headers={"accept": "text/event-stream"})
@@ -295,7 +295,7 @@ def test_an_ordinary_http_client_hears_ofreps_events_and_asks_again() -> None:
             heard = (json.loads(line[6:]) for line in response if line.startswith(b"data: "))
             assert next(heard)["type"] == "refetchEvaluation"
             assert asked_for_all(server, etag)[0] == 304
-            server.evaluator.activate(history.change([switch("on", enabled=False)]), now=2)
+            server.evaluator.activate(history.change([switch("on", enabled=False)]))
             # As the specification has it, what was told goes along in the query.
             query = "?" + urlencode({"flagConfigEtag": next(heard)["etag"]})
             status, _, second = asked_for_all(server, etag, query)

@@ -194,7 +194,7 @@ def test_a_stream_of_a_namespace_that_this_device_never_has_ends_at_once(
 def test_events_in_json_and_in_protobuf() -> None:
     history = History()
     with running(None) as server:
-        server.evaluator.activate(history.begin([switch("a", enabled=True)]), now=1)
+        server.evaluator.activate(history.begin([switch("a", enabled=True)]))
         with HttpClient(server.path) as json_client, HttpClient(server.path) as proto_client:
             in_json, in_proto = begin(json_client, "json"), begin(proto_client, "proto")
 
@@ -215,7 +215,7 @@ def test_events_in_json_and_in_protobuf() -> None:
             }
             assert next_proto().type == "provider_ready"
             assert named(next_proto()) == {"a": "write"}
-            server.evaluator.activate(history.change([switch("b", enabled=True)]), now=2)
+            server.evaluator.activate(history.change([switch("b", enabled=True)]))
             assert next_json()["data"] == {"flags": {"b": {"type": "write"}}}
             assert named(next_proto()) == {"b": "write"}
             server.stop()

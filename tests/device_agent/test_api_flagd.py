@@ -204,7 +204,7 @@ def test_an_error_has_the_code_that_providers_understand(
 
 def test_a_selector_chooses_the_namespace_and_a_bad_one_is_an_invalid_argument(server: RunningServer) -> None:
     other = History("other")
-    server.evaluator.activate(other.begin([switch("only-here", enabled=True)]), now=1)
+    server.evaluator.activate(other.begin([switch("only-here", enabled=True)]))
     with calling(server.path) as client:
         for selector in ("other", "flagSetId=other"):
             found = client.resolve("ResolveBoolean", "only-here", selector=selector)
@@ -318,7 +318,7 @@ def test_a_stream_says_ready_then_all_flags_then_every_change() -> None:
     history = History()
     with running(None) as server:
         server.evaluator.activate(
-            history.begin([EVERYBODY, switch("a", enabled=True), switch("b", enabled=True)]), now=1
+            history.begin([EVERYBODY, switch("a", enabled=True), switch("b", enabled=True)])
         )
         with calling(server.path) as client:
             events = client.events()
@@ -328,8 +328,7 @@ def test_a_stream_says_ready_then_all_flags_then_every_change() -> None:
             server.evaluator.activate(
                 history.change(
                     [switch("a", enabled=False), switch("c", enabled=True)], [RecordId("flag", "b")]
-                ),
-                now=2,
+                )
             )
             change = next(events)
             assert (change.type, named(change)) == (
@@ -342,12 +341,12 @@ def test_a_stream_says_ready_then_all_flags_then_every_change() -> None:
 def test_a_changed_segment_names_the_flags_that_use_it() -> None:
     history = History()
     with running(None) as server:
-        server.evaluator.activate(history.begin(ENTRIES), now=1)
+        server.evaluator.activate(history.begin(ENTRIES))
         with calling(server.path) as client:
             events = client.events()
             next(events), next(events)
             everybody = Segment(SegmentKey("north"), Match.ALL, ())
-            server.evaluator.activate(history.change([everybody]), now=2)
+            server.evaluator.activate(history.change([everybody]))
             assert named(next(events)) == {"in-north": "update", "theme": "update"}
             events.cancel()
 
@@ -356,11 +355,11 @@ def test_a_head_that_is_signed_again_is_no_change(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(flagd_module, "KEEP_ALIVE_SECONDS", 0.1)
     history = History()
     with running(None) as server:
-        server.evaluator.activate(history.begin(ENTRIES), now=1)
+        server.evaluator.activate(history.begin(ENTRIES))
         with calling(server.path) as client:
             events = client.events()
             next(events), next(events)
-            server.evaluator.activate(history.sign_again(issued=5, expires=10), now=2)
+            server.evaluator.activate(history.sign_again(issued=5, expires=10))
             assert next(events).type == "keep_alive"
             events.cancel()
 
@@ -384,7 +383,7 @@ def test_a_stream_is_ready_once_anything_is_known(monkeypatch: pytest.MonkeyPatc
     with running(None) as server, calling(server.path) as client:
         events = client.events()
         assert next(events).type == "keep_alive"
-        server.evaluator.activate(History().begin([switch("a", enabled=True)]), now=1)
+        server.evaluator.activate(History().begin([switch("a", enabled=True)]))
         kinds = []
         while "configuration_change" not in kinds:
             kinds.append(next(events).type)
@@ -395,16 +394,16 @@ def test_a_stream_is_ready_once_anything_is_known(monkeypatch: pytest.MonkeyPatc
 def test_a_stream_names_the_flags_of_the_namespace_that_it_chose_and_else_of_the_default_one() -> None:
     with running([switch("a", enabled=True)]) as server:
         other = History("other")
-        server.evaluator.activate(other.begin([switch("b", enabled=True)]), now=1)
+        server.evaluator.activate(other.begin([switch("b", enabled=True)]))
         with calling(server.path) as client:
             unselected, one = client.events(), client.events(selector="other")
             next(unselected), next(one)
             assert named(next(unselected)) == {"a": "write"}
             assert named(next(one)) == {"b": "write"}
-            server.evaluator.activate(other.change([switch("b", enabled=False)]), now=2)
+            server.evaluator.activate(other.change([switch("b", enabled=False)]))
             assert named(next(one)) == {"b": "update"}
             # Nothing of it came before the next change of its own.
-            server.evaluator.activate(History().begin([switch("c", enabled=True)]), now=3)
+            server.evaluator.activate(History().begin([switch("c", enabled=True)]))
             assert named(next(unselected)) == {"a": "delete", "c": "write"}
             unselected.cancel()
             one.cancel()
@@ -413,7 +412,7 @@ def test_a_stream_names_the_flags_of_the_namespace_that_it_chose_and_else_of_the
 def test_nothing_of_another_namespace_may_be_kept() -> None:
     # Node's provider sends its selector with its questions and not with its stream, which names the default namespace's flags.
     with running([switch("a", enabled=True)]) as server, calling(server.path) as client:
-        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]), now=1)
+        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]))
         assert client.resolve("ResolveBoolean", "b", selector="other").reason == "DEFAULT"
         every = client.call("ResolveAll", client.messages.ResolveAllRequest(), selector="other")
         assert every.flags["b"].reason == "DEFAULT"
@@ -440,7 +439,7 @@ def test_a_stream_of_a_configured_namespace_waits_for_it(monkeypatch: pytest.Mon
     ):
         events = client.events(selector="other")
         assert next(events).type == "keep_alive"
-        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]), now=1)
+        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]))
         assert next(each for each in events if each.type == "configuration_change").data
         events.cancel()
 
@@ -451,9 +450,9 @@ def test_a_stream_without_a_selector_is_ready_with_another_namespace(monkeypatch
     with running(None) as server, calling(server.path) as client:
         events = client.events()
         assert next(events).type == "keep_alive"
-        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]), now=1)
+        server.evaluator.activate(History("other").begin([switch("b", enabled=True)]))
         assert next(each for each in events if each.type != "keep_alive").type == "provider_ready"
-        server.evaluator.activate(History().begin([switch("a", enabled=True)]), now=2)
+        server.evaluator.activate(History().begin([switch("a", enabled=True)]))
         changes = (named(each) for each in events if each.type == "configuration_change")
         assert next(each for each in changes if each) == {"a": "write"}
         events.cancel()
@@ -472,7 +471,7 @@ def test_a_flag_that_was_removed_before_the_start_is_named_as_deleted() -> None:
     # Python's provider would go on with the answer that it has kept of it.
     removed = {Namespace("default"): [FlagKey("gone"), FlagKey("back")], Namespace("other"): [FlagKey("b")]}
     with running([switch("a", enabled=True), switch("back", enabled=True)], removed=removed) as server:
-        server.evaluator.activate(History("other").begin([switch("c", enabled=True)]), now=1)
+        server.evaluator.activate(History("other").begin([switch("c", enabled=True)]))
         with calling(server.path) as client:
             here = {"gone": "delete", "a": "write", "back": "write"}
             there = {"b": "delete", "c": "write"}
@@ -488,16 +487,16 @@ def test_a_flag_that_was_removed_while_a_stream_was_cut_is_named_as_deleted(
     history = History()
     flags = [switch(key, enabled=True) for key in "abcde"]
     with running(None) as server, calling(server.path) as client:
-        server.evaluator.activate(history.begin(flags), now=1)
+        server.evaluator.activate(history.begin(flags))
         assert first_named(client) == dict.fromkeys("abcde", "write")
         for key in "ab":
-            server.evaluator.activate(history.change([], [RecordId("flag", key)]), now=2)
-        server.evaluator.activate(history.sign_again(issued=1001, expires=3000), now=2)
+            server.evaluator.activate(history.change([], [RecordId("flag", key)]))
+        server.evaluator.activate(history.sign_again(issued=1001, expires=3000))
         assert first_named(client) == dict.fromkeys("cde", "write") | dict.fromkeys("ab", "delete")
-        server.evaluator.activate(history.change(flags[:1]), now=3)
+        server.evaluator.activate(history.change(flags[:1]))
         assert first_named(client) == dict.fromkeys("acde", "write") | {"b": "delete"}
         for key in "cd":
-            server.evaluator.activate(history.change([], [RecordId("flag", key)]), now=4)
+            server.evaluator.activate(history.change([], [RecordId("flag", key)]))
         assert first_named(client) == dict.fromkeys("ae", "write") | dict.fromkeys("cd", "delete"), (
             "the oldest is forgotten"
         )
@@ -518,18 +517,18 @@ def test_a_client_that_does_not_read_its_stream_hears_all_changes_joined_later()
     history = History()
     flags = [switch(f"flag-{number}-{'x' * 200}", enabled=True) for number in range(300)]
     with running(None) as server:
-        server.evaluator.activate(history.begin(flags), now=1)
+        server.evaluator.activate(history.begin(flags))
         with calling(server.path) as slow, calling(server.path) as other:
             events = slow.events()
             assert next(events).type == "provider_ready"
             for number in range(200):  # far more than the stream's window of 64 KiB holds
                 server.evaluator.activate(
-                    history.change([replace(flag, enabled=number % 2 == 0) for flag in flags]), now=2
+                    history.change([replace(flag, enabled=number % 2 == 0) for flag in flags])
                 )
             waiting = [each._waiting for each in server.server._changes._subscriptions]
             assert all(len(each) <= 1 for each in waiting)
             assert other.resolve("ResolveBoolean", flags[0].key).value is False
-            server.evaluator.activate(history.change([switch("last", enabled=True)]), now=3)
+            server.evaluator.activate(history.change([switch("last", enabled=True)]))
             events_seen = 0
             while "last" not in named(next(events)):
                 events_seen += 1

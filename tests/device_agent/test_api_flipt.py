@@ -66,7 +66,7 @@ def server() -> Iterator[RunningServer]:
             BooleanFlag(FlagKey("on"), enabled=False),
             flag_from_the_future("from-the-future"),
         ]
-        server.evaluator.activate(History("other").begin(other), now=1000)
+        server.evaluator.activate(History("other").begin(other))
         yield server
 
 
@@ -453,11 +453,11 @@ def test_a_change_is_answered_from_the_next_call_on(generated: tuple[Any, Any]) 
         application = Application(f"unix:{server.path}", generated)
         try:
             assert application.refusal("Boolean", "on")[0] is grpc.StatusCode.NOT_FOUND
-            server.evaluator.activate(history.begin([BooleanFlag(FlagKey("on"), enabled=True)]), now=1)
+            server.evaluator.activate(history.begin([BooleanFlag(FlagKey("on"), enabled=True)]))
             assert application.ask("Boolean", "on").enabled
-            server.evaluator.activate(history.change([BooleanFlag(FlagKey("on"), enabled=False)]), now=2)
+            server.evaluator.activate(history.change([BooleanFlag(FlagKey("on"), enabled=False)]))
             assert not application.ask("Boolean", "on").enabled
-            server.evaluator.activate(history.change([], [RecordId("flag", "on")]), now=3)
+            server.evaluator.activate(history.change([], [RecordId("flag", "on")]))
             assert application.refusal("Boolean", "on")[0] is grpc.StatusCode.NOT_FOUND
         finally:
             application.channel.close()

@@ -160,7 +160,7 @@ def test_an_explanation_has_the_version_and_the_steps(client: LocalClient) -> No
 
 def test_the_status_arrives_as_it_was(server: RunningServer, client: LocalClient) -> None:
     assert client.status() == STATUS
-    bare = Status("0.1.0", "d", "test", 1, 2, clock_is_trusted=True, link=LinkStatus("off", 1))
+    bare = Status("0.1.0", "d", "test", 1, 2, clock_is_trusted=True, link=LinkStatus("disconnected", 1))
     server.status = bare
     try:
         assert client.status() == bare

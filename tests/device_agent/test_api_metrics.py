@@ -78,13 +78,13 @@ def test_a_scrape_says_what_the_status_says(server: RunningServer) -> None:
 def test_evaluations_activations_and_connections_are_counted() -> None:
     history = History()
     with running(None) as server, HttpClient(server.path) as client, calling(server.path) as flagd:
-        server.evaluator.activate(history.begin(ENTRIES), now=1)
+        server.evaluator.activate(history.begin(ENTRIES))
         flagd.resolve("ResolveBoolean", "on")
         client.ask("POST", "/ofrep/v1/evaluate/flags/on", b"{}")
         client.ask("POST", "/ofrep/v1/evaluate/flags/nope", b"{}")
         client.ask("POST", "/ofrep/v1/evaluate/flags", b"{}")  # nobody asked for a flag
         flagd.call("ResolveAll", flagd.messages.ResolveAllRequest())  # as before
-        server.evaluator.activate(history.change([switch("on", enabled=False)]), now=2)
+        server.evaluator.activate(history.change([switch("on", enabled=False)]))
         found = scrape(client)
         assert found["flagcast_evaluations_total", ""] == 2
         assert found["flagcast_activations_total", ""] == 2
@@ -174,5 +174,5 @@ def test_the_agent_lives_before_it_is_ready() -> None:
     with running(None) as server, HttpClient(server.path) as client:
         assert client.ask("GET", "/livez").status == 200
         assert client.ask("GET", "/readyz").status == 503
-        server.evaluator.activate(History().begin(ENTRIES), now=1)
+        server.evaluator.activate(History().begin(ENTRIES))
         assert client.ask("GET", "/readyz").status == 200

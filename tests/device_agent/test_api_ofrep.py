@@ -239,16 +239,16 @@ def test_the_etag_is_of_the_context_too(client: HttpClient) -> None:
 def test_the_etag_is_of_the_version_too_and_of_staleness() -> None:
     history = History(issued=1000, expires=int(NOW) + 1000)
     with running(None) as server, HttpClient(server.path) as client:
-        server.evaluator.activate(history.begin(ENTRIES), now=1)
+        server.evaluator.activate(history.begin(ENTRIES))
         first = client.post_json(ALL, {}).headers["etag"]
         assert client.post_json(ALL, {}, {"if-none-match": first}).status == 304
-        server.evaluator.activate(history.sign_again(issued=1001, expires=int(NOW) + 2000), now=2)
+        server.evaluator.activate(history.sign_again(issued=1001, expires=int(NOW) + 2000))
         assert client.post_json(ALL, {}, {"if-none-match": first}).status == 304
-        server.evaluator.activate(history.sign_again(issued=1002, expires=int(NOW) - 1), now=3)
+        server.evaluator.activate(history.sign_again(issued=1002, expires=int(NOW) - 1))
         stale = client.post_json(ALL, {}, {"if-none-match": first})
         assert stale.status == 200
         assert stale.json["metadata"]["stale"] is True
-        server.evaluator.activate(history.change([switch("on", enabled=False)]), now=4)
+        server.evaluator.activate(history.change([switch("on", enabled=False)]))
         assert client.post_json(ALL, {}, {"if-none-match": stale.headers["etag"]}).status == 200
 
 
@@ -275,7 +275,7 @@ def test_before_anything_was_admitted_the_provider_is_not_ready() -> None:
 
 
 def test_a_header_chooses_the_namespace(server: RunningServer, client: HttpClient) -> None:
-    server.evaluator.activate(History("other").begin([switch("only-here", enabled=True)]), now=1)
+    server.evaluator.activate(History("other").begin([switch("only-here", enabled=True)]))
     for header in ({"flagd-selector": "other"}, {"flagcast-namespace": "other"}):
         assert client.post_json(f"{ALL}/only-here", {}, header).json["metadata"]["namespace"] == "other"
         assert [each["key"] for each in client.post_json(ALL, {}, header).json["flags"]] == ["only-here"]
@@ -330,14 +330,14 @@ def data_of(event: str) -> Any:
 def test_the_stream_of_all_flags_says_when_to_ask_anew() -> None:
     history = History()
     with running(None) as server, HttpClient(server.path) as client:
-        server.evaluator.activate(history.begin(ENTRIES), now=1)
+        server.evaluator.activate(history.begin(ENTRIES))
         (stream,) = client.post_json(ALL, {}).json["eventStreams"]
         found = events(client, stream["endpoint"]["requestUri"])
         first = data_of(next(found))
         assert first["type"] == "refetchEvaluation"
         assert next(found).startswith(":")
-        server.evaluator.activate(history.sign_again(issued=1001, expires=3000), now=2)
-        server.evaluator.activate(history.change([switch("on", enabled=False)]), now=3)
+        server.evaluator.activate(history.sign_again(issued=1001, expires=3000))
+        server.evaluator.activate(history.change([switch("on", enabled=False)]))
         second = data_of(next(found))
         assert second["type"] == "refetchEvaluation"
         assert second["etag"] != first["etag"]
@@ -362,7 +362,7 @@ def test_a_stream_waits_for_the_first_flags() -> None:
     with running(None) as server, HttpClient(server.path) as client:
         found = events(client)
         assert next(found).startswith(":")
-        server.evaluator.activate(History().begin(ENTRIES), now=1)
+        server.evaluator.activate(History().begin(ENTRIES))
         assert data_of(next(found))["type"] == "refetchEvaluation"
 
 
@@ -370,11 +370,11 @@ def test_a_client_that_does_not_read_its_events_hears_the_last_one() -> None:
     history = History()
     flags = [switch(f"flag-{number}", enabled=True) for number in range(10)]
     with running(None) as server, HttpClient(server.path) as slow, HttpClient(server.path) as other:
-        server.evaluator.activate(history.begin(flags), now=1)
+        server.evaluator.activate(history.begin(flags))
         found = events(slow)
         for number in range(2000):
             server.evaluator.activate(
-                history.change([replace(flag, enabled=number % 2 == 0) for flag in flags]), now=2
+                history.change([replace(flag, enabled=number % 2 == 0) for flag in flags])
             )
         assert other.ask("POST", f"{ALL}/flag-1", b"{}").json["value"] is False
         last = ""

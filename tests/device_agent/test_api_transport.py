@@ -361,7 +361,7 @@ def test_the_agent_is_alive_before_it_knows_anything_and_serves_once_it_does() -
         evaluating = (EVALUATION_SERVICE, FLAGD_V1_SERVICE, FLAGD_V2_SERVICE)
         assert {health(server, service) for service in alive} == {"SERVING"}
         assert {health(server, service) for service in evaluating} == {"NOT_SERVING"}
-        server.evaluator.activate(History().begin(ENTRIES), now=1)
+        server.evaluator.activate(History().begin(ENTRIES))
         assert {health(server, service) for service in (*alive, *evaluating)} == {"SERVING"}
 
 
@@ -378,7 +378,7 @@ def test_somebody_who_watches_the_health_hears_of_the_first_knowledge() -> None:
         )
         responses = watch(health_pb2.HealthCheckRequest(service=EVALUATION_SERVICE), timeout=100)
         assert next(responses).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        server.evaluator.activate(History().begin(ENTRIES), now=1)
+        server.evaluator.activate(History().begin(ENTRIES))
         assert next(responses).status == health_pb2.HealthCheckResponse.SERVING
         responses.cancel()
 

@@ -38,7 +38,7 @@ def test_before_anything_was_admitted_no_namespace_is_known() -> None:
 
 def test_what_was_activated_is_answered() -> None:
     evaluator = Evaluator({"device.model": "cam-2"})
-    evaluator.activate(History().begin(ENTRIES), now=1234)
+    evaluator.activate(History().begin(ENTRIES))
     assert on(evaluator, "on")
     assert on(evaluator, "on-this-device")
     variant = evaluator.variant(DEFAULT, FlagKey("theme"), NOBODY, {"region": "north"})
@@ -55,20 +55,20 @@ def test_what_was_activated_is_answered() -> None:
 def test_knowledge_says_which_version_it_is_and_how_old() -> None:
     evaluator = Evaluator({})
     update = History(issued=1000, expires=2000).begin(ENTRIES)
-    returned = evaluator.activate(update, now=1234)
+    returned = evaluator.activate(update)
     known = evaluator.knowledge(DEFAULT)
     assert known is returned
     assert (known.namespace, known.epoch, known.version) == ("default", 1, 1)
     assert known.digest == update.holding.digest
-    assert (known.issued, known.expires, known.admitted_at) == (1000, 2000, 1234)
+    assert (known.issued, known.expires) == (1000, 2000)
     assert not known.is_stale(1999)
     assert known.is_stale(2000)
 
 
 def test_a_change_changes_only_what_it_names_and_old_knowledge_stays_as_it_was() -> None:
     evaluator, history = Evaluator({}), History()
-    before = evaluator.activate(history.begin([flag("a", enabled=True), flag("b", enabled=True)]), now=1)
-    evaluator.activate(history.change([flag("a", enabled=False)], [RecordId("flag", "b")]), now=2)
+    before = evaluator.activate(history.begin([flag("a", enabled=True), flag("b", enabled=True)]))
+    evaluator.activate(history.change([flag("a", enabled=False)], [RecordId("flag", "b")]))
     assert not on(evaluator, "a")
     with pytest.raises(FlagNotFound):
         on(evaluator, "b")
@@ -79,23 +79,23 @@ def test_a_change_changes_only_what_it_names_and_old_knowledge_stays_as_it_was()
 
 def test_a_complete_update_replaces_everything() -> None:
     evaluator = Evaluator({})
-    evaluator.activate(History().begin([flag("a", enabled=True)]), now=1)
-    evaluator.activate(History().begin([flag("b", enabled=True)]), now=2)
+    evaluator.activate(History().begin([flag("a", enabled=True)]))
+    evaluator.activate(History().begin([flag("b", enabled=True)]))
     assert list(evaluator.flags(DEFAULT)) == ["b"]
 
 
 def test_a_new_head_over_the_same_content_only_renews_its_age() -> None:
     evaluator, history = Evaluator({}), History()
-    before = evaluator.activate(history.begin(ENTRIES), now=1)
-    after = evaluator.activate(history.sign_again(issued=5000, expires=6000), now=5001)
+    before = evaluator.activate(history.begin(ENTRIES))
+    after = evaluator.activate(history.sign_again(issued=5000, expires=6000))
     assert after.compiled is before.compiled, "nothing is compiled again"
     assert (after.issued, after.expires, after.version) == (5000, 6000, before.version)
 
 
 def test_namespaces_know_nothing_of_one_another() -> None:
     evaluator = Evaluator({})
-    evaluator.activate(History("b").begin([flag("a", enabled=True)]), now=1)
-    evaluator.activate(History("a").begin([flag("a", enabled=False)]), now=1)
+    evaluator.activate(History("b").begin([flag("a", enabled=True)]))
+    evaluator.activate(History("a").begin([flag("a", enabled=False)]))
     assert evaluator.namespaces() == ("a", "b")
     assert on(evaluator, "a", Namespace("b"))
     assert not on(evaluator, "a", Namespace("a"))
@@ -104,7 +104,7 @@ def test_namespaces_know_nothing_of_one_another() -> None:
 def test_a_change_of_what_was_never_activated_is_refused_and_nothing_changes() -> None:
     evaluator = Evaluator({})
     with pytest.raises(DeltaMismatch):
-        evaluator.activate(History().change([flag("a", enabled=True)]), now=1)
+        evaluator.activate(History().change([flag("a", enabled=True)]))
     assert evaluator.namespaces() == ()
 
 
@@ -112,17 +112,17 @@ def test_listeners_hear_of_every_activation_until_they_stop_listening() -> None:
     evaluator, history = Evaluator({}), History()
     heard: list[Knowledge] = []
     stop = evaluator.listen(heard.append)
-    first = evaluator.activate(history.begin([flag("a", enabled=True)]), now=1)
-    second = evaluator.activate(history.sign_again(issued=2, expires=3), now=2)
+    first = evaluator.activate(history.begin([flag("a", enabled=True)]))
+    second = evaluator.activate(history.sign_again(issued=2, expires=3))
     stop()
-    evaluator.activate(history.sign_again(issued=4, expires=5), now=3)
+    evaluator.activate(history.sign_again(issued=4, expires=5))
     assert heard == [first, second]
 
 
 def test_readers_in_other_threads_never_see_half_an_activation() -> None:
     # Every version has both flags, and both have the same value in it.
     evaluator, history = Evaluator({}), History()
-    evaluator.activate(history.begin([flag("a", enabled=True), flag("b", enabled=True)]), now=0)
+    evaluator.activate(history.begin([flag("a", enabled=True), flag("b", enabled=True)]))
     torn: list[int] = []
     reads = [0]
     done = threading.Event()
@@ -139,7 +139,7 @@ def test_readers_in_other_threads_never_see_half_an_activation() -> None:
         reader.start()
     for number in range(300):
         value = bool(number % 2)
-        evaluator.activate(history.change([flag("a", enabled=value), flag("b", enabled=value)]), now=number)
+        evaluator.activate(history.change([flag("a", enabled=value), flag("b", enabled=value)]))
     done.set()
     for reader in readers:
         reader.join()

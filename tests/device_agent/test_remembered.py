@@ -38,9 +38,7 @@ def test_a_new_version_with_another_attachment_is_answered_from_at_once() -> Non
     with running(None) as server:
         for number in (1, 2, 3):
             content = [choosing("it", "same", json.dumps({"n": number}))]
-            server.evaluator.activate(
-                history.begin(content) if number == 1 else history.change(content), now=number
-            )
+            server.evaluator.activate(history.begin(content) if number == 1 else history.change(content))
             assert objects(server) == [{"n": number}] * 8
 
 
@@ -48,7 +46,7 @@ def test_two_namespaces_that_are_asked_by_turns_keep_their_own_answers() -> None
     with running(None) as server:
         for number, name in enumerate(("default", "other")):
             content = [choosing("it", "same", json.dumps({"n": number}))]
-            server.evaluator.activate(History(name).begin(content), now=1)
+            server.evaluator.activate(History(name).begin(content))
         for _ in range(2):
             assert objects(server) == [{"n": 0}] * 8
             assert objects(server, "other") == [{"n": 1}] * 8
@@ -57,7 +55,7 @@ def test_two_namespaces_that_are_asked_by_turns_keep_their_own_answers() -> None
 def test_what_providers_may_keep_is_told_of_the_default_namespace_alone() -> None:
     with running(None, namespaces=[Namespace("other")]) as server:
         for name in ("default", "other"):
-            server.evaluator.activate(History(name).begin([switch("on", enabled=True)]), now=1)
+            server.evaluator.activate(History(name).begin([switch("on", enabled=True)]))
         with calling(server.path) as flagd:
             for _ in range(2):
                 assert flagd.resolve("ResolveBoolean", "on").reason == "STATIC"
@@ -105,7 +103,7 @@ def test_a_memory_ends_at_its_limit_and_large_answers_stay_out(monkeypatch: pyte
     monkeypatch.setattr(resolutions, "KEPT_MAX_ENTRIES", 3)
     evaluator = Evaluator({})
     keys = [FlagKey(f"flag-{number}") for number in range(5)]
-    knowledge = evaluator.activate(History().begin([BooleanFlag(key, enabled=True) for key in keys]), now=1)
+    knowledge = evaluator.activate(History().begin([BooleanFlag(key, enabled=True) for key in keys]))
     asked: list[str] = []
 
     def encode_all(size: int) -> None:

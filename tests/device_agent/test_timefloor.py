@@ -160,7 +160,7 @@ WAYS: dict[str, Callable[[Path], dict[str, Any]]] = {
 def test_answers_on_a_device_whose_clock_is_behind_are_as_old_as_they_are(way: str) -> None:
     with running(None) as server:
         history = History(issued=int(NOW) - DAY, expires=int(NOW) + 6 * DAY)
-        server.evaluator.activate(history.begin(ENTRIES), now=1)
+        server.evaluator.activate(history.begin(ENTRIES))
         found = WAYS[way](server.path)
         assert (found["age_seconds"], found["stale"]) == (DAY, False)
         assert "clock_trusted" not in found
@@ -172,7 +172,7 @@ def test_answers_on_a_device_whose_clock_is_behind_are_as_old_as_they_are(way: s
 
 def test_the_etag_is_of_trust_in_the_clock_too() -> None:
     with running(None) as server, HttpClient(server.path) as client:
-        server.evaluator.activate(History(issued=1, expires=int(NOW) + YEAR).begin(ENTRIES), now=1)
+        server.evaluator.activate(History(issued=1, expires=int(NOW) + YEAR).begin(ENTRIES))
         first = client.post_json("/ofrep/v1/evaluate/flags", {}).headers["etag"]
         server.evaluator.floor = BEHIND
         later = client.post_json("/ofrep/v1/evaluate/flags", {}, {"if-none-match": first})

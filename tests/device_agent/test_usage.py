@@ -121,7 +121,7 @@ def test_beyond_its_room_a_tally_counts_what_it_does_not_count(monkeypatch: pyte
 @pytest.fixture
 def answers() -> Answers:
     evaluator = Evaluator({})
-    evaluator.activate(History().begin(ENTRIES), now=NOW)
+    evaluator.activate(History().begin(ENTRIES))
     evaluator.tally = Tally()
     return Answers(
         evaluator,

@@ -29,7 +29,7 @@ def server() -> Iterator[RunningServer]:
     with running(None) as server:
         history = History(issued=int(NOW) - 120, expires=int(NOW) + 1000)
         flags: list[Flag] = [switch("night-mode", enabled=True), choosing("current-limit", "high", "32")]
-        server.evaluator.activate(history.begin(flags), now=1)
+        server.evaluator.activate(history.begin(flags))
         yield server
 
 

@@ -36,7 +36,7 @@ def language(request: pytest.FixtureRequest) -> str:
 
 def serving(folder: Path, history: History, *entries: object, tells_static: bool = True) -> RunningServer:
     server = RunningServer(folder, tells_static=tells_static)
-    server.evaluator.activate(history.begin(entries), now=1)  # type: ignore[arg-type]  # flags and segments
+    server.evaluator.activate(history.begin(entries))  # type: ignore[arg-type]  # flags and segments
     return server
 
 
@@ -156,13 +156,13 @@ def test_node_keeps_nothing_of_another_namespace(folder: Path, language: str) ->
     # It sends its selector with its questions and not with its stream, which names the default namespace's flags.
     other = History("other")
     server = serving(folder, History(), switch("a", enabled=True))
-    server.evaluator.activate(other.begin([switch("b", enabled=True)]), now=1)
+    server.evaluator.activate(other.begin([switch("b", enabled=True)]))
     try:
         with flagd_application(language, server.path, "other") as application:
             for _ in range(10):
                 found = application.ask("boolean", "b", False)
                 assert (found["value"], found["reason"]) == (True, "DEFAULT")
-            server.evaluator.activate(other.change([switch("b", enabled=False)]), now=2)
+            server.evaluator.activate(other.change([switch("b", enabled=False)]))
             assert application.ask("boolean", "b", True)["value"] is False
     finally:
         server.end()

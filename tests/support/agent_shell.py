@@ -103,7 +103,7 @@ class AgentShell:
         trusted = begin(self.publisher.environment, self._device, anchor, floor=saved.floor.time)
         for stored in saved.namespaces:
             trusted, update = restore(trusted, stored)
-            self.evaluator.activate(update, now=self.now)
+            self.evaluator.activate(update)
         return trusted
 
     def close(self) -> None:
@@ -190,6 +190,11 @@ class AgentShell:
     def reports(self) -> list[Report]:
         return [decode_report(effect.payload) for effect in self.effects if isinstance(effect, Publish)]
 
+    @property
+    def rejections(self) -> int:
+        """How many messages were refused."""
+        return sum(self.sync.rejections.values())
+
     def belief(self) -> Belief:
         return Belief(
             dict(self.sync.trusted.holdings),
@@ -243,7 +248,7 @@ class AgentShell:
             case Believe(floor):
                 self.evaluator.floor = floor
             case Activate(update):
-                self.evaluator.activate(update, now=self.now)
+                self.evaluator.activate(update)
                 self.activated.append(update)
             case _:
                 pass
@@ -277,9 +282,9 @@ def stored_on(store: Store, namespace: Namespace) -> Stored:
 @contextmanager
 def refused(agent: AgentShell, *attacks: str) -> Iterator[None]:
     """What happens inside is refused as one of `attacks`, and changes nothing: not in memory, not on disk, in no answer."""
-    before, count, said = agent.belief(), agent.sync.rejected, len(agent.reports)
+    before, count, said = agent.belief(), agent.rejections, len(agent.reports)
     yield
-    assert agent.sync.rejected > count, "nothing was refused"
+    assert agent.rejections > count, "nothing was refused"
     assert agent.sync.refusal is not None
     assert agent.sync.refusal.attack in attacks, agent.sync.refusal
     assert agent.belief() == before
@@ -293,9 +298,9 @@ def refused(agent: AgentShell, *attacks: str) -> Iterator[None]:
 @contextmanager
 def ignored(agent: AgentShell) -> Iterator[None]:
     """What happens inside is no attack and no news: nothing is refused and nothing changes."""
-    before, count = agent.belief(), agent.sync.rejected
+    before, count = agent.belief(), agent.rejections
     yield
-    assert agent.sync.rejected == count, agent.sync.refusal
+    assert agent.rejections == count, agent.sync.refusal
     assert agent.belief() == before
 
 

@@ -231,7 +231,7 @@ def running(
         server = RunningServer(Path(name), removed, namespaces, tells_static=tells_static)
         try:
             if entries is not None:
-                server.evaluator.activate(History(namespace).begin(entries), now=1000)
+                server.evaluator.activate(History(namespace).begin(entries))
             yield server
         finally:
             server.end()

@@ -212,9 +212,3 @@ def summarize(
         dict(sorted(Counter(report.agent for report in said).items(), reverse=True)),
         dict(sorted(Counter(each.rejection.attack for each in said if each.rejection is not None).items())),
     )
-
-
-def applied_as_text(applied: Mapping[Namespace, Applied]) -> str:
-    """What a device holds, for people."""
-    held = [f"{name} {one.version}" for name, one in sorted(applied.items())]
-    return ", ".join(held) or "nothing"

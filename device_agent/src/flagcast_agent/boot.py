@@ -68,7 +68,7 @@ def _boot(settings: AgentConfig, anchor: bytes) -> Booted:
                 raise StoreCorrupt(
                     f"{settings.store}: {error}; start with --recover to set it aside and fetch everything again"
                 ) from error
-            evaluator.activate(update, now=clock.now())
+            evaluator.activate(update)
         is_of_this_epoch = trusted.root.epoch in epochs
         learn = evaluator.floor.learn if is_of_this_epoch else evaluator.floor.begin_afresh
         evaluator.floor = learn(trusted.floor, monotonic)

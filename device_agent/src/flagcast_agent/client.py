@@ -806,7 +806,6 @@ class _Following(Source):
             held.digest,
             head.issued,
             head.expires,
-            clock.now(),
             compiled,
         )
         if former is not None and _same(former.knowledge, knowledge):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Knowledge:
     """One admitted version of one namespace, ready to be asked.
 
-    `issued` and `expires` are the head's, `admitted_at` is when this device activated it, all in Unix seconds.
+    `issued` and `expires` are the head's, in Unix seconds.
     """
 
     namespace: Namespace
@@ -43,7 +43,6 @@ class Knowledge:
     digest: Digest
     issued: int
     expires: int
-    admitted_at: int
     compiled: CompiledFlags
 
     def is_stale(self, now: int) -> bool:
@@ -126,8 +125,8 @@ class Evaluator:
         """The namespaces of which something was admitted, sorted."""
         return tuple(sorted(self._known))
 
-    def activate(self, update: "AdmittedUpdate", *, now: int) -> Knowledge:
-        """Answers from `update` from now on; `now` in Unix seconds.
+    def activate(self, update: "AdmittedUpdate") -> Knowledge:
+        """Answers from `update` from now on.
 
         Records that did not change are not compiled again. Raises DeltaMismatch for a change of something that was
         never activated; nothing has changed then.
@@ -149,7 +148,6 @@ class Evaluator:
             holding.digest,
             holding.head.issued,
             holding.head.expires,
-            now,
             compiled,
         )
         self._known = MappingProxyType({**self._known, update.namespace: knowledge})

@@ -312,7 +312,7 @@ class Follower:
             case Believe(floor):
                 self._booted.evaluator.floor = floor
             case Activate(update):
-                self._booted.evaluator.activate(update, now=clock.now())
+                self._booted.evaluator.activate(update)
             case Log(level, message, fields):
                 log(level, message, **dict(fields))
         return None

@@ -13,10 +13,8 @@ from flagcast_shared.model import Instant
 Freshness = Literal["fresh", "stale", "never synced"]
 """fresh: the head in force has not expired. stale: it has; the flags are evaluated all the same."""
 
-LinkState = Literal[
-    "disconnected", "connecting", "subscribing", "syncing", "live", "backing off", "refused", "off"
-]
-"""How the agent stands with its broker, in the words of `link.LinkState`; off: it was started without one."""
+LinkState = Literal["disconnected", "connecting", "subscribing", "syncing", "live", "backing off", "refused"]
+"""How the agent stands with its broker, in the words of `link.LinkState`."""
 
 _CONNECTED: Final = frozenset({"subscribing", "syncing", "live"})
 

@@ -436,7 +436,6 @@ class Sync:
     last_error: str = ""
     report_refused: str = ""
     refusal: Refusal | None = None
-    rejected: int = 0
     rejections: dict[str, int] = field(default_factory=dict)
     connections: int = 0
     asked: int = 0
@@ -900,7 +899,6 @@ class Sync:
     def _note(self, error: Refused, topic: str, now: int) -> list[Effect]:
         self.refusal = Refusal(error.attack, str(error), topic, now)
         self._is_refusal_settled = False
-        self.rejected += 1
         self.rejections[error.attack] = self.rejections.get(error.attack, 0) + 1
         effects: list[Effect] = [
             Log(Level.WARNING, "refused", (("attack", error.attack), ("topic", topic), ("why", str(error))))

@@ -131,7 +131,6 @@ class OverridableClient(Client):
                 content_digest(record.digest for record in records),
                 now,
                 now + FRESH_SECONDS,
-                now,
                 content.compiled(),
             )
         watch_forks(self)

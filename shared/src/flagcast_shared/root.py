@@ -11,7 +11,7 @@ from enum import StrEnum
 from .codec import Fields, Value, array, encode, text
 from .ed25519 import flaw
 from .errors import Malformed
-from .ids import Digest, Environment, Epoch, KeyId, Namespace
+from .ids import Environment, Epoch, KeyId, Namespace
 from .limits import KEY_MAX_BYTES, NUMBER_MAX, ROOT_KEYS_MAX
 from .messages import Place, open_payload
 from .records import digest_of
@@ -145,8 +145,3 @@ def _read_quorum(fields: Fields, keys: Mapping[KeyId, PublicKey], role: Role) ->
             raise Malformed(f"root, role {role}: key {item.hex()} stands twice")
         named.add(KeyId(item))
     return Quorum(frozenset(named), fields.integer(1, 1, len(named)))
-
-
-def root_digest(payload: bytes) -> Digest:
-    """What tells two roots of one number apart."""
-    return digest_of(payload)

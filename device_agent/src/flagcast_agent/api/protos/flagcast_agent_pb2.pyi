@@ -133,7 +133,7 @@ class Link(_message.Message):
     LAST_ERROR_AT_FIELD_NUMBER: _builtins.int
     REPORT_REFUSED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """"disconnected", "connecting", "subscribing", "syncing", "live", "backing off", "refused" or "off"."""
+    """"disconnected", "connecting", "subscribing", "syncing", "live", "backing off" or "refused"."""
     since: _builtins.int
     last_error: _builtins.str
     last_error_at: _builtins.int
