@@ -416,9 +416,9 @@ class Store:
             [(namespace, key, number) for key in gone],
         )
         execute(
-            "DELETE FROM removed WHERE namespace = ?1 AND key IN "
-            "(SELECT key FROM removed WHERE namespace = ?1 ORDER BY number DESC, key DESC LIMIT -1 OFFSET ?2)",
-            [namespace, REMOVED_FLAGS_MAX],
+            "DELETE FROM removed WHERE namespace = ? AND key IN "
+            "(SELECT key FROM removed WHERE namespace = ? ORDER BY number DESC, key DESC LIMIT -1 OFFSET ?)",
+            [namespace, namespace, REMOVED_FLAGS_MAX],
         )
 
     def _sealed(self, query: str) -> list[Any]:
