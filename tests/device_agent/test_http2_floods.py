@@ -65,14 +65,32 @@ def test_a_large_answer_leaves_in_bursts_and_waits_in_one_piece() -> None:
 def test_what_comes_after_a_slice_was_used_up_waits_for_the_next_round() -> None:
     async def run() -> None:
         slices, taken = Slices(), list[str]()
-        assert not slices.is_busy
-        slices.overran()
-        slices.overran()
-        assert slices.is_busy
-        slices.wait("another process", lambda: taken.append("its turn"))
+        assert slices.may_go_on("a flood")
+        slices.overran("a flood")
+        slices.overran("a flood")
+        assert not slices.may_go_on("a flood")
+        slices.wait("a flood", lambda: taken.append("its turn"))
         await asyncio.sleep(0)
         assert taken == ["its turn"]
         await asyncio.sleep(0)
-        assert not slices.is_busy
+        assert slices.may_go_on("a flood")
+
+    asyncio.run(run())
+
+
+def test_one_process_in_each_round_does_not_wait_for_the_slice_of_a_flood() -> None:
+    async def run() -> None:
+        slices = Slices()
+        slices.wait("a flood", lambda: slices.wait("a flood", lambda: None))
+        for _ in range(2):
+            assert not slices.may_go_on("a flood")
+            assert slices.may_go_on("honest")
+            assert not slices.may_go_on("honest"), "once in a round"
+            assert not slices.may_go_on("another")
+            await asyncio.sleep(0)
+        assert slices.may_go_on("a flood"), "nobody waits any more"
+        slices.wait("honest", lambda: None)
+        assert not slices.may_go_on("honest"), "what it has waiting comes first"
+        await asyncio.sleep(0)
 
     asyncio.run(run())

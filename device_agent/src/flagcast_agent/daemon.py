@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .follower import Follower
     from .status import Activity, Caught, Status
 
-_GARBAGE_THRESHOLDS: Final = (700, 4, 50)
+_GARBAGE_THRESHOLDS: Final = (700, 4, 10)
 # For gc.set_threshold: the middle search looks at some 3,000 objects, a millisecond, where Python's own has 7,000 to look at.
 
 POLL_SECONDS: Final = 0.02
@@ -152,8 +152,7 @@ async def _serve(settings: AgentConfig, booted: Booted, began: float) -> int:
             namespaces=",".join(booted.evaluator.namespaces()) or "none yet",
             milliseconds=round((clock.monotonic() - began) * 1000),
         )
-        # What is in memory now stays: looking through it for garbage would be a pause in the first answers. Later searches are
-        # short, and the long one over all that lasted is rare: hardly anything ends in a cycle.
+        # What is in memory now stays: looking through it for garbage would be a pause in the first answers.
         gc.freeze()
         gc.set_threshold(*_GARBAGE_THRESHOLDS)
         gc.enable()

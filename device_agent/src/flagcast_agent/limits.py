@@ -23,8 +23,9 @@ BATCH_MAX_REQUESTS = 1_000
 """Evaluations of one batch: about 20 ms on a small device."""
 
 BATCH_AT_ONCE_BYTES = 8_192
-"""A batch that is answered at once, a hundred questions in half a millisecond, if its answer is within SLICE_BYTES. Any other one
-is answered in slices."""
+BATCH_AT_ONCE_REQUESTS = 100
+"""A batch that is answered at once, in half a millisecond, if its answer is within SLICE_BYTES. Any other one is answered in
+slices."""
 
 CONNECTIONS_MAX = 256
 """Connections open at once. Each may hold 100 calls; the process's file descriptors also serve the broker and the disk."""

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from flagcast_agent.limits import BATCH_AT_ONCE_BYTES, SLICE_BYTES, SLICE_FLAGS
+from flagcast_agent.limits import BATCH_AT_ONCE_BYTES, BATCH_AT_ONCE_REQUESTS, SLICE_BYTES, SLICE_FLAGS
 
 from . import messages
 from .answers import (
@@ -71,6 +71,8 @@ class GrpcMethods:
         if len(body) > BATCH_AT_ONCE_BYTES:
             return Lasting(self._large_batch)
         request = decoded(flipt.BatchEvaluationRequest, body)
+        if len(request.requests) > BATCH_AT_ONCE_REQUESTS:
+            return Lasting(self._large_batch)
         questions = [messages.question(entry) for entry in request.requests]
         slices = self._answers.batch_in_slices(questions, request.request_id, _filling(fields))
         for found in slices:

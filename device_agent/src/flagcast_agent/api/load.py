@@ -104,6 +104,7 @@ class Slices:
     """Turns of connections that have more to do than a slice; waiting processes alternate.
 
     One slice in each round of the loop, so that whatever came meanwhile waits for one slice, however many connections have more.
+    A process that did not have the last one, and has nothing waiting, is let in at once: one in each round.
     """
 
     def __init__(self) -> None:
@@ -111,14 +112,27 @@ class Slices:
         self._last: Hashable = None
         self._is_due = False
         self._is_late = False
+        self._has_guest = False
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether somebody waits, or has taken as long as a slice lasts in this round of the loop."""
-        return self._is_late or bool(self._waiting)
+    def may_go_on(self, process: Hashable) -> bool:
+        """Whether a process's connection may have a slice at once.
 
-    def overran(self) -> None:
-        """A slice was used up: whatever else comes in this round of the loop waits for its turn."""
+        Not while others wait, or somebody has taken as long as a slice lasts in this round of the loop, but for one guest.
+        """
+        if not self._is_late and not self._waiting:
+            return True
+        if self._has_guest or process == self._last or process in self._waiting:
+            return False
+        self._has_guest = True
+        asyncio.get_running_loop().call_soon(self._end_visit)
+        return True
+
+    def _end_visit(self) -> None:
+        self._has_guest = False
+
+    def overran(self, process: Hashable) -> None:
+        """A process used up a slice: whatever else comes in this round of the loop waits for its turn."""
+        self._last = process
         if not self._is_late:
             self._is_late = True
             asyncio.get_running_loop().call_soon(self._begin_round)

@@ -6,6 +6,7 @@ Connect, OFREP, metrics and liveness.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -142,6 +143,7 @@ class LocalServer:
         # Imported by the first client that asks for one of them.
         from .services import OtherServices
 
+        gc.freeze()  # as at the start: modules stay
         self._services = OtherServices(
             answers=self._answers,
             evaluator=self._evaluator,
@@ -171,6 +173,7 @@ class LocalServer:
         if self._site is None:
             from .pages import Pages
 
+            gc.freeze()  # as above
             self._site = Pages(
                 evaluator=self._evaluator,
                 resolutions=self._resolutions,

@@ -113,10 +113,10 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._http2.receive(bytes(data))
         if self._is_waiting or not self._has_room:
             return
-        if self.load.slices.is_busy:
-            self._wait_for_turn()
-        else:
+        if self.load.slices.may_go_on(self.client_process()):
             self._advance()
+        else:
+            self._wait_for_turn()
 
     def eof_received(self) -> bool:
         """Of asyncio's protocol: a client of HTTP/2 that sends nothing more has gone."""
@@ -218,7 +218,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             return
         self.flush()
         if time() > until or started == STARTED_AT_ONCE:
-            self.load.slices.overran()
+            self.load.slices.overran(self.client_process())
         if http2.has_more and not http2.is_over:
             self._wait_for_turn()
         elif self._has_room:
