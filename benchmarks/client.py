@@ -190,7 +190,7 @@ class _Site:
         """The next version, in which one flag is another."""
         from followed import boolean
 
-        from flagcast_bridge import mqtt
+        from flagcast_bridge.broker import connection as mqtt
 
         self.publisher.now = int(time.time())  # noqa: TID251  # what a publisher's clock would say
         self.publisher.head_life_seconds = life_seconds

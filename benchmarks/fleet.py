@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from flagcast_bridge import validate
+from flagcast_bridge import check as validate
 from flagcast_shared.ids import FlagKey, Namespace
 from flagcast_shared.model import AnySegment, BooleanFlag, Flag, Segment, VariantFlag
 

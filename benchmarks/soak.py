@@ -28,7 +28,7 @@ from publishing import make_project
 from updates import FLAGS, generation, stream_of_updates
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 AGENT_KILLS, QUICK_AGENT_KILLS = 1_000, 8
 BRIDGE_KILLS, QUICK_BRIDGE_KILLS = 200, 4

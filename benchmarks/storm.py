@@ -272,7 +272,7 @@ def _length(size: int) -> bytes:
 
 
 async def _retain(broker: Broker, publisher: PublisherSimulator) -> None:
-    from flagcast_bridge import mqtt
+    from flagcast_bridge.broker import connection as mqtt
 
     def publish() -> None:
         with mqtt.connect(broker.host, broker.port, mqtt.Login()) as connection:

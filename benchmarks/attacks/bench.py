@@ -20,7 +20,7 @@ from publisher_simulator import PublisherSimulator
 from publishing import features
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.ids import DeviceId, Environment, FlagKey
 from flagcast_shared.model import BooleanFlag
 from flagcast_shared.topics import DeviceAddress, Topics

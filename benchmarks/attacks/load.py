@@ -20,7 +20,7 @@ from typing import Self
 
 from raw_http1 import HttpClient
 
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 PATIENCE_SECONDS = 60.0
 """For what a process does in the end, on a machine that is busy."""

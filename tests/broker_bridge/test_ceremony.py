@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from publisher_simulator import DAY, DEFAULT, NOW, PRODUCTION, PublisherSimulator, SigningKey
 
-from flagcast_bridge import ceremony
-from flagcast_bridge.ceremony import Ceremony, CeremonyRefused, Change
-from flagcast_bridge.planner import Draft, Issued, Terms, plan
-from flagcast_bridge.signer import Signer
+from flagcast_bridge.planning.plan import Draft, Issued, Terms, plan
+from flagcast_bridge.signing import ceremony
+from flagcast_bridge.signing.ceremony import Ceremony, CeremonyRefused, Change
+from flagcast_bridge.signing.signer import Signer
 from flagcast_shared.codec import Value, decode, encode
 from flagcast_shared.errors import (
     BadSignature,

@@ -9,7 +9,8 @@ import pytest
 from publishing import Flagcast, configure, features, make_project
 
 from brokers import START_SECONDS, Broker, free_port, start_amqtt
-from flagcast_bridge import cli, mqtt
+from flagcast_bridge import cli
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_bridge.cli import COMMANDS, main
 
 PROGRAM = str(Path(sys.executable).with_name("flagcast"))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagcast_bridge.compiler import Compilation
+from flagcast_bridge.check import check, load
+from flagcast_bridge.flags.compiler import Compilation
 from flagcast_bridge.sources import SourceFile
-from flagcast_bridge.validate import check, load
 from flagcast_shared import model
 from flagcast_shared import records as records_module
 from flagcast_shared.ids import FlagKey, Namespace, SegmentKey, VariantKey

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flagcast_bridge.database import DatabaseError, Sqlite
+from flagcast_bridge.ledger.database import DatabaseError, Sqlite
 
 MAKE = """
 import os, pathlib, sys
 os.umask(int(sys.argv[1]))
-from flagcast_bridge.ledger import Ledger, UsageBook
+from flagcast_bridge.ledger.ledger import Ledger, UsageBook
 from flagcast_shared.ids import Environment
 made = Ledger(pathlib.Path("ledger.sqlite"), Environment("test")), UsageBook(pathlib.Path("usage.sqlite"), Environment("test"), 0)
 for name in sorted(os.listdir(".")):

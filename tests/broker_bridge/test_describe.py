@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from flagcast_bridge import describe
+from flagcast_bridge.flags import describe
 from flagcast_shared.bucketing import BOOLEAN_BUCKETS, boolean_bucket
 from flagcast_shared.evaluation import compile_flags
 from flagcast_shared.ids import FlagKey, SegmentKey, VariantKey

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagcast_bridge import nodes as nodes_module
-from flagcast_bridge.document import Document, parse
-from flagcast_bridge.findings import CATALOGUE, Finding, Findings
-from flagcast_bridge.nodes import ListNode, MapNode, Node, Scalar, read_nodes
+from flagcast_bridge.check import check
+from flagcast_bridge.flags import nodes as nodes_module
+from flagcast_bridge.flags.document import Document, parse
+from flagcast_bridge.flags.findings import CATALOGUE, Finding, Findings
+from flagcast_bridge.flags.nodes import ListNode, MapNode, Node, Scalar, read_nodes
 from flagcast_bridge.sources import SourceFile
-from flagcast_bridge.validate import check
 
 
 def one(text: str, name: str = "features.yml") -> Node:

@@ -10,8 +10,9 @@ import pytest
 from publishing import Flagcast, features, make_project
 
 from brokers import Broker, start_amqtt, start_mosquitto
-from flagcast_bridge import mqtt, project
-from flagcast_bridge.fleet import (
+from flagcast_bridge import project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.planning.fleet import (
     RECOVERY_BOUND,
     SILENT_AFTER_SECONDS,
     Numbers,

@@ -24,9 +24,12 @@ from publishing import Flagcast, Result, features, make_project
 from thief import forged
 
 from brokers import start_mosquitto
-from flagcast_bridge import clock, files, keychain, keys, mqtt, passphrase, pkcs8, project, signer
+from flagcast_bridge import clock, files, project
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_bridge.cli import main
-from flagcast_bridge.signer import encode_public
+from flagcast_bridge.publishing import rotation as keys
+from flagcast_bridge.signing import keychain, passphrase, pkcs8, signer
+from flagcast_bridge.signing.signer import encode_public
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.limits import NUMBER_MAX
 from flagcast_shared.root import PublicKey, Role
@@ -504,7 +507,7 @@ def hook(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         left[0] -= 1
 sys.addaudithook(hook)
-from flagcast_bridge import pkcs8
+from flagcast_bridge.signing import pkcs8
 pkcs8.SCRYPT_N, pkcs8.SCRYPT_P = int(sys.argv[4]), 1
 from flagcast_bridge.cli import main
 sys.exit(main(["keys", "rotate", sys.argv[3], "--project", folder]))

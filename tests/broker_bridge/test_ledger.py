@@ -14,9 +14,10 @@ import pytest
 from postgres import Postgres
 
 from brokers import free_port
-from flagcast_bridge import clock, database
-from flagcast_bridge import ledger as ledgers
-from flagcast_bridge.ledger import (
+from flagcast_bridge import clock
+from flagcast_bridge.ledger import database
+from flagcast_bridge.ledger import ledger as ledgers
+from flagcast_bridge.ledger.ledger import (
     SCHEMA_VERSION,
     Ledger,
     LedgerBusy,
@@ -26,7 +27,7 @@ from flagcast_bridge.ledger import (
     NumberUsed,
     existing,
 )
-from flagcast_bridge.planner import Issued, Past, Plan, Terms, named, plan
+from flagcast_bridge.planning.plan import Issued, Past, Plan, Terms, named, plan
 from flagcast_shared.ids import Digest, Environment, Epoch, FlagKey, Namespace, Sequence, Version
 from flagcast_shared.model import BooleanFlag
 from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, SnapshotAddress
@@ -39,8 +40,8 @@ PLACE = """
 import os, signal, sys, time
 from contextlib import closing
 from pathlib import Path
-from flagcast_bridge import ledger as ledgers
-from flagcast_bridge.ledger import Ledger
+from flagcast_bridge.ledger import ledger as ledgers
+from flagcast_bridge.ledger.ledger import Ledger
 where = sys.argv[1] if sys.argv[1].startswith("postgresql:") else Path(sys.argv[1])
 """
 # A publisher that reserves and is killed before it can publish or confirm.

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from flagcast_bridge.compiler import fused_bounds, share_bounds
-from flagcast_bridge.findings import Finding
+from flagcast_bridge.check import check
+from flagcast_bridge.flags.compiler import fused_bounds, share_bounds
+from flagcast_bridge.flags.findings import Finding
 from flagcast_bridge.sources import SourceFile
-from flagcast_bridge.validate import check
 from flagcast_shared.evaluation import CompiledFlags, compile_flags
 from flagcast_shared.ids import Namespace
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from flagcast_bridge import pkcs8, signer
+from flagcast_bridge.signing import pkcs8, signer
 
 OPENSSL = shutil.which("openssl")
 PASSPHRASE = b"open sesame"

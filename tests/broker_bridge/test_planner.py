@@ -4,8 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from flagcast_bridge import planner, signer
-from flagcast_bridge.planner import Action, Content, Issued, Live, Plan, PlanRefused, Terms, obsolete, plan
+from flagcast_bridge.planning import plan as planner
+from flagcast_bridge.planning.plan import (
+    Action,
+    Content,
+    Issued,
+    Live,
+    Plan,
+    PlanRefused,
+    Terms,
+    obsolete,
+    plan,
+)
+from flagcast_bridge.signing import signer
 from flagcast_shared import trust
 from flagcast_shared.codec import deflate
 from flagcast_shared.context import Device

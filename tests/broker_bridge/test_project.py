@@ -5,7 +5,9 @@ import pytest
 from publishing import Flagcast, configure, make_project
 from repository import ROOT
 
-from flagcast_bridge import keychain, project, publisher
+from flagcast_bridge import project
+from flagcast_bridge.publishing import publish as publisher
+from flagcast_bridge.signing import keychain
 from flagcast_shared import trust
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration, InvalidInput
 from flagcast_shared.ids import Environment

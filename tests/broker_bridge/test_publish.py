@@ -22,8 +22,11 @@ from lossy_front import UNSUBACK, front_that_drops
 from publishing import Flagcast, bulky_features, configure, features, make_project
 
 from brokers import Broker, free_port, start_amqtt, start_mosquitto
-from flagcast_bridge import clock, mqtt, project, publisher, signer
-from flagcast_bridge.ledger import Ledger
+from flagcast_bridge import clock, project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger.ledger import Ledger
+from flagcast_bridge.publishing import publish as publisher
+from flagcast_bridge.signing import signer
 from flagcast_shared.ids import Namespace
 from flagcast_shared.messages import Place, encode_head
 from flagcast_shared.topics import HeadAddress, Kind, SnapshotAddress
@@ -35,7 +38,8 @@ KINDS = [
 ]
 DIE_AT = """
 import os, signal, sys
-from flagcast_bridge import cli, mqtt
+from flagcast_bridge import cli
+from flagcast_bridge.broker import connection as mqtt
 publish, left = mqtt.Connection.publish, [int(sys.argv[1])]
 def publish_or_die(self, messages):
     if not left[0]:

@@ -15,7 +15,7 @@ import pytest
 from publishing import bulky_features, features, make_project
 from usage_attacks import HostileBroker, Session, packet, publish_packet, resident_bytes, sized
 
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 PATIENCE_SECONDS = 200.0
 MEMORY_MAX_BYTES = 140 * 2**20

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fleets import NAMESPACE, SALT, Follower, Station, followers
 
-from flagcast_bridge.planner import Action, PlanRefused
+from flagcast_bridge.planning.plan import Action, PlanRefused
 from flagcast_shared.bucketing import candidate_bucket
 from flagcast_shared.ids import DeviceId, FlagKey, Version
 from flagcast_shared.model import BooleanFlag, Entry

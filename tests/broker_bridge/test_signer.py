@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from flagcast_bridge import signer
+from flagcast_bridge.signing import signer
 from flagcast_shared import envelope, keyring
 from flagcast_shared.errors import BadSignature, InvalidConfiguration
 from flagcast_shared.ids import Environment, Epoch, Namespace

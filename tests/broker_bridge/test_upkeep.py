@@ -2,8 +2,8 @@
 
 import pytest
 
-from flagcast_bridge import upkeep
-from flagcast_bridge.upkeep import (
+from flagcast_bridge.serving import upkeep
+from flagcast_bridge.serving.upkeep import (
     Asked,
     Connect,
     Connected,

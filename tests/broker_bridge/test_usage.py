@@ -16,9 +16,11 @@ import pytest
 from publishing import Flagcast, features, make_project
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import ledger, mqtt, project
-from flagcast_bridge.collector import QUIET_SECONDS
-from flagcast_bridge.ledger import USAGE_REMEMBERED_SECONDS, LedgerError, TooManyBatches, UsageBook
+from flagcast_bridge import project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.fleet.collector import QUIET_SECONDS
+from flagcast_bridge.ledger import ledger
+from flagcast_bridge.ledger.ledger import USAGE_REMEMBERED_SECONDS, LedgerError, TooManyBatches, UsageBook
 from flagcast_shared.ids import DeviceId, Environment, FlagKey, Namespace
 from flagcast_shared.limits import NUMBER_MAX, USAGE_COUNT_MAX
 from flagcast_shared.reports import Count, Usage, decode_usage, encode_usage

@@ -25,8 +25,9 @@ from usage_attacks import (
 )
 
 from brokers import start_mosquitto
-from flagcast_bridge import mqtt, project
-from flagcast_bridge.ledger import UsageBook
+from flagcast_bridge import project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger.ledger import UsageBook
 from flagcast_shared.ids import DeviceId, Environment, FlagKey, Namespace
 from flagcast_shared.limits import MESSAGE_MAX_BYTES, USAGE_MAX_BYTES
 from flagcast_shared.reports import Count, Usage, encode_usage

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flagcast_bridge.findings import CATALOGUE, FINDING_TEXT_MAX_CHARACTERS, FINDINGS_MAX
-from flagcast_bridge.validate import load, run
+from flagcast_bridge.check import load, run
+from flagcast_bridge.flags.findings import CATALOGUE, FINDING_TEXT_MAX_CHARACTERS, FINDINGS_MAX
 from flagcast_shared import model
 from flagcast_shared.errors import InvalidDocument
 

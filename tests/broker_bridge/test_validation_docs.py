@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flagcast_bridge.findings import CATALOGUE, DOCUMENTATION
+from flagcast_bridge.check import check
+from flagcast_bridge.flags.findings import CATALOGUE, DOCUMENTATION
 from flagcast_bridge.sources import SourceFile
-from flagcast_bridge.validate import check
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / DOCUMENTATION).read_text(encoding="utf-8")

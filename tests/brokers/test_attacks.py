@@ -29,7 +29,7 @@ from publisher_simulator import (
 from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
 from flagcast_agent.api.local import LocalClient
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.envelope import content_type, sig_structure
 from flagcast_shared.ids import DeviceId, Environment, FlagKey, Namespace, VariantKey

@@ -16,7 +16,7 @@ from repository import ROOT
 from brokers import Broker, add_mosquitto_user, free_port, start_configured_mosquitto
 from flagcast_agent.config import BrokerConfig
 from flagcast_agent.mqtt import Link, Said
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.ids import DeviceId, Environment, Namespace, Version
 from flagcast_shared.topics import (
     DeltaAddress,

@@ -18,8 +18,10 @@ from repository import ROOT
 from serving import Serve
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import clock, mqtt, publisher
+from flagcast_bridge import clock
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
 from flagcast_shared.evaluation import compile_flags
 from flagcast_shared.ids import Namespace
 from flagcast_shared.messages import Head

@@ -16,7 +16,9 @@ from repository import BIN, ROOT
 from thief import forged
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import clock, keychain, mqtt, project
+from flagcast_bridge import clock, project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.signing import keychain
 from flagcast_shared.limits import NUMBER_MAX
 from flagcast_shared.root import Role
 

@@ -10,7 +10,7 @@ from publisher_simulator import PublisherSimulator
 from updates import FLAGS, generation, stream_of_updates
 
 from brokers import start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 KILLS = 50
 

@@ -12,7 +12,7 @@ from devices import Device, provision
 from publisher_simulator import PublisherSimulator
 
 from brokers import Broker, add_mosquitto_user, free_port, start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.ids import FlagKey
 from flagcast_shared.model import BooleanFlag
 

@@ -13,9 +13,10 @@ from publishing import Flagcast, Result, configure, features, make_project
 from serving import Serve
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import mqtt, publisher
-from flagcast_bridge.ledger import RECOVERY_MARGIN
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger.ledger import RECOVERY_MARGIN
 from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
 from flagcast_shared.ids import DeviceId, Epoch, Namespace, Version
 from flagcast_shared.messages import Head
 from flagcast_shared.reports import Applied, Report, encode_report

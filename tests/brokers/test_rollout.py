@@ -10,7 +10,7 @@ from devices import Device, provision
 from publishing import Flagcast, features, make_project
 
 from brokers import start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 pytestmark = pytest.mark.mosquitto
 

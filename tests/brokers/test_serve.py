@@ -24,9 +24,11 @@ from publishing import Flagcast, configure, features, make_project
 from serving import Serve
 
 from brokers import Broker, free_port, start_mosquitto
-from flagcast_bridge import clock, mqtt, project, publisher
-from flagcast_bridge.ledger import Ledger
+from flagcast_bridge import clock, project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger.ledger import Ledger
 from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
 from flagcast_shared.ids import Namespace
 from flagcast_shared.messages import Head
 from flagcast_shared.reports import Refresh, encode_refresh

@@ -18,7 +18,10 @@ from publishing import Flagcast, configure, features, make_project
 from serving import Serve
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import clock, ledger, mqtt, project, publisher
+from flagcast_bridge import clock, project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger import ledger
+from flagcast_bridge.publishing import publish as publisher
 from flagcast_shared.ids import Namespace
 
 pytestmark = pytest.mark.mosquitto
@@ -30,7 +33,9 @@ DONE, HELD = 0, 4
 BRIDGE = """
 import os, signal, sys, threading
 from pathlib import Path
-from flagcast_bridge import cli, clock, ledger, mqtt
+from flagcast_bridge import cli, clock
+from flagcast_bridge.ledger import ledger
+from flagcast_bridge.broker import connection as mqtt
 method, when, number, name, lease, ahead, folder, *files = sys.argv[1:]
 ledger.LEASE_SECONDS, ledger.LEASE_RENEW_SECONDS = float(lease), float(lease) / 5
 mqtt.QUIET_SECONDS = 0.2

@@ -20,9 +20,11 @@ from publishing import features, make_project
 
 from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
-from flagcast_bridge import mqtt, publisher, validate
-from flagcast_bridge.ledger import UsageBook
+from flagcast_bridge import check as validate
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger.ledger import UsageBook
 from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
 from flagcast_shared.codec import Value, encode
 from flagcast_shared.ids import DeviceId, FlagKey, Namespace, SegmentKey, VariantKey
 from flagcast_shared.model import (

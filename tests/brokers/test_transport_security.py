@@ -28,7 +28,8 @@ from flagcast_agent import config
 from flagcast_agent.config import BrokerConfig
 from flagcast_agent.mqtt import Link, Said, Traffic
 from flagcast_agent.sync import Connected, ConnectFailed, Disconnected, Fault
-from flagcast_bridge import mqtt, project
+from flagcast_bridge import project
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.ids import FlagKey
 from flagcast_shared.model import BooleanFlag

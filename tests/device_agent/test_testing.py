@@ -13,7 +13,7 @@ from repository import ROOT
 
 from flagcast_agent.client import Change, Client
 from flagcast_agent.testing import OverridableClient, client_of, provider_of
-from flagcast_bridge import validate
+from flagcast_bridge import check as validate
 from flagcast_shared.errors import (
     FlagNotFound,
     InvalidCall,

@@ -15,7 +15,7 @@ from publisher_simulator import PublisherSimulator
 from updates import FLAGS, generation, generation_of
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 pytestmark = pytest.mark.mosquitto
 

@@ -12,7 +12,7 @@ from publishing import Flagcast, make_project
 from updates import FLAGS, generation_of
 
 from brokers import start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 MESSAGE_LIMIT_BYTES = 4_096
 """So small that each version has several parts."""

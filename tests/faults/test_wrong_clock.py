@@ -18,7 +18,8 @@ from updates import FLAGS, generation, generation_of
 
 from brokers import Broker, start_mosquitto
 from flagcast_agent.api.local import LocalClient
-from flagcast_bridge import clock, mqtt
+from flagcast_bridge import clock
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.ids import DeviceId
 from flagcast_shared.reports import Report, Usage, decode_report, decode_usage
 from flagcast_shared.topics import DeviceAddress

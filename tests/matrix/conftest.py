@@ -10,7 +10,7 @@ from sites import Fleet, Site
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # ships none
 
 import matrix
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 ASKED = ("no head was heard; asking", "content did not arrive; asking")
 

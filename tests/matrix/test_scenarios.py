@@ -15,8 +15,8 @@ from publishing import bulky_features
 from sites import Fleet
 
 import matrix
-from flagcast_bridge import mqtt
-from flagcast_bridge.ledger import Ledger
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger.ledger import Ledger
 from flagcast_shared.ids import Namespace, Version
 from flagcast_shared.topics import DeltaAddress, HeadAddress, RootAddress, SnapshotAddress
 

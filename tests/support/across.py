@@ -12,7 +12,7 @@ from publisher_simulator import PublisherSimulator
 from updates import generation
 
 from brokers import Broker, free_port, start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from flagcast_bridge import publisher, signer
-from flagcast_bridge.ledger import Ledger
-from flagcast_bridge.planner import (
+from flagcast_bridge.ledger.ledger import Ledger
+from flagcast_bridge.planning.plan import (
     Issued,
     Live,
     Plan,
@@ -24,6 +23,8 @@ from flagcast_bridge.planner import (
     plan_rollback,
     plan_share,
 )
+from flagcast_bridge.publishing import publish as publisher
+from flagcast_bridge.signing import signer
 from flagcast_shared import trust
 from flagcast_shared.context import Device
 from flagcast_shared.ids import DeviceId, Environment, Epoch, Namespace, Version

@@ -24,7 +24,8 @@ from repository import ROOT
 from flagcast_agent import config
 from flagcast_agent.api.http2.headers import Decoder, NotHpack, TooManyHeaders, block_of
 from flagcast_agent.limits import STREAMS_MAX
-from flagcast_bridge import project, validate
+from flagcast_bridge import check as validate
+from flagcast_bridge import project
 from flagcast_bridge.sources import SourceFile
 from flagcast_shared.codec import Value, decode, deflate, encode, inflate, scan
 from flagcast_shared.context import Device

@@ -19,7 +19,7 @@ from typing import Self
 from repository import ROOT
 
 from brokers import Broker, BrokerFailed, free_port
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 ERLANG_START_SECONDS = 90.0
 """A machine whose cores are busy with other tests starts an Erlang node slowly."""

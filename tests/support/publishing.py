@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flagcast_bridge import project, publisher
+from flagcast_bridge import project
 from flagcast_bridge.cli import main
 from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from devices import Device, provision
 from publisher_simulator import PublisherSimulator
 
 from brokers import Broker, start_mosquitto
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.model import AnySegment, Flag
 
 

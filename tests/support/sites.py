@@ -17,8 +17,9 @@ from publishing import Flagcast, configure, features, make_project
 from serving import Serve
 
 from brokers import Broker, start_amqtt, start_mosquitto
-from flagcast_bridge import mqtt, publisher
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
 from flagcast_shared.ids import DeviceId
 from flagcast_shared.topics import Address, DeviceAddress
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from flagcast_bridge import signer
+from flagcast_bridge.signing import signer
 from flagcast_shared.codec import deflate
 from flagcast_shared.ids import Environment, Epoch, FlagKey, Namespace, Version
 from flagcast_shared.ids import Sequence as HeadSequence

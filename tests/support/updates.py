@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from publisher_simulator import PublisherSimulator
 
 from brokers import Broker
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.ids import FlagKey, VariantKey
 from flagcast_shared.model import Variant, VariantFlag
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flagcast_bridge import mqtt
+from flagcast_bridge.broker import connection as mqtt
 
 SEND_SECONDS = 60.0
 """How long a packet may wait for a reader that reads nothing."""

@@ -30,18 +30,19 @@ from flagcast_shared.messages import SHARE_ALL, Candidate
 from flagcast_shared.printing import printable
 from flagcast_shared.topics import HeadAddress
 
-from . import clock, passphrase, project
-from .describe import HOW_TO_TURN_OFF
-from .mqtt import BrokerError
+from . import clock, project
+from .broker.connection import BrokerError
+from .flags.describe import HOW_TO_TURN_OFF
 from .output import echo, echo_error, echo_json
-from .planner import Action, Diff, Plan, Stage, percent
+from .planning.plan import Action, Diff, Plan, Stage, percent
 from .project import Project
+from .signing import passphrase
 
 if TYPE_CHECKING:
-    from .collector import Muster
-    from .fleet import Member, Summary
-    from .ledger import Used
-    from .publisher import OnBroker, Order, Outcome, RolloutStatus
+    from .fleet.collector import Muster
+    from .ledger.ledger import Used
+    from .planning.fleet import Member, Summary
+    from .publishing.publish import OnBroker, Order, Outcome, RolloutStatus
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -80,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_of_others(error: FlagcastError) -> bool:
     # Most commands need no ledger and are quicker without its import.
-    from .ledger import LeaseLost, LedgerBusy
+    from .ledger.ledger import LeaseLost, LedgerBusy
 
     return isinstance(error, LedgerBusy | LeaseLost)
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from . import publisher
+    from .publishing import publish as publisher
 
     made = publisher.found(
         arguments.folder,
@@ -107,14 +108,15 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from . import validate
+    from . import check as validate
 
     return validate.run(arguments.path, arguments.format, sys.stdout, strict=arguments.strict)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    from . import publisher, validate
-    from .findings import as_lines, once_each, unlisted_as_text
+    from . import check as validate
+    from .flags.findings import as_lines, once_each, unlisted_as_text
+    from .publishing import publish as publisher
 
     settings = _settings(arguments)
     if arguments.release is not None:
@@ -153,7 +155,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 
 def _carry_out(settings: Project, order: "Order", arguments: argparse.Namespace) -> int:
-    from . import publisher
+    from .publishing import publish as publisher
 
     is_json = arguments.format == "json"
     if is_json and arguments.prepare is not None:
@@ -269,7 +271,8 @@ def _through_segments(diff: Diff) -> list[RecordId]:
 
 
 def _prepare(settings: Project, order: "Order", arguments: argparse.Namespace) -> int:
-    from . import keys, publisher
+    from .publishing import publish as publisher
+    from .publishing import rotation as keys
 
     path: Path = arguments.prepare
     keys.require_free(path)
@@ -293,7 +296,8 @@ def _prepare(settings: Project, order: "Order", arguments: argparse.Namespace) -
 
 
 def _release(settings: Project, arguments: argparse.Namespace) -> int:
-    from . import keys, publisher
+    from .publishing import publish as publisher
+    from .publishing import rotation as keys
 
     others = (arguments.prepare, arguments.candidate, arguments.provenance, arguments.remove)
     if any(others) or arguments.dry_run or arguments.refresh or arguments.yes or arguments.format == "json":
@@ -315,7 +319,7 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 
 def _keys_list(arguments: argparse.Namespace) -> int:
-    from . import keys
+    from .publishing import rotation as keys
 
     settings = _settings(arguments)
     if arguments.format == "json":
@@ -326,7 +330,7 @@ def _keys_list(arguments: argparse.Namespace) -> int:
 
 
 def _keys_make(arguments: argparse.Namespace) -> int:
-    from . import keys
+    from .publishing import rotation as keys
 
     new = _new_passphrase(arguments)
     keys.make(arguments.file, arguments.name, new, echo)
@@ -336,7 +340,7 @@ def _keys_make(arguments: argparse.Namespace) -> int:
 def _keys_rotate(arguments: argparse.Namespace) -> int:
     from flagcast_shared.root import Role
 
-    from . import keys
+    from .publishing import rotation as keys
 
     keys.rotate(
         _settings(arguments),
@@ -354,7 +358,7 @@ def _keys_rotate(arguments: argparse.Namespace) -> int:
 
 
 def _keys_revoke(arguments: argparse.Namespace) -> int:
-    from . import keys
+    from .publishing import rotation as keys
 
     keys.revoke(
         _settings(arguments),
@@ -368,7 +372,7 @@ def _keys_revoke(arguments: argparse.Namespace) -> int:
 
 
 def _keys_sign(arguments: argparse.Namespace) -> int:
-    from . import keys
+    from .publishing import rotation as keys
 
     keys.sign(
         arguments.file,
@@ -382,7 +386,7 @@ def _keys_sign(arguments: argparse.Namespace) -> int:
 
 
 def _keys_passphrase(arguments: argparse.Namespace) -> int:
-    from . import keys
+    from .publishing import rotation as keys
 
     def protect() -> bytes:
         new = passphrase.for_new_key(
@@ -403,7 +407,7 @@ def _keys_passphrase(arguments: argparse.Namespace) -> int:
 
 
 def _keys_apply(arguments: argparse.Namespace) -> int:
-    from . import keys
+    from .publishing import rotation as keys
 
     keys.apply(_settings(arguments), arguments.file, echo)
     return DONE
@@ -433,7 +437,7 @@ def _passphrase_source(arguments: argparse.Namespace) -> passphrase.Unlock:
 
 def _unlock(arguments: argparse.Namespace) -> passphrase.Unlock:
     # A key file that protects its passphrase badly is named once, to the person who gives the passphrase.
-    from . import signer
+    from .signing import signer
 
     source = _passphrase_source(arguments)
     warned: set[Path] = set()
@@ -455,8 +459,8 @@ def _patience(arguments: argparse.Namespace) -> float:
 
 
 def _rollout(arguments: argparse.Namespace) -> int:
-    from . import publisher
-    from .publisher import Rollout, Step
+    from .publishing import publish as publisher
+    from .publishing.publish import Rollout, Step
 
     namespaces = frozenset(parse_namespace(name) for name in arguments.namespace)
     if (arguments.percent is not None) != (arguments.step == "set"):
@@ -477,7 +481,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from .publisher import Rollback
+    from .publishing.publish import Rollback
 
     if arguments.to is not None and not 1 <= arguments.to <= NUMBER_MAX:
         raise InvalidInput(f"--to {arguments.to}: allowed is a version, 1 or above")
@@ -489,7 +493,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from . import daemon, keychain
+    from .serving import daemon
+    from .signing import keychain
 
     settings = _settings(arguments)
     unlock = _passphrase_source(arguments)  # the daemon logs what is weak
@@ -502,7 +507,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from . import publisher
+    from .publishing import publish as publisher
 
     settings = project.load(arguments.project)
     seen = publisher.read_broker(settings)
@@ -515,7 +520,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _log(arguments: argparse.Namespace) -> int:
-    from .ledger import existing
+    from .ledger.ledger import existing
 
     settings = project.load(arguments.project)
     ledger = existing(settings.ledger, settings.environment)
@@ -558,7 +563,7 @@ def _log(arguments: argparse.Namespace) -> int:
 
 
 def _ledger(arguments: argparse.Namespace) -> int:
-    from . import publisher
+    from .publishing import publish as publisher
 
     namespaces = frozenset(parse_namespace(name) for name in arguments.namespace)
     recovered = publisher.recover(
@@ -585,8 +590,8 @@ def _ledger(arguments: argparse.Namespace) -> int:
 
 
 def _fleet(arguments: argparse.Namespace) -> int:
-    from . import collector
-    from .fleet import summarize
+    from .fleet import collector
+    from .planning.fleet import summarize
 
     settings = project.load(arguments.project)
     named = parse_device(arguments.device) if arguments.device else None
@@ -624,8 +629,8 @@ def _fleet(arguments: argparse.Namespace) -> int:
 
 
 def _usage(arguments: argparse.Namespace) -> int:
-    from . import collector
-    from .ledger import UsageBook
+    from .fleet import collector
+    from .ledger.ledger import UsageBook
 
     settings = project.load(arguments.project)
     now = clock.now()
@@ -689,7 +694,7 @@ def _unused(
     # The flags of what was published last, stable and candidate, without a count; None where the ledger has no such content.
     from flagcast_shared.records import FLAG
 
-    from .ledger import existing
+    from .ledger.ledger import existing
 
     ledger = existing(settings.ledger, settings.environment)
     if ledger is None:
@@ -723,7 +728,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _broker(arguments: argparse.Namespace) -> int:
-    from . import broker
+    from .broker import embedded as broker
 
     _note(
         "warning: an open broker without persistence, for development only; use mosquitto for anything real"

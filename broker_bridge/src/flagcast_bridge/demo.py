@@ -24,8 +24,12 @@ from flagcast_shared.ids import Namespace, Sequence
 from flagcast_shared.messages import Head, Place, decode_head, encode_head
 from flagcast_shared.topics import Address, HeadAddress, Kind, Topics
 
-from . import clock, mqtt, project, publisher, signer, validate
+from . import check as validate
+from . import clock, project
+from .broker import connection as mqtt
 from .output import echo
+from .publishing import publish as publisher
+from .signing import signer
 
 PATIENCE_SECONDS: Final = 20.0
 DEVICE: Final = "charger-17"

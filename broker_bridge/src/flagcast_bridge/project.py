@@ -37,7 +37,7 @@ from flagcast_shared.topics import Topics
 from flagcast_shared.transport import contradiction, parse_alpn, parse_broker_url, parse_server_name
 
 from . import files
-from .planner import DELTAS, DELTAS_TOTAL_BYTES
+from .planning.plan import DELTAS, DELTAS_TOTAL_BYTES
 
 CONFIG_NAME: Final = "flagcast.toml"
 IGNORE_NAME: Final = ".gitignore"

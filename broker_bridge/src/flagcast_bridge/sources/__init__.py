@@ -1,6 +1,6 @@
 """Where flags come from. The only modules of the bridge that read flags files from the disk."""
 
-from flagcast_bridge.nodes import SourceFile
+from flagcast_bridge.flags.nodes import SourceFile
 
 from .folder import GitState, git_state, read_path
 

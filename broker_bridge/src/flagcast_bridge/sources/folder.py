@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flagcast_bridge.nodes import SourceFile, read_texts
+from flagcast_bridge.flags.nodes import SourceFile, read_texts
 from flagcast_shared.errors import InvalidDocument
 
 FILE_MAX_BYTES: Final = 16 * 1024 * 1024

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum, StrEnum
 from typing import Final
 
+from flagcast_bridge.flags import describe
 from flagcast_shared.codec import deflate
 from flagcast_shared.envelope import SIGNATURE_BYTES, seal
 from flagcast_shared.errors import FlagcastError, InvalidDocument, Malformed
@@ -64,8 +65,6 @@ from flagcast_shared.records import (
 )
 from flagcast_shared.root import KEY_ID_BYTES
 from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, SnapshotAddress
-
-from . import describe
 
 DELTAS: Final = 8
 """From how many of the last versions a delta is kept on the broker unless configured: a device that was away for a week or two

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from flagcast_bridge import files
 from flagcast_shared.ed25519 import flaw
 from flagcast_shared.envelope import seal, to_sign
 from flagcast_shared.errors import InvalidConfiguration, InvalidIdentifier
@@ -30,7 +31,7 @@ from flagcast_shared.messages import Place
 from flagcast_shared.root import PublicKey
 from flagcast_shared.topics import Kind
 
-from . import files, pkcs8
+from . import pkcs8
 from .passphrase import VARIABLE, Unlock, from_environment
 
 KEY_FILE_MAX_BYTES: Final = 16_384

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
+from flagcast_bridge.planning.plan import Draft, percent
 from flagcast_shared import trust
 from flagcast_shared.codec import Fields, Value, array, decode, encode, inflated, integer, text
 from flagcast_shared.envelope import SIGNATURE_BYTES, Envelope, Signature, seal, to_sign
@@ -78,8 +79,6 @@ from flagcast_shared.root import (
     root_place,
 )
 from flagcast_shared.topics import Address, DeltaAddress, HeadAddress, Kind, RootAddress, SnapshotAddress
-
-from .planner import Draft, percent
 
 CEREMONY_MAX_BYTES: Final = 64 * 1024 * 1024
 """A ceremony's file: a release of twice the largest content. A root takes a few kilobytes."""

@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from flagcast_bridge import clock
+from flagcast_bridge.broker.connection import BrokerError
+from flagcast_bridge.ledger.ledger import TooManyBatches, UsageBook
+from flagcast_bridge.planning.fleet import Fleet, Published, gather
+from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import DeviceId, Epoch, Namespace, Version
 from flagcast_shared.limits import USAGE_MAX_BYTES
 from flagcast_shared.reports import decode_usage
 from flagcast_shared.topics import DeviceAddress
-
-from . import clock, publisher
-from .fleet import Fleet, Published, gather
-from .ledger import TooManyBatches, UsageBook
-from .mqtt import BrokerError
-from .project import Project
 
 QUIET_SECONDS: Final = 2.0
 """No further batch for so long: the broker has handed over what it kept."""

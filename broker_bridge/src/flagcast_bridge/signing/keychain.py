@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from flagcast_bridge import files, project
+from flagcast_bridge.project import Project
 from flagcast_shared import trust
 from flagcast_shared.context import Device
 from flagcast_shared.envelope import open_envelope
@@ -18,9 +20,8 @@ from flagcast_shared.ids import DeviceId, Environment, KeyId
 from flagcast_shared.root import PublicKey, Role, Root, root_place
 from flagcast_shared.topics import RootAddress
 
-from . import files, project, signer
+from . import signer
 from .passphrase import Unlock
-from .project import Project
 from .signer import KEY_FILE_MAX_BYTES, Signer, public_file
 
 _KEY_FILES: Final = "*.key"

@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from flagcast_bridge import clock, files, project
+from flagcast_bridge.project import Project
+from flagcast_bridge.signing import ceremony, keychain, signer
+from flagcast_bridge.signing.ceremony import CEREMONY_MAX_BYTES, Ceremony, CeremonyRefused, Change, Subject
+from flagcast_bridge.signing.keychain import Chain
+from flagcast_bridge.signing.passphrase import Unlock, remembered
+from flagcast_bridge.signing.signer import Signer, public_file
 from flagcast_shared import trust
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration, Refused
 from flagcast_shared.ids import KeyId
 from flagcast_shared.root import PublicKey, Role, Root
 from flagcast_shared.topics import RootAddress
-
-from . import ceremony, clock, files, keychain, project, signer
-from .ceremony import CEREMONY_MAX_BYTES, Ceremony, CeremonyRefused, Change, Subject
-from .keychain import Chain
-from .passphrase import Unlock, remembered
-from .project import Project
-from .signer import Signer, public_file
 
 Say = Callable[[str], None]
 """Takes one line for people."""

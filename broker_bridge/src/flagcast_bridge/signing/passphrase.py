@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from flagcast_bridge import files
 from flagcast_shared.errors import InvalidConfiguration
 from flagcast_shared.printing import printable
-
-from . import files
 
 VARIABLE: Final = "FLAGCAST_PASSPHRASE_FILE"
 PASSPHRASE_MAX_BYTES: Final = 1_023

@@ -9,17 +9,20 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from flagcast_bridge import clock, project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.ledger.ledger import LedgerBusy
+from flagcast_bridge.planning.plan import Action
+from flagcast_bridge.project import Project
+from flagcast_bridge.publishing import publish as publisher
+from flagcast_bridge.signing import keychain, signer
+from flagcast_bridge.signing.passphrase import Unlock, from_environment
 from flagcast_shared.errors import FlagcastError, Malformed
 from flagcast_shared.printing import logfmt_value
 from flagcast_shared.records import digest_of
 from flagcast_shared.reports import decode_refresh
 from flagcast_shared.topics import DeviceAddress
 
-from . import clock, keychain, mqtt, project, publisher, signer
-from .ledger import LedgerBusy
-from .passphrase import Unlock, from_environment
-from .planner import Action
-from .project import Project
 from .upkeep import (
     Asked,
     Connect,

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 from sqlite_utils import Database as Tables
 
-from . import clock
+from flagcast_bridge import clock
 
 FILE_MODE: Final = 0o640
 """Of a new database and what SQLite keeps beside it, whatever the umask: backups may read it by its group."""

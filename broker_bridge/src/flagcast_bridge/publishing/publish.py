@@ -20,6 +20,47 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from flagcast_bridge import clock, project
+from flagcast_bridge.broker import connection as mqtt
+from flagcast_bridge.flags import describe
+from flagcast_bridge.ledger.ledger import (
+    LEASE_STOP_SECONDS,
+    RECOVERY_MARGIN,
+    Ledger,
+    LedgerBusy,
+    LedgerError,
+    existing,
+)
+from flagcast_bridge.ledger.ledger import Entry as LedgerEntry
+from flagcast_bridge.planning.fleet import RECOVERY_BOUND, Claim, Fleet, Numbers, Published, claims, gather
+from flagcast_bridge.planning.plan import (
+    Content,
+    Draft,
+    Issued,
+    Live,
+    Plan,
+    PlanRefused,
+    Stage,
+    Terms,
+    named,
+    newest_head,
+    obsolete,
+    plan,
+    plan_abort,
+    plan_candidate,
+    plan_promote,
+    plan_rollback,
+    plan_share,
+    plan_upkeep,
+    renew_at,
+    top_version,
+)
+from flagcast_bridge.project import Project
+from flagcast_bridge.signing import ceremony, keychain, signer
+from flagcast_bridge.signing.ceremony import Ceremony, CeremonyRefused, Subject
+from flagcast_bridge.signing.passphrase import Unlock, from_environment
+from flagcast_bridge.signing.signer import Signer
+from flagcast_bridge.sources import git
 from flagcast_shared import trust
 from flagcast_shared.envelope import open_envelope
 from flagcast_shared.errors import FlagcastError, InvalidConfiguration, InvalidInput, Refused
@@ -50,37 +91,6 @@ from flagcast_shared.topics import (
     RootAddress,
     SnapshotAddress,
 )
-
-from . import ceremony, clock, describe, git, keychain, mqtt, project, signer
-from .ceremony import Ceremony, CeremonyRefused, Subject
-from .fleet import RECOVERY_BOUND, Claim, Fleet, Numbers, Published, claims, gather
-from .ledger import LEASE_STOP_SECONDS, RECOVERY_MARGIN, Ledger, LedgerBusy, LedgerError, existing
-from .ledger import Entry as LedgerEntry
-from .passphrase import Unlock, from_environment
-from .planner import (
-    Content,
-    Draft,
-    Issued,
-    Live,
-    Plan,
-    PlanRefused,
-    Stage,
-    Terms,
-    named,
-    newest_head,
-    obsolete,
-    plan,
-    plan_abort,
-    plan_candidate,
-    plan_promote,
-    plan_rollback,
-    plan_share,
-    plan_upkeep,
-    renew_at,
-    top_version,
-)
-from .project import Project
-from .signer import Signer
 
 LEASE_PATIENCE_SECONDS: Final = 90.0
 """How long publishing waits for another bridge to end unless told otherwise: a turn of flagcast serve beside it takes a few

@@ -12,9 +12,9 @@ from flagcast_shared.ids import Namespace
 from flagcast_shared.model import UnsupportedRecord
 from flagcast_shared.records import encode_record
 
-from .compiler import Compilation, compile_documents
-from .document import parse
-from .findings import (
+from .flags.compiler import Compilation, compile_documents
+from .flags.document import parse
+from .flags.findings import (
     DOCUMENTATION,
     Findings,
     Position,
@@ -24,7 +24,7 @@ from .findings import (
     finding,
     unlisted_as_text,
 )
-from .lint import lint
+from .flags.lint import lint
 from .output import echo
 from .sources import SourceFile, read_path
 

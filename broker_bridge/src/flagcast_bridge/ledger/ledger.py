@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from flagcast_bridge import clock
+from flagcast_bridge.planning.plan import Content, Issued, Past, Plan, named, top_version
 from flagcast_shared.codec import inflated
 from flagcast_shared.errors import FlagcastError, Refused
 from flagcast_shared.ids import DeviceId, Digest, Environment, Epoch, Namespace, RecordId, Sequence, Version
@@ -32,9 +34,8 @@ from flagcast_shared.records import content_digest, decode_record, digest_of, sp
 from flagcast_shared.reports import Count, Usage
 from flagcast_shared.topics import Address, HeadAddress, Kind, Topics
 
-from . import clock, database
+from . import database
 from .database import Damaged, DatabaseError, NotUnique
-from .planner import Content, Issued, Past, Plan, named, top_version
 
 SCHEMA_VERSION: Final = 3
 LEASE_SECONDS: Final = 60.0

@@ -1,0 +1,1 @@
+"""The broker: a client, and an embedded one."""

@@ -1,0 +1,1 @@
+"""Flags files: read, checked and compiled."""

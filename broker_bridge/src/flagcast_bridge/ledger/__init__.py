@@ -1,0 +1,1 @@
+"""The ledger: every number ever issued, and who may issue the next."""

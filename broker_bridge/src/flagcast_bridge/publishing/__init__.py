@@ -1,0 +1,1 @@
+"""Publications, rotations and what keeps them up."""
