@@ -32,7 +32,7 @@ from devices import Device, provision
 from network import Network, why_not
 
 from brokers import free_port, start_mosquitto
-from flagcast_agent.sync import HURRIED_PATIENCE_SECONDS
+from flagcast_agent.sync.connection import HURRIED_PATIENCE_SECONDS
 
 RTT_SECONDS = 0.3
 """Of a cellular modem on a bad day."""

@@ -21,7 +21,7 @@ from publisher_simulator import DEFAULT, NOW, PRODUCTION, PublisherSimulator
 
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.store import Store
-from flagcast_agent.timefloor import TimeFloor
+from flagcast_agent.sync.time_floor import TimeFloor
 from flagcast_shared.codec import deflate
 from flagcast_shared.context import Device, device_attributes
 from flagcast_shared.ids import DeviceId, Version

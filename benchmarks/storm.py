@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from publisher_simulator import PublisherSimulator
 
 from brokers import Broker, start_mosquitto
-from flagcast_agent.link import LinkState
-from flagcast_agent.sync import (
+from flagcast_agent.sync.core import Sync
+from flagcast_agent.sync.events import (
     Connect,
     Connected,
     ConnectFailed,
@@ -45,11 +45,11 @@ from flagcast_agent.sync import (
     Started,
     Subscribe,
     Subscribed,
-    Sync,
     Ticked,
     Unsubscribe,
     UsageFound,
 )
+from flagcast_agent.sync.transitions import LinkState
 from flagcast_shared.context import Device
 from flagcast_shared.ids import DeviceId, FlagKey
 from flagcast_shared.model import BooleanFlag
@@ -116,7 +116,7 @@ class _Thin:
     ) -> None:
         trusted = begin(publisher.environment, Device(DeviceId(name)), publisher.anchor)
         session = chance.getrandbits(48)
-        self.sync = Sync(trusted, publisher.topics, (publisher.namespace,), session, "1.0", "3.1.1")
+        self.sync = Sync(trusted, publisher.topics, (publisher.namespace,), session, "1.0", protocol="3.1.1")
         self.attempts: list[float] = []
         self.live_since = 0.0
         self._broker = broker
@@ -131,7 +131,7 @@ class _Thin:
 
     @property
     def is_live(self) -> bool:
-        return self.sync.link is LinkState.LIVE
+        return self.sync.connection.state is LinkState.LIVE
 
     def feed(self, event: Event) -> None:
         was_live = self.is_live

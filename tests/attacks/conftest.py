@@ -72,7 +72,7 @@ def publisher() -> PublisherSimulator:
 def agent(publisher: PublisherSimulator, tmp_path: Path) -> Iterator[AgentShell]:
     shell = AgentShell(tmp_path / "agent.db", publisher)
     shell.catch_up()
-    assert shell.sync.rejections == {}
+    assert shell.sync.reporting.rejections == {}
     assert shell.evaluator.knowledge(publisher.namespace).version == 1
     yield shell
     shell.close()

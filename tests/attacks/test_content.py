@@ -10,7 +10,7 @@ from forgeries import deliver_delta, fetches_the_snapshot_instead, offer
 from publisher_simulator import Content, PublisherSimulator, SigningKey
 from releases import BETA, EVIL, OFF, ON, OTHER
 
-from flagcast_agent.sync import FETCH_PATIENCE_SECONDS
+from flagcast_agent.sync.fetches import FETCH_PATIENCE_SECONDS
 from flagcast_shared.bucketing import candidate_bucket
 from flagcast_shared.codec import deflate, encode
 from flagcast_shared.errors import TooLarge
@@ -81,7 +81,7 @@ def test_parts_out_of_order(agent: AgentShell, publisher: PublisherSimulator, in
     begin_fetch(agent, publisher)
     for number in reversed(range(len(in_parts.parts))):
         agent.deliver(publisher.part_topic(2, number), part_of(publisher, 2, number))
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
     assert agent.evaluator.knowledge(publisher.namespace).version == 2
 
 
@@ -446,7 +446,7 @@ def test_inline_delta_for_another_version_is_passed_over(
     publisher.release(OTHER)
     publisher.release(ON, inline=True)
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
     agent.settle()
     assert first.version == 1
     assert agent.evaluator.knowledge(publisher.namespace).version == 3

@@ -207,7 +207,7 @@ def bounded(publisher: PublisherSimulator) -> dict[int, Any]:
 def test_head_within_all_bounds_is_admitted(agent: AgentShell, publisher: PublisherSimulator) -> None:
     payload = cbor2.dumps(bounded(publisher), canonical=True)
     agent.deliver(publisher.head_topic, signed_payload(publisher, payload))
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
     assert agent.sync.trusted.holdings[publisher.namespace].head.sequence == Sequence(2)
 
 
@@ -294,7 +294,7 @@ def headed(publisher: PublisherSimulator, header: object, unprotected: object) -
 
 def test_the_header_of_the_profile_is_admitted(agent: AgentShell, publisher: PublisherSimulator) -> None:
     agent.deliver(publisher.head_topic, headed(publisher, header_of(publisher), {}))
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
     assert agent.sync.trusted.holdings[publisher.namespace].head.sequence == Sequence(2)
 
 

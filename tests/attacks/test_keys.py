@@ -108,7 +108,7 @@ def two_of_two(tmp_path: Path) -> PublisherSimulator:
 def careful(two_of_two: PublisherSimulator, tmp_path: Path) -> AgentShell:
     agent = AgentShell(tmp_path / "careful.db", two_of_two)
     agent.catch_up()
-    assert agent.sync.rejections == {}, "both keys sign: a release of two approvals is admitted"
+    assert agent.sync.reporting.rejections == {}, "both keys sign: a release of two approvals is admitted"
     assert agent.evaluator.namespaces() == (two_of_two.namespace,)
     return agent
 

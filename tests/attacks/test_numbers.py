@@ -167,7 +167,7 @@ def test_clock_ten_years_behind_warns_and_admits(agent: AgentShell, publisher: P
     agent.now -= TEN_YEARS
     publisher.release(ON)
     agent.hear()
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
     assert agent.evaluator.knowledge(publisher.namespace).version == 2
     assert "clock" in agent.activated[-1].warning
 

@@ -12,13 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from publisher_simulator import DAY, NOW, ROOT_LIFE_SECONDS, PublisherSimulator, SigningKey, flip_last_bit
 from releases import EVIL, OFF, ON
 
-from flagcast_agent.sync import (
-    EARLY_HEADS_MAX,
-    EARLY_HEADS_MAX_BYTES,
-    FETCH_PATIENCE_SECONDS,
-    Subscribe,
-    Subscribed,
-)
+from flagcast_agent.sync.events import Subscribe, Subscribed
+from flagcast_agent.sync.fetches import FETCH_PATIENCE_SECONDS
+from flagcast_agent.sync.subscriptions import EARLY_HEADS_MAX, EARLY_HEADS_MAX_BYTES
 from flagcast_shared.envelope import seal, to_sign
 from flagcast_shared.errors import BadSignature
 from flagcast_shared.ids import Environment, Epoch, KeyId
@@ -230,7 +226,7 @@ def test_root_with_a_field_of_a_later_release_is_admitted(
     agent: AgentShell, publisher: PublisherSimulator
 ) -> None:
     agent.deliver(publisher.root_topic(2), signed_fields(publisher, {99: b""}))
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
     assert agent.sync.trusted.root.number == 2
 
 
@@ -495,7 +491,7 @@ def test_later_head_of_those_that_wait(agent: AgentShell, publisher: PublisherSi
     for message in (older, publisher.retained[publisher.head_topic]):
         agent.deliver(publisher.head_topic, message)
     agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
     assert agent.sync.trusted.holdings[publisher.namespace].head == publisher.head
 
 
@@ -504,10 +500,10 @@ def test_heads_that_wait_without_end(agent: AgentShell, publisher: PublisherSimu
     agent.reconnect()
     for size in (EARLY_HEADS_MAX_BYTES, EARLY_HEADS_MAX_BYTES + 1):
         agent.deliver(publisher.head_topic, bytes(size))
-        assert sum(len(each.payload) for each in agent.sync._early) <= EARLY_HEADS_MAX_BYTES
+        assert sum(len(each.payload) for each in agent.sync.subscriptions.early) <= EARLY_HEADS_MAX_BYTES
     for _ in range(2 * EARLY_HEADS_MAX):
         agent.deliver(publisher.head_topic, b"")
-    assert len(agent.sync._early) == EARLY_HEADS_MAX
+    assert len(agent.sync.subscriptions.early) == EARLY_HEADS_MAX
     # Nothing is lost: the heads are asked for again.
     agent.is_mute = False
     agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
@@ -527,7 +523,7 @@ def test_garbage_does_not_take_the_place_of_a_head_that_waits(
     agent.deliver(publisher.head_topic, b"garbage")
     agent.handle(Subscribed((publisher.root_topic(2), publisher.head_topic)))
     assert held_digest(agent) == publisher.content.digest
-    assert agent.sync.rejections == {"malformed": 1}
+    assert agent.sync.reporting.rejections == {"malformed": 1}
     assert not agent.sync.why_not_current()
 
 
@@ -558,7 +554,7 @@ def test_refusal_leaves_the_report_once_something_was_admitted(
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
     agent.settle()
     assert agent.reports[-1].rejection is None
-    assert sum(agent.sync.rejections.values()) == 1
+    assert sum(agent.sync.reporting.rejections.values()) == 1
     with refused(agent, "malformed"):
         agent.deliver(publisher.root_topic(2), b"garbage")
     publisher.sign_again()

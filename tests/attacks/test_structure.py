@@ -256,7 +256,7 @@ def test_delta_that_ends_at_a_limit_of_a_namespace_and_one_above(
                 deliver_delta(agent, publisher, body)
         else:
             deliver_delta(agent, publisher, body)
-            assert agent.sync.rejections == {}
+            assert agent.sync.reporting.rejections == {}
             assert getattr(agent.sync.trusted.holdings[publisher.namespace].extent, MEASURES[limit]) == result
             assert agent.evaluator.knowledge(publisher.namespace).version == 2
     if over:
@@ -285,7 +285,7 @@ def test_delta_of_a_record_of_the_most_bytes_and_one_above(
         assert fetches_the_snapshot_instead(agent, publisher)
     else:
         deliver_delta(agent, publisher, body)
-        assert agent.sync.rejections == {}
+        assert agent.sync.reporting.rejections == {}
         assert agent.evaluator.knowledge(publisher.namespace).version == 2
 
 

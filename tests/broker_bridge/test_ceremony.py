@@ -207,7 +207,7 @@ def test_two_of_three_root_keys_make_a_root_that_an_agent_walks_to(
     )
     agent.catch_up()
     assert (agent.sync.trusted.root.number, agent.sync.trusted.root.epoch) == (2, 2)
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
 
 
 def test_a_root_with_all_root_keys_replaced_is_walked_to(
@@ -218,7 +218,7 @@ def test_a_root_with_all_root_keys_replaced_is_walked_to(
     retain(publisher, signed(rooting(publisher, change), ROOTS[0], others[2], ROOTS[2], others[0]))
     agent.catch_up()
     assert agent.sync.trusted.root.roles[Role.ROOT] == Quorum(ids(*others), 2)
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
 
 
 def test_as_many_signers_as_a_message_carries_are_enough_of_both_roots(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_any_two_of_three_publishers_make_a_release_that_an_agent_admits(
     retain(publisher, signed(made, *(PUBLISHERS[each] for each in pair)))
     agent.catch_up()
     assert agent.sync.trusted.holdings[DEFAULT].version == 1
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
 
 
 def test_a_release_carries_no_more_signatures_than_are_needed(

@@ -25,7 +25,7 @@ from publishing import Flagcast, features, make_project
 from brokers import Broker, free_port, start_amqtt, start_mosquitto
 from flagcast_agent.config import BrokerConfig
 from flagcast_agent.mqtt import Link, Puback, Said, Suback
-from flagcast_agent.sync import Connected, Received
+from flagcast_agent.sync.events import Connected, Received
 from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.ids import DeviceId, FlagKey
 from flagcast_shared.model import BooleanFlag

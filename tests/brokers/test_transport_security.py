@@ -27,7 +27,7 @@ from brokers import free_port, start_mosquitto
 from flagcast_agent import config
 from flagcast_agent.config import BrokerConfig
 from flagcast_agent.mqtt import Link, Said, Traffic
-from flagcast_agent.sync import Connected, ConnectFailed, Disconnected, Fault
+from flagcast_agent.sync.events import Connected, ConnectFailed, Disconnected, Fault
 from flagcast_bridge import project
 from flagcast_bridge.broker import connection as mqtt
 from flagcast_shared.errors import InvalidConfiguration

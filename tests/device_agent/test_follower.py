@@ -11,7 +11,8 @@ from publisher_simulator import PublisherSimulator
 from flagcast_agent import config
 from flagcast_agent.boot import boot
 from flagcast_agent.follower import Follower
-from flagcast_agent.sync import Effect, Event, Ticked, Woken
+from flagcast_agent.sync.connection import BrokerLink
+from flagcast_agent.sync.events import Effect, Event, Ticked, Woken
 
 PATIENCE_SECONDS = 600.0
 
@@ -23,7 +24,7 @@ class Core:
         self.asked = 0
         self.answered = 0
         self.grants = 0
-        self.last_error = ""
+        self.connection = BrokerLink()
 
     def handle(self, event: Event, **_: object) -> Sequence[Effect]:
         self.asked += isinstance(event, Woken)

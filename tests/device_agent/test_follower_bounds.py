@@ -10,7 +10,7 @@ from flagcast_agent import config
 from flagcast_agent.boot import boot
 from flagcast_agent.follower import QUEUE_MAX_MESSAGES, Follower
 from flagcast_agent.mqtt import Link
-from flagcast_agent.sync import Connected, Received
+from flagcast_agent.sync.events import Connected, Received
 
 PATIENCE_SECONDS = 100
 

@@ -10,9 +10,9 @@ from publisher_simulator import PublisherSimulator, SigningKey
 from releases import OFF, ON
 from repository import ROOT
 
-from flagcast_agent import sync as core
-from flagcast_agent.link import CONNECTED, TRANSITIONS, WAITING, Cause, LinkState, Waits
-from flagcast_agent.sync import (
+from flagcast_agent.sync import connection, events
+from flagcast_agent.sync.connection import BrokerLink
+from flagcast_agent.sync.events import (
     Connected,
     ConnectFailed,
     Disconnect,
@@ -21,10 +21,10 @@ from flagcast_agent.sync import (
     Received,
     Started,
     Subscribed,
-    Sync,
     Ticked,
     Woken,
 )
+from flagcast_agent.sync.transitions import CONNECTED, TRANSITIONS, WAITING, Cause, LinkState, Waits
 
 Step = Callable[[AgentShell], object]
 Row = tuple[LinkState, Cause]
@@ -43,13 +43,13 @@ def agent(tmp_path: Path) -> Iterator[AgentShell]:
 def moves(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     """Every move that a core makes."""
     made: list[Row] = []
-    move = Sync._move
+    move = BrokerLink.move
 
-    def noted(sync: Sync, cause: Cause, now: int) -> None:
-        made.append((sync.link, cause))
-        move(sync, cause, now)
+    def noted(link: BrokerLink, cause: Cause, monotonic: float) -> None:
+        made.append((link.state, cause))
+        move(link, cause, monotonic)
 
-    monkeypatch.setattr(Sync, "_move", noted)
+    monkeypatch.setattr(BrokerLink, "move", noted)
     return made
 
 
@@ -74,7 +74,7 @@ def bring(agent: AgentShell, state: LinkState) -> None:
             agent.handle(ConnectFailed(Fault.REFUSED, "not authorized"))
         case _:
             pass
-    assert agent.sync.link is state
+    assert agent.sync.connection.state is state
 
 
 def filters(agent: AgentShell) -> tuple[str, ...]:
@@ -110,11 +110,11 @@ def wait_is_over(agent: AgentShell) -> None:
 
 
 def no_suback(agent: AgentShell) -> None:
-    assert Disconnect() in agent.tick(core.ANSWER_PATIENCE_SECONDS)
+    assert Disconnect() in agent.tick(connection.ANSWER_PATIENCE_SECONDS)
 
 
 def no_connack(agent: AgentShell) -> None:
-    assert Disconnect() in agent.tick(core.TRIAL_PATIENCE_SECONDS)
+    assert Disconnect() in agent.tick(connection.TRIAL_PATIENCE_SECONDS)
 
 
 def all_denied(agent: AgentShell) -> None:
@@ -173,7 +173,7 @@ def test_no_row_is_left_out_above() -> None:
     assert {(state, cause) for state, cause, _ in WALKS} == set(TRANSITIONS)
 
 
-EVENTS: list[core.Event] = [
+EVENTS: list[events.Event] = [
     Started(),
     Connected(),
     ConnectFailed(Fault.NETWORK, "x"),
@@ -182,11 +182,11 @@ EVENTS: list[core.Event] = [
     Disconnected("x", Fault.REFUSED),
     Subscribed(("other",), ("other",), "x"),
     Ticked(),
-    core.Delivered(99, is_kept=True),
-    core.UsageFound(0, b""),
-    core.Counted(()),
+    events.Delivered(99, is_kept=True),
+    events.UsageFound(0, b""),
+    events.Counted(()),
 ]
-HEARD_IN: dict[type[core.Event], frozenset[LinkState]] = {
+HEARD_IN: dict[type[events.Event], frozenset[LinkState]] = {
     Started: frozenset({LinkState.DISCONNECTED}),
     Connected: frozenset({LinkState.CONNECTING}),
     ConnectFailed: frozenset({LinkState.CONNECTING}),
@@ -197,7 +197,7 @@ HEARD_IN: dict[type[core.Event], frozenset[LinkState]] = {
 @pytest.mark.parametrize("state", LinkState)
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_what_has_no_row_in_a_state_moves_nothing(
-    agent: AgentShell, moves: list[Row], state: LinkState, event: core.Event
+    agent: AgentShell, moves: list[Row], state: LinkState, event: events.Event
 ) -> None:
     bring(agent, state)
     moves.clear()
@@ -206,7 +206,7 @@ def test_what_has_no_row_in_a_state_moves_nothing(
         assert moves
     else:
         assert moves == []
-        assert agent.sync.link is state
+        assert agent.sync.connection.state is state
 
 
 @pytest.mark.parametrize("state", LinkState)
@@ -222,18 +222,18 @@ def test_a_message_of_a_connection_that_stands_no_more_is_passed_over(
 
 def test_since_is_when_the_connection_was_made_or_lost(agent: AgentShell) -> None:
     agent.connect()
-    made = agent.sync.link_since
+    made = agent.sync.connection.since
     agent.monotonic += 100
     agent.settle()
-    assert agent.sync.link is LinkState.LIVE
-    assert agent.sync.link_since == made == agent.monotonic - 100
+    assert agent.sync.connection.state is LinkState.LIVE
+    assert agent.sync.connection.since == made == agent.monotonic - 100
     agent.disconnect()
-    assert agent.sync.link_since == agent.monotonic
+    assert agent.sync.connection.since == agent.monotonic
     lost = agent.monotonic
     wait_is_over(agent)
     assert agent.monotonic > lost
-    assert agent.sync.link.value == "connecting"
-    assert agent.sync.link_since == lost
+    assert agent.sync.connection.state.value == "connecting"
+    assert agent.sync.connection.since == lost
 
 
 def test_every_state_can_be_reached_and_left() -> None:

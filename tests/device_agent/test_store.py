@@ -33,7 +33,7 @@ from flagcast_agent.store import (
     StoreUnwritable,
     set_aside,
 )
-from flagcast_agent.timefloor import TimeFloor
+from flagcast_agent.sync.time_floor import TimeFloor
 from flagcast_shared.context import Device
 from flagcast_shared.errors import Refused
 from flagcast_shared.ids import DeviceId, FlagKey, Namespace, RecordId, SegmentKey
@@ -599,7 +599,7 @@ def test_full_disk(small_disk: Path, publisher: PublisherSimulator) -> None:
         *(BooleanFlag(FlagKey(f"flag-{number}"), enabled=True) for number in range(3000)), delta=False
     )
     agent.hear()
-    assert "full" in agent.sync.last_error or "disk" in agent.sync.last_error
+    assert "full" in agent.sync.connection.last_error or "disk" in agent.sync.connection.last_error
     assert agent.belief() == before
     agent.close()
     reborn = AgentShell(small_disk / "agent.db", publisher)

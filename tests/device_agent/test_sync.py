@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from publisher_simulator import DAY, NOW, PublisherSimulator, SigningKey
 from releases import BETA, EVIL, OFF, ON, OTHER
 
-from flagcast_agent import link as links
-from flagcast_agent import sync as core
-from flagcast_agent.link import LinkState
-from flagcast_agent.sync import (
+from flagcast_agent.sync import events, fetches, persistence, transitions
+from flagcast_agent.sync.core import Sync
+from flagcast_agent.sync.events import (
     Activate,
     Believe,
     Connect,
@@ -33,9 +32,9 @@ from flagcast_agent.sync import (
     Started,
     Subscribe,
     Subscribed,
-    Sync,
     Ticked,
 )
+from flagcast_agent.sync.transitions import LinkState
 from flagcast_shared.context import Device
 from flagcast_shared.ids import DeviceId, EntityId, Namespace
 from flagcast_shared.limits import REPORT_MAX_BYTES
@@ -81,7 +80,7 @@ def new_filters(agent: AgentShell, since: int) -> list[str]:
 def test_starting_connects_with_a_will_that_says_offline(agent: AgentShell) -> None:
     (connect,) = agent.handle(Started())
     assert isinstance(connect, Connect)
-    assert agent.sync.link is LinkState.CONNECTING
+    assert agent.sync.connection.state is LinkState.CONNECTING
     will = decode_report(connect.will)
     assert not will.is_online
     assert connect.will_topic == "flagcast/1/production/devices/device-1/report"
@@ -115,7 +114,9 @@ def test_the_farewell_is_what_the_will_would_say(agent: AgentShell) -> None:
 def fail(agent: AgentShell, fault: Fault = Fault.NETWORK) -> float:
     """One failed attempt; returns the wait in seconds, which has passed, and the agent tries again."""
     agent.handle(ConnectFailed(fault, "no route"))
-    assert agent.sync.link is (LinkState.REFUSED if fault is Fault.REFUSED else LinkState.BACKING_OFF)
+    assert agent.sync.connection.state is (
+        LinkState.REFUSED if fault is Fault.REFUSED else LinkState.BACKING_OFF
+    )
     deadline = agent.sync.next_deadline()
     assert deadline is not None
     wait = deadline - agent.monotonic
@@ -130,9 +131,13 @@ def test_waits_grow_to_a_cap_and_are_never_below_a_second(agent: AgentShell, jit
     agent.handle(Started())
     agent.jitter = jitter
     waits = [fail(agent) for _ in range(30)]
-    assert all(links.RECONNECT_MIN_SECONDS <= wait <= links.BACKOFF_CAP_SECONDS + 0.001 for wait in waits)
+    assert all(
+        transitions.RECONNECT_MIN_SECONDS <= wait <= transitions.BACKOFF_CAP_SECONDS + 0.001 for wait in waits
+    )
     assert all(later > earlier - 0.001 for earlier, later in pairwise(waits))
-    assert waits[-1] == pytest.approx(links.RECONNECT_MIN_SECONDS + links.BACKOFF_CAP_SECONDS * jitter, abs=2)
+    assert waits[-1] == pytest.approx(
+        transitions.RECONNECT_MIN_SECONDS + transitions.BACKOFF_CAP_SECONDS * jitter, abs=2
+    )
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -161,17 +166,17 @@ def test_a_refused_device_asks_much_more_slowly(agent: AgentShell) -> None:
     agent.handle(Started())
     agent.jitter = 0.0
     waits = [fail(agent, Fault.REFUSED) for _ in range(12)]
-    assert waits[0] >= links.BACKOFF_REFUSED_FIRST_SECONDS / 2
-    assert waits[-1] >= links.BACKOFF_REFUSED_CAP_SECONDS / 2
+    assert waits[0] >= transitions.BACKOFF_REFUSED_FIRST_SECONDS / 2
+    assert waits[-1] >= transitions.BACKOFF_REFUSED_CAP_SECONDS / 2
     agent.jitter = 0.999
-    assert fail(agent, Fault.REFUSED) <= links.BACKOFF_REFUSED_CAP_SECONDS
+    assert fail(agent, Fault.REFUSED) <= transitions.BACKOFF_REFUSED_CAP_SECONDS
 
 
 def test_a_network_failure_ends_the_slow_waits(agent: AgentShell) -> None:
     agent.handle(Started())
     agent.jitter = 0.0
     fail(agent, Fault.REFUSED)
-    assert fail(agent, Fault.NETWORK) == links.RECONNECT_MIN_SECONDS
+    assert fail(agent, Fault.NETWORK) == transitions.RECONNECT_MIN_SECONDS
 
 
 def lose(agent: AgentShell, after: float) -> float:
@@ -189,9 +194,9 @@ def lose(agent: AgentShell, after: float) -> float:
 def test_only_a_stable_connection_starts_the_waits_afresh(agent: AgentShell) -> None:
     agent.handle(Started())
     agent.jitter = 0.999
-    flapping = [lose(agent, after=links.STABLE_AFTER_SECONDS - 1) for _ in range(8)]
+    flapping = [lose(agent, after=transitions.STABLE_AFTER_SECONDS - 1) for _ in range(8)]
     assert all(later > earlier for earlier, later in pairwise(flapping))
-    afresh = lose(agent, after=links.STABLE_AFTER_SECONDS)
+    afresh = lose(agent, after=transitions.STABLE_AFTER_SECONDS)
     assert afresh == flapping[0]
     assert lose(agent, after=1.0) > afresh
 
@@ -202,7 +207,7 @@ def test_protocol_falls_back_and_returns(agent: AgentShell) -> None:
     spoken = [first.protocol]
     for _ in range(3):
         agent.handle(ConnectFailed(Fault.PROTOCOL, "unacceptable protocol version"))
-        (again,) = agent.tick(links.BACKOFF_CAP_SECONDS)
+        (again,) = agent.tick(transitions.BACKOFF_CAP_SECONDS)
         assert isinstance(again, Connect)
         spoken.append(again.protocol)
     assert spoken == ["5", "3.1.1", "5", "3.1.1"]
@@ -212,7 +217,7 @@ def test_protocol_falls_back_and_returns(agent: AgentShell) -> None:
 def test_other_failures_do_not_change_the_protocol(agent: AgentShell, fault: Fault) -> None:
     agent.handle(Started())
     agent.handle(ConnectFailed(fault, "x"))
-    (again,) = agent.tick(links.BACKOFF_REFUSED_CAP_SECONDS)
+    (again,) = agent.tick(transitions.BACKOFF_REFUSED_CAP_SECONDS)
     assert isinstance(again, Connect)
     assert again.protocol == "5"
 
@@ -221,7 +226,7 @@ def test_configured_protocol_is_kept(publisher: PublisherSimulator, tmp_path: Pa
     agent = AgentShell(tmp_path / "agent.db", publisher, protocol="3.1.1")
     agent.handle(Started())
     agent.handle(ConnectFailed(Fault.PROTOCOL, "x"))
-    (again,) = agent.tick(links.BACKOFF_CAP_SECONDS)
+    (again,) = agent.tick(transitions.BACKOFF_CAP_SECONDS)
     assert isinstance(again, Connect)
     assert again.protocol == "3.1.1"
     agent.close()
@@ -232,11 +237,11 @@ def test_refused_subscription_is_said(agent: AgentShell) -> None:
     agent.connect()
     head = agent.publisher.head_topic
     agent.handle(Subscribed((agent.publisher.root_topic(2), head), (head,), "Not authorized"))
-    assert "Not authorized" in agent.sync.last_error
-    assert agent.sync.link is LinkState.REFUSED
+    assert "Not authorized" in agent.sync.connection.last_error
+    assert agent.sync.connection.state is LinkState.REFUSED
     agent.is_mute = False
     agent.reconnect()
-    assert agent.sync.last_error == ""
+    assert agent.sync.connection.last_error == ""
 
 
 def test_a_tick_at_rest_does_nothing(synced: AgentShell) -> None:
@@ -315,8 +320,8 @@ def test_delta_that_does_not_arrive_gives_way_to_the_snapshot(synced: AgentShell
     synced.hear()
     assert version(synced) == 1
     deadline = synced.sync.next_deadline()
-    assert deadline == synced.monotonic + core.FETCH_PATIENCE_SECONDS
-    synced.tick(core.FETCH_PATIENCE_SECONDS)
+    assert deadline == synced.monotonic + fetches.FETCH_PATIENCE_SECONDS
+    synced.tick(fetches.FETCH_PATIENCE_SECONDS)
     assert "flagcast/1/production/flags/default/delta/2/1" not in synced.filters
     synced.settle()
     assert version(synced) == 2
@@ -335,10 +340,10 @@ def test_snapshot_that_does_not_arrive_is_asked_for_ever_more_slowly(synced: Age
         _, *effects = synced.tick(waits[-1])
         assert isinstance(effects[0], Subscribe), "no broker has to order it after an UNSUBSCRIBE"
         asked += len(effects) - 1
-    assert waits[0] == core.FETCH_PATIENCE_SECONDS
+    assert waits[0] == fetches.FETCH_PATIENCE_SECONDS
     assert waits == sorted(waits)
-    assert waits[-1] == core.FETCH_PATIENCE_CAP_SECONDS
-    assert asked == 1 + sum(waits[1:]) // core.REFRESH_INTERVAL_SECONDS, (
+    assert waits[-1] == fetches.FETCH_PATIENCE_CAP_SECONDS
+    assert asked == 1 + sum(waits[1:]) // fetches.REFRESH_INTERVAL_SECONDS, (
         "the publisher is not asked each time"
     )
     publisher.publish_snapshot(publisher.content)
@@ -397,7 +402,7 @@ def test_lost_connection_in_the_middle_of_a_fetch(synced: AgentShell) -> None:
     synced.reconnect()
     synced.settle()
     assert version(synced) == 2
-    assert synced.sync.rejections == {}
+    assert synced.sync.reporting.rejections == {}
 
 
 def test_re_signed_head_changes_freshness_and_nothing_else(synced: AgentShell) -> None:
@@ -436,13 +441,13 @@ def test_full_disk_leaves_the_old_answers_and_is_tried_again(synced: AgentShell,
     synced.fail_persisting = True
     synced.hear()
     assert synced.belief() == before
-    assert "full" in synced.sync.last_error
-    assert synced.sync.next_deadline() == synced.monotonic + core.PERSIST_RETRY_SECONDS
-    synced.tick(core.PERSIST_RETRY_SECONDS)
+    assert "full" in synced.sync.connection.last_error
+    assert synced.sync.next_deadline() == synced.monotonic + persistence.PERSIST_RETRY_SECONDS
+    synced.tick(persistence.PERSIST_RETRY_SECONDS)
     synced.settle()
     assert synced.belief() == before, "the disk is still full"
     synced.fail_persisting = False
-    synced.tick(core.PERSIST_RETRY_SECONDS)
+    synced.tick(persistence.PERSIST_RETRY_SECONDS)
     synced.settle()
     assert version(synced) == 2
     assert synced.evaluator.boolean(synced.publisher.namespace, BETA, EntityId("x"), {}).enabled
@@ -455,7 +460,7 @@ def test_full_disk_in_the_middle_of_a_snapshot_of_many_parts(synced: AgentShell)
     synced.hear()
     assert version(synced) == 1
     synced.fail_persisting = False
-    synced.tick(core.PERSIST_RETRY_SECONDS)
+    synced.tick(persistence.PERSIST_RETRY_SECONDS)
     synced.settle()
     assert version(synced) == 2
 
@@ -466,7 +471,7 @@ def test_full_disk_is_not_tried_again_while_the_broker_is_away(synced: AgentShel
     synced.hear()
     synced.disconnect()
     synced.fail_persisting = False
-    assert not any(isinstance(effect, Subscribe) for effect in synced.tick(core.PERSIST_RETRY_SECONDS))
+    assert not any(isinstance(effect, Subscribe) for effect in synced.tick(persistence.PERSIST_RETRY_SECONDS))
     synced.reconnect()
     synced.settle()
     assert version(synced) == 2
@@ -516,7 +521,7 @@ def test_a_walk_over_many_roots(agent: AgentShell, publisher: PublisherSimulator
     agent.catch_up()
     assert agent.sync.trusted.root.number == 21
     assert version(agent) == 1
-    assert agent.sync.rejections == {}
+    assert agent.sync.reporting.rejections == {}
 
 
 def test_raised_threshold_within_an_epoch_survives_a_restart(
@@ -554,7 +559,7 @@ def test_what_is_refused_over_and_over_is_reported_once(synced: AgentShell) -> N
     for _ in range(5):
         synced.deliver(synced.publisher.head_topic, b"garbage")
     assert len(synced.reports) == since + 1
-    assert sum(synced.sync.rejections.values()) == 5
+    assert sum(synced.sync.reporting.rejections.values()) == 5
     synced.publisher.release(ON, inline=True)
     synced.hear()
     since = len(synced.reports)
@@ -652,7 +657,7 @@ def test_garbage_on_any_topic_changes_nothing(synced: AgentShell) -> None:
 
     holds()
     assert synced.belief() == before
-    synced.tick(core.FETCH_PATIENCE_SECONDS)
+    synced.tick(fetches.FETCH_PATIENCE_SECONDS)
     synced.settle()
     assert version(synced) == 2, "and news still arrives"
 
@@ -668,14 +673,14 @@ EVENTS = st.one_of(
             Subscribed(("x",), ("x",), "no"),
             Subscribed(("flagcast/1/production/root/2", "flagcast/1/production/flags/default/head"), (), ""),
             Disconnected("x", Fault.REFUSED),
-            core.Woken(),
-            core.Counted((Usage(bytes(16), NOW, NOW, ()),)),
-            core.Counted(()),
-            core.UsageFound(1, b"x"),
-            core.UsageFound(0, b""),
-            core.UsageNotKept(1),
-            core.Delivered(1, is_kept=True),
-            core.Delivered(1, is_kept=False, may_retry=False),
+            events.Woken(),
+            events.Counted((Usage(bytes(16), NOW, NOW, ()),)),
+            events.Counted(()),
+            events.UsageFound(1, b"x"),
+            events.UsageFound(0, b""),
+            events.UsageNotKept(1),
+            events.Delivered(1, is_kept=True),
+            events.Delivered(1, is_kept=False, may_retry=False),
         ]
     ),
     st.builds(ConnectFailed, st.sampled_from(Fault), st.just("x")),
@@ -686,7 +691,7 @@ EVENTS = st.one_of(
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=st.lists(st.tuples(EVENTS, st.floats(0, 100)), max_size=30))
 def test_any_events_in_any_order_are_taken(
-    publisher: PublisherSimulator, events: list[tuple[core.Event, float]]
+    publisher: PublisherSimulator, events: list[tuple[events.Event, float]]
 ) -> None:
     trusted = begin(publisher.environment, Device(DeviceId("d")), publisher.anchor)
     lone = Sync(trusted, publisher.topics, (publisher.namespace,), 1, "1.0")
@@ -701,4 +706,4 @@ def test_any_events_in_any_order_are_taken(
         assert deadline is None or deadline >= 0
     assert lone.trusted.root == trusted.root
     assert not lone.trusted.holdings
-    assert all(later - earlier >= links.RECONNECT_MIN_SECONDS for earlier, later in pairwise(attempts))
+    assert all(later - earlier >= transitions.RECONNECT_MIN_SECONDS for earlier, later in pairwise(attempts))

@@ -10,9 +10,9 @@ from agent_shell import AgentShell
 from publisher_simulator import NOW, PublisherSimulator, SigningKey
 from releases import BETA, OFF, ON, OTHER
 
-from flagcast_agent import sync as core
-from flagcast_agent.link import RECONNECT_MIN_SECONDS, REMEMBER_SECONDS, BrokerMemory, LinkState
-from flagcast_agent.sync import (
+from flagcast_agent.sync import connection, events, fetches, reporting, subscriptions
+from flagcast_agent.sync.core import Sync
+from flagcast_agent.sync.events import (
     Connect,
     Connected,
     ConnectFailed,
@@ -24,10 +24,11 @@ from flagcast_agent.sync import (
     Started,
     Subscribe,
     Subscribed,
-    Sync,
     Ticked,
     Woken,
 )
+from flagcast_agent.sync.subscriptions import Subscriptions
+from flagcast_agent.sync.transitions import RECONNECT_MIN_SECONDS, REMEMBER_SECONDS, BrokerMemory, LinkState
 from flagcast_shared.context import Device
 from flagcast_shared.ids import DeviceId, EntityId, FlagKey, Namespace, Version
 from flagcast_shared.model import BooleanFlag
@@ -53,12 +54,12 @@ def wishes(agent: AgentShell) -> list[Send]:
     return [each for each in agent.effects if isinstance(each, Send) and each.topic.endswith("/refresh")]
 
 
-def subscriptions(agent: AgentShell) -> int:
+def subscriptions_of(agent: AgentShell) -> int:
     return sum(isinstance(each, Subscribe) for each in agent.effects)
 
 
 def state(agent: AgentShell) -> LinkState:
-    return agent.sync.link
+    return agent.sync.connection.state
 
 
 # Up to date
@@ -79,7 +80,7 @@ def test_up_to_date_is_whoever_holds_what_the_head_names(
 
 def test_a_namespace_of_which_nothing_is_known_counts_after_a_quiet_time(agent: AgentShell) -> None:
     agent.connect()
-    agent.tick(core.HEADLESS_PATIENCE_SECONDS - 0.1)
+    agent.tick(subscriptions.HEADLESS_PATIENCE_SECONDS - 0.1)
     assert state(agent) is LinkState.SYNCING
     agent.tick(0.2)
     assert state(agent) is LinkState.LIVE
@@ -109,7 +110,7 @@ def test_a_head_that_is_refused_is_not_being_up_to_date(
     publisher.retained[publisher.head_topic] = old if lie == "old" else b"garbage"
     agent.reconnect()
     agent.settle()
-    agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+    agent.tick(subscriptions.HEADLESS_PATIENCE_SECONDS)
     assert state(agent) is LinkState.SYNCING
     (why,) = agent.sync.why_not_current()
     assert ("stale_offered" if lie == "old" else "malformed") in why
@@ -130,12 +131,12 @@ def test_garbage_after_a_head_that_was_believed_takes_nothing_back(
 def test_one_namespace_of_two_is_not_enough(tmp_path: Path, publisher: PublisherSimulator) -> None:
     publisher.release(OFF)
     agent = AgentShell(tmp_path / "two.db", publisher)
-    agent.sync.namespaces = (publisher.namespace, KIOSK)
+    agent.sync.subscriptions = Subscriptions(publisher.topics, (publisher.namespace, KIOSK))
     agent.catch_up()
     assert agent.sync.why_not_current() == ("kiosk: no head was heard",)
     agent.deliver(publisher.head_topic, b"garbage")
     assert agent.sync.why_not_current() == ("kiosk: no head was heard",), "what was believed stands"
-    agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+    agent.tick(subscriptions.HEADLESS_PATIENCE_SECONDS)
     assert state(agent) is LinkState.LIVE
     agent.close()
 
@@ -145,7 +146,7 @@ def test_a_namespace_that_may_not_be_read_is_not_up_to_date_and_the_other_goes_o
 ) -> None:
     publisher.release(OFF)
     agent = AgentShell(tmp_path / "two.db", publisher)
-    agent.sync.namespaces = (publisher.namespace, KIOSK)
+    agent.sync.subscriptions = Subscriptions(publisher.topics, (publisher.namespace, KIOSK))
     agent.is_mute = True
     agent.connect()
     kiosk = "flagcast/1/production/flags/kiosk/head"
@@ -156,7 +157,7 @@ def test_a_namespace_that_may_not_be_read_is_not_up_to_date_and_the_other_goes_o
     for _ in range(3):
         agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
         agent.settle()
-        agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+        agent.tick(subscriptions.HEADLESS_PATIENCE_SECONDS)
     assert state(agent) is LinkState.SYNCING
     assert agent.sync.why_not_current() == ("kiosk: the broker refused the subscription of its head",)
     assert agent.evaluator.knowledge(publisher.namespace).version == 1
@@ -196,18 +197,18 @@ def test_asking_a_connected_agent_hears_the_heads_again(
     publisher.release(OFF)
     agent.catch_up()
     agent.tick(RECONNECT_MIN_SECONDS)
-    before = subscriptions(agent)
+    before = subscriptions_of(agent)
     agent.handle(Woken())
-    assert subscriptions(agent) == before + 2  # the next root, and the heads
+    assert subscriptions_of(agent) == before + 2  # the next root, and the heads
     assert (agent.sync.asked, agent.sync.answered) == (1, 0)
     agent.settle()
     assert (agent.sync.asked, agent.sync.answered) == (1, 1)
     for _ in range(50):
         agent.handle(Woken())
-    assert subscriptions(agent) == before + 2, "asked within the same second"
+    assert subscriptions_of(agent) == before + 2, "asked within the same second"
     assert agent.sync.answered == 1, "what was heard before is no answer"
     agent.tick(RECONNECT_MIN_SECONDS)
-    assert subscriptions(agent) == before + 4
+    assert subscriptions_of(agent) == before + 4
     agent.settle()
     assert agent.sync.answered == agent.sync.asked == 51
 
@@ -220,12 +221,12 @@ def test_asking_a_link_that_is_dead_finds_it_dead_and_tries_at_once(
     agent.tick(RECONNECT_MIN_SECONDS)
     agent.is_mute = True
     agent.handle(Woken())
-    assert core.Disconnect() in agent.tick(core.HURRIED_PATIENCE_SECONDS)
+    assert events.Disconnect() in agent.tick(connection.HURRIED_PATIENCE_SECONDS)
     assert any(isinstance(each, Connect) for each in agent.tick(0.0))
     # The next one has all the time and all the wait that there is without anybody's asking.
     agent.handle(Connected())
-    assert core.Disconnect() not in agent.tick(core.HURRIED_PATIENCE_SECONDS)
-    assert core.Disconnect() in agent.tick(core.ANSWER_PATIENCE_SECONDS)
+    assert events.Disconnect() not in agent.tick(connection.HURRIED_PATIENCE_SECONDS)
+    assert events.Disconnect() in agent.tick(connection.ANSWER_PATIENCE_SECONDS)
     assert agent.tick(RECONNECT_MIN_SECONDS) == []
 
 
@@ -240,8 +241,8 @@ def test_asking_gives_a_slow_link_the_time_that_it_takes(
     agent.tick(RECONNECT_MIN_SECONDS)
     agent.is_mute = True
     agent.handle(Woken())
-    assert core.Disconnect() not in agent.tick(9.9)
-    assert core.Disconnect() in agent.tick(0.1)
+    assert events.Disconnect() not in agent.tick(9.9)
+    assert events.Disconnect() in agent.tick(0.1)
 
 
 def test_asking_during_an_attempt_that_hangs_begins_another_and_says_nothing_of_the_version(
@@ -255,7 +256,7 @@ def test_asking_during_an_attempt_that_hangs_begins_another_and_says_nothing_of_
     agent.monotonic += 1.0
     agent.handle(Woken())
     assert agent.tick(0.5) == [], "it may still succeed"
-    assert core.Disconnect() in agent.tick(0.5)
+    assert events.Disconnect() in agent.tick(0.5)
     (again,) = [each for each in agent.tick(0.0) if isinstance(each, Connect)]
     assert again.protocol == "5"
 
@@ -273,10 +274,10 @@ def test_whoever_asks_without_end_leaves_every_other_attempt_its_time(
         effects = [*agent.handle(Woken()), *agent.tick(0.25)]
         if any(isinstance(each, Connect) for each in effects):
             began = agent.monotonic
-        if core.Disconnect() in effects:
+        if events.Disconnect() in effects:
             ends.append(agent.monotonic - began)
-    assert ends[0] == core.HURRIED_PATIENCE_SECONDS
-    assert max(ends[1:]) >= core.TRIAL_PATIENCE_SECONDS
+    assert ends[0] == connection.HURRIED_PATIENCE_SECONDS
+    assert max(ends[1:]) >= connection.TRIAL_PATIENCE_SECONDS
 
 
 def test_whoever_asks_without_end_over_a_slow_link_is_answered(
@@ -285,17 +286,17 @@ def test_whoever_asks_without_end_over_a_slow_link_is_answered(
     publisher.release(OFF)
     agent.catch_up()
     agent.tick(RECONNECT_MIN_SECONDS)
-    connections = agent.sync.connections
+    connections = agent.sync.connection.connections
     for _ in range(10):
         agent.is_mute = True
         agent.handle(Woken())
         # The head comes first, and the answer to the subscription after more time than a silent link is given.
         agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
-        assert core.Disconnect() not in agent.tick(core.HURRIED_PATIENCE_SECONDS + 0.5)
-        agent.handle(Subscribed((agent.sync._root_filter(), *agent.sync._head_filters())))
+        assert events.Disconnect() not in agent.tick(connection.HURRIED_PATIENCE_SECONDS + 0.5)
+        agent.handle(Subscribed((agent.sync._root_filter(), *agent.sync.subscriptions.head_filters)))
         assert state(agent) is LinkState.LIVE
         assert agent.sync.answered == agent.sync.asked
-    assert agent.sync.connections == connections
+    assert agent.sync.connection.connections == connections
 
 
 def test_a_connection_made_in_a_hurry_has_all_its_time_until_it_is_subscribed(
@@ -306,13 +307,13 @@ def test_a_connection_made_in_a_hurry_has_all_its_time_until_it_is_subscribed(
     agent.tick(RECONNECT_MIN_SECONDS)
     agent.is_mute = True
     agent.handle(Woken())
-    agent.tick(core.HURRIED_PATIENCE_SECONDS)
+    agent.tick(connection.HURRIED_PATIENCE_SECONDS)
     assert any(isinstance(each, Connect) for each in agent.tick(0.0))
     agent.handle(Connected())
     for _ in range(9):
         agent.handle(Woken())
-        assert core.Disconnect() not in agent.tick(2.0)
-    agent.handle(Subscribed((agent.sync._root_filter(), *agent.sync._head_filters())))
+        assert events.Disconnect() not in agent.tick(2.0)
+    agent.handle(Subscribed((agent.sync._root_filter(), *agent.sync.subscriptions.head_filters)))
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
     assert agent.sync.answered == agent.sync.asked
 
@@ -338,7 +339,7 @@ def test_asking_during_the_first_attempt_does_not_put_off_the_older_version(agen
     agent.handle(Started())
     agent.monotonic += 1.0
     agent.handle(Woken())
-    assert core.Disconnect() in agent.tick(core.TRIAL_PATIENCE_SECONDS - 1.0)
+    assert events.Disconnect() in agent.tick(connection.TRIAL_PATIENCE_SECONDS - 1.0)
     (again,) = [each for each in agent.tick(RECONNECT_MIN_SECONDS) if isinstance(each, Connect)]
     assert again.protocol == "3.1.1"
 
@@ -346,7 +347,7 @@ def test_asking_during_the_first_attempt_does_not_put_off_the_older_version(agen
 def test_an_attempt_that_hangs_is_not_cut_short_over_and_over_where_nobody_ever_answered(
     agent: AgentShell,
 ) -> None:
-    agent.sync.protocol = "3.1.1"  # whose patience is the long one
+    agent.sync.connection.protocol = "3.1.1"  # whose patience is the long one
     agent.handle(Started())
     for _ in range(19):
         agent.handle(Woken())
@@ -358,7 +359,7 @@ def test_an_attempt_that_hangs_is_not_cut_short_over_and_over_where_nobody_ever_
 
 def test_a_head_that_is_missing_is_asked_for(agent: AgentShell) -> None:
     agent.connect()
-    agent.tick(core.REFRESH_PATIENCE_SECONDS - 0.1)
+    agent.tick(fetches.REFRESH_PATIENCE_SECONDS - 0.1)
     assert wishes(agent) == []
     agent.tick(0.2)
     (wish,) = wishes(agent)
@@ -370,7 +371,7 @@ def test_a_head_that_is_there_is_not_asked_for(agent: AgentShell, publisher: Pub
     publisher.release(OFF)
     agent.catch_up()
     for _ in range(10):
-        agent.tick(core.REFRESH_INTERVAL_SECONDS)
+        agent.tick(fetches.REFRESH_INTERVAL_SECONDS)
     assert wishes(agent) == []
 
 
@@ -380,14 +381,14 @@ def test_one_connection_asks_only_so_often(agent: AgentShell, publisher: Publish
     publisher.retained.clear()
     agent.reconnect()
     began = agent.monotonic
-    while agent.monotonic < began + 1.5 * core.REFRESH_INTERVAL_SECONDS:
+    while agent.monotonic < began + 1.5 * fetches.REFRESH_INTERVAL_SECONDS:
         deadline = agent.sync.next_deadline()
         assert deadline is not None
         agent.tick(max(0.5, deadline - agent.monotonic))
         agent.handle(Woken())
     assert len(wishes(agent)) == 2
     agent.reconnect()
-    agent.tick(core.REFRESH_PATIENCE_SECONDS)
+    agent.tick(fetches.REFRESH_PATIENCE_SECONDS)
     assert len(wishes(agent)) == 3, "another connection may be to another broker"
 
 
@@ -400,10 +401,10 @@ def test_content_that_is_missing_is_asked_for_once_and_the_next_one_again(
         publisher.release(flag, delta=False)
         del publisher.retained[publisher.part_topic(version)]
         agent.hear()
-        agent.tick(core.FETCH_PATIENCE_SECONDS - 0.1)
+        agent.tick(fetches.FETCH_PATIENCE_SECONDS - 0.1)
         assert len(wishes(agent)) == version - 2
         agent.tick(0.2)
-        agent.tick(core.FETCH_PATIENCE_SECONDS * 2)
+        agent.tick(fetches.FETCH_PATIENCE_SECONDS * 2)
         assert len(wishes(agent)) == version - 1
 
 
@@ -416,7 +417,7 @@ def test_whoever_asks_without_end_has_the_publisher_asked_no_more_often(
     del publisher.retained[publisher.part_topic(2)]
     agent.hear()
     for _ in range(20):
-        agent.tick(core.FETCH_PATIENCE_SECONDS + 1.0)
+        agent.tick(fetches.FETCH_PATIENCE_SECONDS + 1.0)
         agent.handle(Woken())
         agent.settle()
     assert len(wishes(agent)) == 1
@@ -426,14 +427,14 @@ def test_a_namespace_that_is_not_published_makes_nobody_ask_for_the_content_of_a
     agent: AgentShell, publisher: PublisherSimulator
 ) -> None:
     publisher.release(OFF)
-    agent.sync.namespaces = (publisher.namespace, KIOSK)
+    agent.sync.subscriptions = Subscriptions(publisher.topics, (publisher.namespace, KIOSK))
     agent.catch_up()
-    agent.tick(core.HEADLESS_PATIENCE_SECONDS)
+    agent.tick(subscriptions.HEADLESS_PATIENCE_SECONDS)
     assert [decode_refresh(each.payload).namespaces for each in wishes(agent)] == [(KIOSK,)]
     publisher.release(ON, delta=False)
     slow = publisher.retained.pop(publisher.part_topic(2))
     agent.hear()
-    agent.tick(core.FETCH_PATIENCE_SECONDS - 0.1)
+    agent.tick(fetches.FETCH_PATIENCE_SECONDS - 0.1)
     assert len(wishes(agent)) == 1
     agent.deliver(publisher.part_topic(2), slow)
     assert state(agent) is LinkState.LIVE
@@ -450,13 +451,13 @@ def test_a_snapshot_that_comes_slowly_is_neither_begun_anew_nor_asked_for(
     assert len(parts) > 3
     slow = {topic: publisher.retained.pop(topic) for topic in parts}
     agent.hear()
-    asked = subscriptions(agent)
+    asked = subscriptions_of(agent)
     for topic in parts:
-        agent.tick(core.FETCH_PATIENCE_SECONDS - 0.1)
+        agent.tick(fetches.FETCH_PATIENCE_SECONDS - 0.1)
         agent.deliver(topic, slow[topic])
         agent.deliver(topic, slow[topic])
     assert state(agent) is LinkState.LIVE
-    assert subscriptions(agent) == asked
+    assert subscriptions_of(agent) == asked
     assert not wishes(agent)
 
 
@@ -467,14 +468,14 @@ def test_one_large_part_has_the_time_that_a_slow_link_takes_for_it(
     agent.catch_up()
     keys = (hashlib.sha256(bytes([number % 256, number // 256])).hexdigest() for number in range(1_000))
     content = publisher.release(*(BooleanFlag(FlagKey(key), enabled=True) for key in keys), delta=False)
-    seconds = sum(map(len, content.parts)) / core.FETCH_BYTES_PER_SECOND
+    seconds = sum(map(len, content.parts)) / fetches.FETCH_BYTES_PER_SECOND
     assert len(content.parts) == 1
-    assert core.FETCH_PATIENCE_SECONDS < seconds < core.FETCH_PATIENCE_CAP_SECONDS
+    assert fetches.FETCH_PATIENCE_SECONDS < seconds < fetches.FETCH_PATIENCE_CAP_SECONDS
     slow = publisher.retained.pop(publisher.part_topic(2))
     agent.hear()
-    asked = subscriptions(agent)
+    asked = subscriptions_of(agent)
     agent.tick(seconds - 0.1)
-    assert (subscriptions(agent), len(wishes(agent))) == (asked, 0)
+    assert (subscriptions_of(agent), len(wishes(agent))) == (asked, 0)
     agent.deliver(publisher.part_topic(2), slow)
     assert state(agent) is LinkState.LIVE
 
@@ -482,12 +483,14 @@ def test_one_large_part_has_the_time_that_a_slow_link_takes_for_it(
 def test_two_large_namespaces_at_once_stay_within_what_a_connection_may_subscribe_to(
     agent: AgentShell, publisher: PublisherSimulator
 ) -> None:
-    many = core.PARTS_BY_NAME_MAX - 1
-    first = agent.sync._snapshot_filters(publisher.namespace, Version(1), many)
+    many = fetches.PARTS_BY_NAME_MAX - 1
+    first = agent.sync.fetches.snapshot_filters(publisher.namespace, Version(1), many)
     assert len(first) == many
-    agent.sync._fetches[publisher.namespace] = core._Fetch(Version(1), many, first, 0.0, 1.0, is_delta=False)
-    assert len(agent.sync._snapshot_filters(KIOSK, Version(1), many)) == 1
-    assert len(agent.sync._snapshot_filters(KIOSK, Version(1), 1)) == 1
+    agent.sync.fetches._awaited[publisher.namespace] = fetches.Fetch(
+        Version(1), many, first, 0.0, 1.0, is_delta=False
+    )
+    assert len(agent.sync.fetches.snapshot_filters(KIOSK, Version(1), many)) == 1
+    assert len(agent.sync.fetches.snapshot_filters(KIOSK, Version(1), 1)) == 1
 
 
 def test_a_device_that_hears_nothing_on_its_own_comes_to_root_head_and_content_by_asking(
@@ -500,7 +503,7 @@ def test_a_device_that_hears_nothing_on_its_own_comes_to_root_head_and_content_b
     hidden, publisher.retained = publisher.retained, {}
     agent.reconnect()
     for asked in (1, 2, 3):
-        agent.tick(core.REFRESH_PATIENCE_SECONDS)
+        agent.tick(fetches.REFRESH_PATIENCE_SECONDS)
         assert len(wishes(agent)) == asked
         for topic, payload in hidden.items():
             if topic in agent.filters:  # live, to who is subscribed at this moment
@@ -516,14 +519,14 @@ def test_parts_are_asked_for_by_name_as_long_as_they_are_few(
     publisher.release(OFF)
     agent.connect()
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
-    assert publisher.head.stable.parts > core.PARTS_BY_NAME_MAX
+    assert publisher.head.stable.parts > fetches.PARTS_BY_NAME_MAX
     wildcard = publisher.topics.snapshot_filter(publisher.namespace, publisher.content.version)
     assert agent.effects[-1] == Subscribe((wildcard,))
     publisher.part_bytes = 30
     publisher.release(ON, delta=False)
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
     parts = publisher.head.stable.parts
-    assert 1 < parts <= core.PARTS_BY_NAME_MAX
+    assert 1 < parts <= fetches.PARTS_BY_NAME_MAX
     assert agent.effects[-1] == Subscribe(tuple(publisher.part_topic(2, part) for part in range(parts)))
 
 
@@ -541,7 +544,7 @@ def beats(sync: Sync, seconds: float) -> list[float]:
     found: list[float] = []
     sync.handle(Started(), now=NOW, monotonic=0.0, jitter=0.5)
     sync.handle(Connected(), now=NOW, monotonic=0.0, jitter=0.5)
-    sync.handle(Subscribed(tuple(sync._unconfirmed)), now=NOW, monotonic=0.0, jitter=0.5)
+    sync.handle(Subscribed(tuple(sync.subscriptions.unconfirmed)), now=NOW, monotonic=0.0, jitter=0.5)
     at = 0.0
     while at < seconds:
         deadline = sync.next_deadline()
@@ -617,8 +620,8 @@ def test_a_broker_that_lies_all_the_time_does_not_make_its_devices_write_all_the
     since = len(agent.reports)
     for number in range(200):
         agent.deliver(publisher.head_topic if number % 2 else publisher.root_topic(2), b"garbage")
-    assert sum(agent.sync.rejections.values()) == 200
-    assert len(agent.reports) - since == core.REJECTIONS_TOLD_MAX
+    assert sum(agent.sync.reporting.rejections.values()) == 200
+    assert len(agent.reports) - since == reporting.REJECTIONS_TOLD_MAX
 
 
 # What is remembered of a broker
@@ -631,14 +634,14 @@ def remembering(
     return Sync(trusted, publisher.topics, (publisher.namespace,), 1, "1.0", broker=broker, memory=memory)
 
 
-def spoken(sync: Sync, *events: core.Event, now: int = NOW) -> tuple[list[str], list[Remember]]:
+def spoken(sync: Sync, *told: events.Event, now: int = NOW) -> tuple[list[str], list[Remember]]:
     """The versions that were tried and what was remembered; the time that is waited for passes in between."""
-    effects: list[core.Effect] = []
+    effects: list[events.Effect] = []
     monotonic = 0.0
-    for event in events:
+    for event in told:
         effects += sync.handle(event, now=now, monotonic=monotonic, jitter=0.5)
         deadline = sync.next_deadline()
-        if deadline is not None and sync.link in {LinkState.BACKING_OFF, LinkState.REFUSED}:
+        if deadline is not None and sync.connection.state in {LinkState.BACKING_OFF, LinkState.REFUSED}:
             monotonic = deadline
             effects += sync.handle(Ticked(), now=now, monotonic=monotonic, jitter=0.5)
     return (
@@ -691,5 +694,5 @@ def test_a_broker_that_was_replaced_by_one_that_wants_5_is_found_out(publisher: 
 
 def test_a_configured_version_is_not_remembered(publisher: PublisherSimulator) -> None:
     sync = remembering(publisher, None)
-    sync.protocol = "3.1.1"
+    sync.connection.protocol = "3.1.1"
     assert spoken(sync, Started(), Connected()) == (["3.1.1"], [])

@@ -21,7 +21,7 @@ from flagcast_agent.boot import boot
 from flagcast_agent.client import Change, Client
 from flagcast_agent.doctor import examine
 from flagcast_agent.store import Reader
-from flagcast_agent.timefloor import TimeFloor
+from flagcast_agent.sync.time_floor import TimeFloor
 
 YEAR = 365 * DAY
 

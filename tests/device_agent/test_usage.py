@@ -20,7 +20,7 @@ from flagcast_agent.api.questions import Question
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.limits import SLICE_FLAGS
 from flagcast_agent.store import Store
-from flagcast_agent.sync import (
+from flagcast_agent.sync.events import (
     Counted,
     Delivered,
     DropUsage,

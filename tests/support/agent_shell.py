@@ -14,9 +14,9 @@ from pathlib import Path
 from publisher_simulator import NOW, PublisherSimulator
 
 from flagcast_agent.evaluator import Evaluator
-from flagcast_agent.link import CONNECTED, WAITING
 from flagcast_agent.store import Store, StoreError
-from flagcast_agent.sync import (
+from flagcast_agent.sync.core import Sync
+from flagcast_agent.sync.events import (
     Activate,
     Believe,
     Connected,
@@ -35,11 +35,11 @@ from flagcast_agent.sync import (
     Started,
     Subscribe,
     Subscribed,
-    Sync,
     Ticked,
     Unsubscribe,
     UsageFound,
 )
+from flagcast_agent.sync.transitions import CONNECTED, WAITING
 from flagcast_shared.context import Device, device_attributes
 from flagcast_shared.errors import InvalidCall
 from flagcast_shared.ids import DeviceId, EntityId, Namespace
@@ -137,9 +137,9 @@ class AgentShell:
         """A connection that stands ends, the wait passes, and the broker accepts a connection of a clean session."""
         self.filters.clear()
         self._waiting.clear()
-        if self.sync.link in CONNECTED:
+        if self.sync.connection.state in CONNECTED:
             self.disconnect()
-        if self.sync.link in WAITING:
+        if self.sync.connection.state in WAITING:
             deadline = self.sync.next_deadline()
             assert deadline is not None
             self.tick(deadline - self.monotonic)
@@ -193,7 +193,7 @@ class AgentShell:
     @property
     def rejections(self) -> int:
         """How many messages were refused."""
-        return sum(self.sync.rejections.values())
+        return sum(self.sync.reporting.rejections.values())
 
     def belief(self) -> Belief:
         return Belief(
@@ -285,13 +285,13 @@ def refused(agent: AgentShell, *attacks: str) -> Iterator[None]:
     before, count, said = agent.belief(), agent.rejections, len(agent.reports)
     yield
     assert agent.rejections > count, "nothing was refused"
-    assert agent.sync.refusal is not None
-    assert agent.sync.refusal.attack in attacks, agent.sync.refusal
+    assert agent.sync.reporting.refusal is not None
+    assert agent.sync.reporting.refusal.attack in attacks, agent.sync.reporting.refusal
     assert agent.belief() == before
     rejections = [report.rejection for report in agent.reports[said:]]
     assert rejections, "the refusal was not reported"
     assert rejections[-1] is not None
-    assert rejections[-1].attack == agent.sync.refusal.attack
+    assert rejections[-1].attack == agent.sync.reporting.refusal.attack
     assert rejections[-1].at == agent.now
 
 
@@ -300,7 +300,7 @@ def ignored(agent: AgentShell) -> Iterator[None]:
     """What happens inside is no attack and no news: nothing is refused and nothing changes."""
     before, count = agent.belief(), agent.rejections
     yield
-    assert agent.rejections == count, agent.sync.refusal
+    assert agent.rejections == count, agent.sync.reporting.refusal
     assert agent.belief() == before
 
 

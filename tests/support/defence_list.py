@@ -59,7 +59,10 @@ BOOT = f"{AGENT}/boot.py"
 FOLLOWER = f"{AGENT}/follower.py"
 MQTT = f"{AGENT}/mqtt.py"
 STORE = f"{AGENT}/store.py"
-SYNC = f"{AGENT}/sync.py"
+SYNC = f"{AGENT}/sync/core.py"
+SYNC_LINK = f"{AGENT}/sync/connection.py"
+SYNC_REPORTING = f"{AGENT}/sync/reporting.py"
+SYNC_SUBSCRIPTIONS = f"{AGENT}/sync/subscriptions.py"
 
 _CODEC = (
     check(
@@ -998,8 +1001,8 @@ _WALLS = (
     ),
     check(
         "heads that wait without end",
-        SYNC,
-        "if len(self._early) == EARLY_HEADS_MAX or kept + len(message.payload) > EARLY_HEADS_MAX_BYTES:",
+        SYNC_SUBSCRIPTIONS,
+        "if len(self.early) == EARLY_HEADS_MAX or kept + len(message.payload) > EARLY_HEADS_MAX_BYTES:",
         "attacks/test_roots.py::test_heads_that_wait_without_end",
     ),
 )
@@ -1487,28 +1490,28 @@ _SYNC = (
     Defence(
         "answers from what is not on disk",
         SYNC,
-        "return [PersistUpdate(outcome, floor)]",
-        "return [Activate(outcome), PersistUpdate(outcome, floor)]",
+        "return [self.persistence.propose(trusted, outcome, floor)]",
+        "return [Activate(outcome), self.persistence.propose(trusted, outcome, floor)]",
         "device_agent/test_sync.py::test_nothing_is_active_that_is_not_on_disk",
     ),
     Defence(
         "belief in what is not on disk",
         SYNC,
-        "                return [PersistUpdate(outcome, floor)]",
-        "                self.trusted = trusted\n                return [PersistUpdate(outcome, floor)]",
+        "                return [self.persistence.propose(trusted, outcome, floor)]",
+        "                self.trusted = trusted\n                return [self.persistence.propose(trusted, outcome, floor)]",
         "device_agent/test_sync.py::test_full_disk_leaves_the_old_answers_and_is_tried_again",
     ),
     Defence(
         "belief in a root that is not on disk",
         SYNC,
-        "                return [PersistRoot(outcome, floor)]",
-        "                self.trusted = trusted\n                return [PersistRoot(outcome, floor)]",
+        "return [self.persistence.propose_root(",
+        "self.trusted = trusted\n                return [self.persistence.propose_root(",
         "attacks/test_roots.py::test_roots_walked_are_persisted_one_by_one",
     ),
     check(
         "message of a connection that is over",
         SYNC,
-        "if self.link not in CONNECTED:\n            return []\n        topic, payload",
+        "if not self.connection.is_connected:\n            return []\n        topic, payload",
         "attacks/test_places.py::test_message_of_a_connection_that_is_over",
     ),
     Defence(
@@ -1520,29 +1523,29 @@ _SYNC = (
     ),
     Defence(
         "heads that are judged before the last root",
-        SYNC,
-        "        self._is_walking = True\n",
+        SYNC_SUBSCRIPTIONS,
+        "        self.is_walking = True\n",
         "",
         "attacks/test_roots.py::test_head_by_a_key_that_only_a_root_on_the_way_lists",
     ),
     Defence(
         "broker that lies all the time",
-        SYNC,
-        " and self._rejections_told < REJECTIONS_TOLD_MAX:",
+        SYNC_REPORTING,
+        " or self._told_count >= REJECTIONS_TOLD_MAX:",
         ":",
         "device_agent/test_sync_current.py::test_a_broker_that_lies_all_the_time_does_not_make_its_devices_write_all_the_time",
     ),
     Defence(
         "one lie over and over",
-        SYNC,
-        "if self._told != (error.attack, topic) and ",
+        SYNC_REPORTING,
+        "if self._told == (error.attack, topic) or ",
         "if ",
         "device_agent/test_sync.py::test_what_is_refused_over_and_over_is_reported_once",
     ),
     Defence(
         "bad delta that keeps the snapshot away",
         SYNC,
-        "effects += self._fetch_snapshot(namespace, monotonic)",
+        "effects += self.fetches.fall_back(namespace, monotonic)",
         "pass",
         "attacks/test_content.py::test_delta_with_a_wrong_result",
     ),
@@ -1556,33 +1559,33 @@ _SYNC = (
     check(
         "foreign part that is kept for ever",
         SYNC,
-        "if fetch.is_spoiled:",
+        "if forgets_parts:",
         "attacks/test_content.py::test_parts_of_two_contents_of_one_version",
     ),
     Defence(
         "garbage after a head that takes it back",
-        SYNC,
-        'and (not trouble or self._heard.get(address.namespace) != ""):',
-        "and True:",
+        SYNC_SUBSCRIPTIONS,
+        'if not trouble or self._arrived.get(namespace) != "":',
+        "if True:",
         "device_agent/test_sync_current.py::test_one_namespace_of_two_is_not_enough",
     ),
     Defence(
         "refusals that are not reported",
         SYNC,
-        "            effects.append(self._report(now))\n        return effects\n\n    def _fetch(",
-        "        return effects\n\n    def _fetch(",
+        "return [line, self._report(now)] if is_reported else [line]",
+        "return [line]",
         "attacks/test_numbers.py::test_rejections_name_namespace_and_time",
     ),
     Defence(
         "callers who make the agent connect without end",
-        SYNC,
+        SYNC_LINK,
         "soonest = (self._attempted_at or 0.0) + RECONNECT_MIN_SECONDS",
         "soonest = 0.0",
         "device_agent/test_sync_current.py::test_whoever_asks_and_however_often_there_is_one_attempt_a_second",
     ),
     Defence(
         "missing head that is asked for without end",
-        SYNC,
+        SYNC_SUBSCRIPTIONS,
         "self._refresh_at = monotonic + REFRESH_INTERVAL_SECONDS",
         "pass",
         "device_agent/test_sync_current.py::test_one_connection_asks_only_so_often",

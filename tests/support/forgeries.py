@@ -5,7 +5,7 @@ from dataclasses import replace
 from agent_shell import AgentShell
 from publisher_simulator import PublisherSimulator
 
-from flagcast_agent.sync import Subscribe
+from flagcast_agent.sync.events import Subscribe
 from flagcast_shared.ids import Digest
 from flagcast_shared.messages import Offering, encode_head
 from flagcast_shared.topics import Kind

@@ -12,10 +12,10 @@ from flagcast_shared.trust import Trusted, begin, floor_from_disk, restore
 from . import clock, config
 from .config import AgentConfig
 from .evaluator import Evaluator
-from .link import BrokerMemory
 from .logs import log
 from .store import Profile, Store, StoreCorrupt, StoreTooNew, StoreUnwritable, set_aside
-from .timefloor import TimeFloor
+from .sync.time_floor import TimeFloor
+from .sync.transitions import BrokerMemory
 
 
 @dataclass(frozen=True, slots=True)

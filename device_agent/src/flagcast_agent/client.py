@@ -39,7 +39,7 @@ from . import clock
 from .evaluator import Knowledge
 from .status import Freshness, NamespaceStatus
 from .store import Held, Profile, Reader, Seen, StoreCorrupt, StoreError, StoreUnreadable
-from .timefloor import TimeFloor
+from .sync.time_floor import TimeFloor
 from .values import (
     NO_CONTEXT,
     NO_METADATA,

@@ -24,7 +24,7 @@ from . import clock, config, mqtt
 from .config import AgentConfig, BrokerConfig
 from .status import Status
 from .store import Reader, StoreError, StoreUnreadable
-from .timefloor import TimeFloor
+from .sync.time_floor import TimeFloor
 
 Verdict = Literal["ok", "warning", "failed"]
 

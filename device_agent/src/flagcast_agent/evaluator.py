@@ -21,7 +21,7 @@ from flagcast_shared.evaluation import (
 )
 from flagcast_shared.ids import Digest, EntityId, Epoch, FlagKey, Namespace, Version
 
-from .timefloor import TimeFloor
+from .sync.time_floor import TimeFloor
 from .usage import Tally
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from .logs import log
 from .mqtt import Link, Said
 from .status import Activity, Freshness, LinkStatus, NamespaceStatus, Rejection, Status
 from .store import StoreError
-from .sync import (
+from .sync.core import Sync
+from .sync.events import (
     Activate,
     Believe,
     Connect,
@@ -44,7 +45,6 @@ from .sync import (
     Send,
     Started,
     Subscribe,
-    Sync,
     Ticked,
     Unsubscribe,
     UsageFound,
@@ -86,13 +86,13 @@ class Follower:
             settings.namespaces,
             clock.session_number(),
             agent_version(),
-            settings.broker.protocol,
-            f"{settings.broker.host}:{settings.broker.port}",
-            booted.broker,
-            settings.heartbeat_seconds,
+            protocol=settings.broker.protocol,
+            broker=f"{settings.broker.host}:{settings.broker.port}",
+            memory=booted.broker,
+            heartbeat_seconds=settings.heartbeat_seconds,
             floor=booted.evaluator.floor,
-            link_since=clock.monotonic(),
         )
+        self._sync.connection.since = clock.monotonic()
         self._link = Link(settings.broker, f"flagcast-{settings.device.id}", self._hear)
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._last_error_at = 0.0  # monotonic
@@ -164,18 +164,18 @@ class Follower:
         sync, now, floor = self._sync, clock.now(), self._booted.evaluator.floor
         believed = floor.now(now, clock.monotonic())
         return Status(
-            agent_version=sync.agent,
+            agent_version=agent_version(),
             device=sync.trusted.device.id,
             environment=sync.trusted.environment,
             started=clock.instant_of(began),
             now=now,
             clock_is_trusted=floor.allows(now),
             link=LinkStatus(
-                sync.link.value,
-                clock.instant_of(sync.link_since),
-                sync.last_error,
-                clock.instant_of(self._last_error_at) if sync.last_error else 0,
-                sync.report_refused,
+                sync.connection.state.value,
+                clock.instant_of(sync.connection.since),
+                sync.connection.last_error,
+                clock.instant_of(self._last_error_at) if sync.connection.last_error else 0,
+                sync.reporting.refused_why,
             ),
             namespaces=tuple(
                 self._namespace_status(namespace, believed) for namespace in self._settings.namespaces
@@ -185,10 +185,15 @@ class Follower:
     def activity(self) -> Activity:
         """What happened on the link since the start; waits for nothing."""
         traffic = self._link.traffic
-        return Activity(self._sync.connections, dict(self._sync.rejections), traffic.received, traffic.sent)
+        return Activity(
+            self._sync.connection.connections,
+            dict(self._sync.reporting.rejections),
+            traffic.received,
+            traffic.sent,
+        )
 
     def _namespace_status(self, namespace: str, now: int) -> NamespaceStatus:
-        refusal = self._sync.refusal
+        refusal = self._sync.reporting.refusal
         rejection = None
         if refusal is not None and f"/flags/{namespace}/" in refusal.topic:
             rejection = Rejection(refusal.attack, refusal.why, refusal.at)
@@ -267,12 +272,12 @@ class Follower:
 
     def _handle(self, event: Event) -> None:
         try:
-            before = self._sync.last_error
+            before = self._sync.connection.last_error
             with self._guard:
                 effects = self._sync.handle(
                     event, now=clock.now(), monotonic=clock.monotonic(), jitter=clock.jitter()
                 )
-                if self._sync.last_error != before:
+                if self._sync.connection.last_error != before:
                     self._last_error_at = clock.monotonic()
                 for effect in effects:
                     outcome = self._perform(effect)

@@ -25,7 +25,7 @@ from flagcast_shared.transport import distrust, refusal
 
 from . import clock
 from .config import BrokerConfig
-from .sync import (
+from .sync.events import (
     Connected,
     ConnectFailed,
     Delivered,

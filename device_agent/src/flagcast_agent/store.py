@@ -22,8 +22,8 @@ from flagcast_shared.limits import KEY_MAX_BYTES, LABELS_MAX, NUMBER_MAX, TEXT_M
 from flagcast_shared.records import FLAG, digest_of
 
 from .limits import REMOVED_FLAGS_MAX
-from .link import BrokerMemory
-from .timefloor import TimeFloor
+from .sync.time_floor import TimeFloor
+from .sync.transitions import BrokerMemory
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

@@ -1,7 +1,7 @@
-"""The link to the broker as a table: its states, what moves it from one to the next, and how long it waits in between.
+"""States of the link to the broker as a table, and how long it waits between attempts.
 
-`TRANSITIONS` is the one place that says what may follow what; a cause that has no row in a state changes nothing. Time and chance
-are arguments. Which bytes are sent in a state is `sync`'s business.
+`TRANSITIONS` is the one place that tells what may follow what; a cause that has no row in a state changes nothing. Time and
+chance are arguments. Which bytes are sent in a state is decided by `core`.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""Synchronisation with the broker: pure state machines, without I/O and clocks."""
