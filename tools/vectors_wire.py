@@ -535,7 +535,7 @@ def _reports() -> list[dict[str, Any]]:
             Namespace("default"): Applied(Epoch(1), Version(4), 5),
             Namespace("kiosk"): Applied(Epoch(1), Version(2), 6, bytes(range(8))),
         },
-        rejection=Rejection("stale_offered", "default", 1_750_000_050),
+        rejection=Rejection("rollback", "default", 1_750_000_050),
     )
     return [
         {"online": False, "session": 7, "number": 0, "bytes": encode_report(offline).hex()},
@@ -550,7 +550,7 @@ def _reports() -> list[dict[str, Any]]:
                 "default": {"epoch": 1, "version": 4, "sequence": 5},
                 "kiosk": {"epoch": 1, "version": 2, "sequence": 6, "digest": bytes(range(8)).hex()},
             },
-            "rejection": {"attack": "stale_offered", "namespace": "default", "at": 1_750_000_050},
+            "rejection": {"attack": "rollback", "namespace": "default", "at": 1_750_000_050},
             "bytes": encode_report(online).hex(),
         },
     ]
@@ -601,7 +601,7 @@ def _life() -> dict[str, Any]:
     life.hears("the same head again", head, "nothing")
     publisher.release(ON, OTHER, inline=True)
     life.hears("an inline delta", head, "admitted 1.2")
-    life.hears("a broker with an old save", head, "stale_offered", message=first_head)
+    life.hears("a broker with an old save", head, "rollback", message=first_head)
     held, several = (
         publisher.retained[head],
         publisher.sign(encode_head(publisher.head), publisher.place(Kind.HEAD), several=True),

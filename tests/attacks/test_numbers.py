@@ -24,7 +24,7 @@ def test_older_head_is_offered(agent: AgentShell, publisher: PublisherSimulator)
     older = publisher.retained[publisher.head_topic]
     publisher.sign_again()
     agent.hear()
-    with refused(agent, "stale_offered"):
+    with refused(agent, "rollback"):
         agent.deliver(publisher.head_topic, older)
 
 
@@ -33,7 +33,7 @@ def test_older_release_is_offered(agent: AgentShell, publisher: PublisherSimulat
     publisher.release(ON)
     agent.hear()
     assert agent.evaluator.boolean(publisher.namespace, BETA, EntityId("x"), {}).enabled
-    with refused(agent, "stale_offered"):
+    with refused(agent, "rollback"):
         agent.deliver(publisher.head_topic, older)
 
 
@@ -43,7 +43,7 @@ def test_broker_restored_from_an_old_save(agent: AgentShell, publisher: Publishe
     agent.hear()
     agent.disconnect()
     publisher.restore(saved)
-    with refused(agent, "stale_offered"):
+    with refused(agent, "rollback"):
         agent.reconnect()
         agent.settle()
 
@@ -57,7 +57,7 @@ def test_older_head_is_offered_after_a_restart(
     agent.close()
     reborn = AgentShell(agent.path, publisher)
     reborn.connect()
-    with refused(reborn, "stale_offered"):
+    with refused(reborn, "rollback"):
         reborn.deliver(publisher.head_topic, older)
     reborn.close()
 
@@ -69,7 +69,7 @@ def test_head_older_than_one_whose_content_is_still_awaited(
     between = publisher.retained[publisher.head_topic]
     publisher.release(OTHER)
     agent.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
-    with refused(agent, "stale_offered"):
+    with refused(agent, "rollback"):
         agent.deliver(publisher.head_topic, between)
 
 
@@ -179,7 +179,7 @@ def test_clock_behind_does_not_open_the_door_to_rollback(
     publisher.release(ON)
     agent.hear()
     agent.now -= TEN_YEARS
-    with refused(agent, "stale_offered"):
+    with refused(agent, "rollback"):
         agent.deliver(publisher.head_topic, older)
 
 
@@ -230,7 +230,7 @@ def test_after_a_fast_forward_the_same_epoch_is_lost(
     fast_forwarded: AgentShell, publisher: PublisherSimulator
 ) -> None:
     publisher.release(ON)
-    with refused(fast_forwarded, "stale_offered"):
+    with refused(fast_forwarded, "rollback"):
         fast_forwarded.deliver(publisher.head_topic, publisher.retained[publisher.head_topic])
 
 

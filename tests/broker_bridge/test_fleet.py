@@ -154,7 +154,7 @@ def test_a_fleet_in_numbers() -> None:
     fleet = gather(
         [
             (A, online(1, 1, 7, NOW - SILENT_AFTER_SECONDS - 1)),
-            (B, online(1, 1, 6, attack="stale_offered")),
+            (B, online(1, 1, 6, attack="rollback")),
             (DeviceId("c"), will(3, 7)),
             (DeviceId("d"), Report(4, 0, is_online=False)),
         ]
@@ -163,7 +163,7 @@ def test_a_fleet_in_numbers() -> None:
     assert (summary.devices, summary.online, summary.offline) == (4, 2, 2)
     assert (summary.silent, summary.behind) == (1, 2)
     assert summary.versions == {DEFAULT: {(1, 7): 2, (1, 6): 1}, KIOSK: {}}
-    assert summary.rejections == {"stale_offered": 1}
+    assert summary.rejections == {"rollback": 1}
     assert summary.roots == {1: 3, 0: 1}
 
 

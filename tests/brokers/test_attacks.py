@@ -297,7 +297,7 @@ def test_broker_restored_from_an_old_save(scene: Scene, tmp_path: Path) -> None:
     publisher.release(*content("second"))
     scene.publish()
     scene.wait_for_answers_from("second")
-    with scene.refused("stale_offered"):
+    with scene.refused("rollback"):
         broker.stop()
         shutil.copyfile(saved, store)
         broker.start()
@@ -316,7 +316,7 @@ def test_older_release_after_a_restart_of_the_agent(scene: Scene) -> None:
     assert scene.device.stop() == 0
     scene.put((publisher.head_topic, old))
     scene.device.start()
-    scene.device.wait_for("attack=stale_offered ")
+    scene.device.wait_for("attack=rollback ")
     assert scene.belief == before
 
 

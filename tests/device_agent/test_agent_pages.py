@@ -42,7 +42,7 @@ def test_status_in_json(server: RunningServer) -> None:
     found = ask(server, "Status")
     assert (found.status, found.headers["content-type"]) == (200, "application/json")
     assert found.json["device"] == STATUS.device
-    assert found.json["namespaces"][0]["last_rejection"]["attack"] == "stale_offered"
+    assert found.json["namespaces"][0]["last_rejection"]["attack"] == "rollback"
 
 
 def test_status_in_protobuf(server: RunningServer) -> None:

@@ -340,7 +340,7 @@ def test_a_status_for_machines_is_json() -> None:
     known, unknown = document["namespaces"]
     assert (known["epoch"], known["version"], known["age_seconds"]) == (2, 41, 86_400)
     assert known["freshness"] == "stale"
-    assert known["last_rejection"]["attack"] == "stale_offered"
+    assert known["last_rejection"]["attack"] == "rollback"
     assert (unknown["freshness"], unknown["version"], unknown["issued"]) == ("never synced", None, None)
 
 
@@ -348,7 +348,7 @@ def test_a_status_for_people_says_how_old_the_knowledge_is() -> None:
     text = "\n".join(STATUS.as_text())
     assert "stale: version 41 of epoch 2, 10 flags, issued 1 d ago, expired 10 min ago" in text
     assert "disconnected for 1 min 40 s; last error 10 s ago: connection refused" in text
-    assert "last rejected 50 s ago: stale_offered: head 3 was offered" in text
+    assert "last rejected 50 s ago: rollback: head 3 was offered" in text
     assert "other        never synced" in text
     assert "clock" in text
 

@@ -139,7 +139,7 @@ def test_questions_without_a_targeting_key_that_reach_a_percentage_are_counted_o
 def test_what_happened_on_the_link_is_told_and_labels_are_escaped() -> None:
     text = render(
         STATUS,
-        Activity(7, {"stale_offered": 2, 'odd"\\\n': 1}, received_bytes=4321, sent_bytes=1234),
+        Activity(7, {"rollback": 2, 'odd"\\\n': 1}, received_bytes=4321, sent_bytes=1234),
         evaluations=0,
         targeting_keys_missing=0,
         activations=0,
@@ -147,7 +147,7 @@ def test_what_happened_on_the_link_is_told_and_labels_are_escaped() -> None:
         local_calls=0,
     ).decode()
     found = samples(text)
-    assert found["flagcast_rejections_total", 'attack="stale_offered"'] == 2
+    assert found["flagcast_rejections_total", 'attack="rollback"'] == 2
     assert found["flagcast_rejections_total", r'attack="odd\"\\\n"'] == 1
     assert found["flagcast_link_connections_total", ""] == 7
     assert found["flagcast_link_received_bytes_total", ""] == 4321

@@ -56,12 +56,12 @@ def test_a_line_has_its_fields(out: io.StringIO) -> None:
 def test_a_flood_of_refusals_is_counted_and_not_written(out: io.StringIO) -> None:
     for number in range(5000):
         logs.log(logging.WARNING, "refused", attack="bad_signature", why=f"for the {number}th time")
-    logs.log(logging.WARNING, "refused", attack="stale_offered")
+    logs.log(logging.WARNING, "refused", attack="rollback")
     for number in range(100):
         logs.log(logging.INFO, "admitted", version=number)
     found = lines(out)
     assert len([line for line in found if line.get("attack") == "bad_signature"]) == logs.LINES_PER_SPAN
-    assert len([line for line in found if line.get("attack") == "stale_offered"]) == 1
+    assert len([line for line in found if line.get("attack") == "rollback"]) == 1
     assert len([line for line in found if line["message"] == "admitted"]) == 100
     logging.getLogger().handlers[0].close()
     summary = lines(out)[-1]

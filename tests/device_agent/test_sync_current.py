@@ -113,7 +113,7 @@ def test_a_head_that_is_refused_is_not_being_up_to_date(
     agent.tick(subscriptions.HEADLESS_PATIENCE_SECONDS)
     assert state(agent) is LinkState.SYNCING
     (why,) = agent.sync.why_not_current()
-    assert ("stale_offered" if lie == "old" else "malformed") in why
+    assert ("rollback" if lie == "old" else "malformed") in why
     publisher.release(ON)
     agent.hear()
     assert state(agent) is LinkState.LIVE

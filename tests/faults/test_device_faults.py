@@ -178,7 +178,7 @@ def test_a_broker_that_comes_back_with_an_old_save_takes_no_device_back(tmp_path
         save.write_bytes(old)
         broker.start()
         assert device.run("sync", "--timeout", "2").returncode == 1
-        device.wait_for("attack=stale_offered")
+        device.wait_for("attack=rollback")
         assert generation_of(device.variants(FLAGS)) == 2
         release(simulator, broker, 3)
         device.wait_until(lambda: 3 in device.logged_versions, "version 3")

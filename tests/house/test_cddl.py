@@ -174,7 +174,7 @@ ONLINE = Report(
         NAMESPACE: Applied(Epoch(1), Version(7), 9, bytes(8)),
         Namespace("kiosk"): Applied(Epoch(1), Version(7), 9),
     },
-    Rejection("stale_offered", "default", 1_000),
+    Rejection("rollback", "default", 1_000),
 )
 REFRESH = Refresh((NAMESPACE, Namespace("kiosk")))
 USAGE = Usage(

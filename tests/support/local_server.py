@@ -102,7 +102,7 @@ STATUS = Status(
             expires=1_699_999_400,
             age=86_400,
             flags=10,
-            last_rejection=Rejection("stale_offered", "head 3 was offered, head 7 is known", 1_699_999_950),
+            last_rejection=Rejection("rollback", "head 3 was offered, head 7 is known", 1_699_999_950),
         ),
         NamespaceStatus("other", "never synced"),
     ),

@@ -168,8 +168,8 @@ class _Demo:
         topics = settings.topics
         here = HeadAddress(Namespace("default"))
         self._lie(settings, topics, here, self._old_heads[here])
-        self._agent.wait_for("attack=stale_offered")
-        _say("an older head, honestly signed, was offered: refused as stale_offered")
+        self._agent.wait_for("attack=rollback")
+        _say("an older head, honestly signed, was offered: refused as rollback")
         self._lie(settings, topics, here, self._forged(settings))
         self._agent.wait_for("attack=unknown_key")
         _say("a newer head, signed by a stranger's key, was offered: refused as unknown_key")

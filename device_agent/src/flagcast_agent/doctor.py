@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from flagcast_shared.errors import FlagcastError, Frozen, InvalidConfiguration, Refused
+from flagcast_shared.errors import FlagcastError, Freeze, InvalidConfiguration, Refused
 from flagcast_shared.ids import Epoch
 from flagcast_shared.literals import format_instant
 from flagcast_shared.model import Instant
@@ -260,7 +260,7 @@ def _readiness(status: Status) -> Iterator[Finding]:
         if rejection is not None:
             found = f"last rejected {_instant(rejection.at)}: {rejection.attack}: {rejection.why}"
             do = "docs/operations.md explains each word"
-            if rejection.attack == Frozen.attack:
+            if rejection.attack == Freeze.attack:
                 do = "is the clock above right? If it is, the publisher renews heads with: flagcast publish"
             yield Finding(name, "warning", found, do)
 

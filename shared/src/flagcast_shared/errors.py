@@ -21,7 +21,7 @@ FlagcastError
 │   │   └── Replayed              made for another environment, namespace, kind, version or part
 │   ├── Outdated              true once
 │   │   ├── Rollback              older than what was admitted
-│   │   ├── Frozen                past its expiry
+│   │   ├── Freeze                past its expiry
 │   │   └── EpochMismatch         of another epoch than the root in force
 │   └── Inconsistent          says two things
 │       ├── Equivocation          the same number with another content
@@ -177,10 +177,10 @@ class Outdated(Refused):
 class Rollback(Outdated):
     """Older than what was admitted; usually a broker restored from an old save."""
 
-    attack = "stale_offered"
+    attack = "rollback"
 
 
-class Frozen(Outdated):
+class Freeze(Outdated):
     """Past its expiry: somebody keeps the fleet from hearing news, or the publisher stopped re-signing."""
 
     attack = "freeze"

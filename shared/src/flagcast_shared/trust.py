@@ -31,7 +31,7 @@ from .errors import (
     DigestMismatch,
     EpochMismatch,
     Equivocation,
-    Frozen,
+    Freeze,
     Malformed,
     MixedVersions,
     Refused,
@@ -458,11 +458,11 @@ def _check_expiry(trusted: Trusted, head: Head, now: int) -> str:
         return f"the clock is {trusted.floor - now} s behind what is known; expiry was not checked"
     if now >= trusted.root.expires:
         # Only the root in force: those on the way to it may have expired long ago.
-        raise Frozen(
+        raise Freeze(
             f"root {trusted.root.number} expired {now - trusted.root.expires} s ago by this device's clock"
         )
     if now >= head.expires:
-        raise Frozen(
+        raise Freeze(
             f"{head.namespace}: head {head.sequence} expired {now - head.expires} s ago by this device's clock"
         )
     return ""

@@ -28,7 +28,7 @@ SUBACK or never, and every order of arrival leads to the same state.
 
 from collections.abc import Sequence
 
-from flagcast_shared.errors import Frozen, Misplaced, Refused, Unauthentic
+from flagcast_shared.errors import Freeze, Misplaced, Refused, Unauthentic
 from flagcast_shared.ids import Namespace
 from flagcast_shared.reports import Refresh, encode_refresh
 from flagcast_shared.topics import (
@@ -424,7 +424,7 @@ class Sync:
     ) -> Sequence[Effect]:
         effects = self._note(error, topic, now)
         self._record_head(address, error.attack)
-        if isinstance(error, Frozen):
+        if isinstance(error, Freeze):
             self.subscriptions.freeze(now)
         match address:
             case DeltaAddress(namespace):
