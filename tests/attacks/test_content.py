@@ -388,6 +388,7 @@ def test_delta_that_removes_and_changes_one_record(agent: AgentShell, publisher:
         encode([[["flag"]], []]),
         encode([[], [1]]),
         b"\xa2" + encode_delta([], [encode_record(ON)])[1:],  # a map where the list should be
+        b"\x81" + encode_delta([], [encode_record(ON)])[1:],  # the true delta, announced as one item
     ],
     ids=lambda body: body[:8].hex() or "empty",
 )
@@ -396,6 +397,20 @@ def test_delta_that_is_none(agent: AgentShell, publisher: PublisherSimulator, bo
     begin_fetch(agent, publisher)
     with refused(agent, "malformed", "trailing_bytes", "empty_payload"):
         deliver_delta(agent, publisher, deflate(body))
+    assert fetches_the_snapshot_instead(agent, publisher)
+
+
+def test_removal_that_announces_one_item(agent: AgentShell, publisher: PublisherSimulator) -> None:
+    publisher.release(ON, OTHER)
+    agent.catch_up()
+    publisher.release(ON)
+    before, after = publisher.contents[-2:]
+    (removed,) = {*before.records} - {*after.records}
+    body = encode_delta([removed], [])
+    assert body[:3] == b"\x82\x81\x82"
+    begin_fetch(agent, publisher)
+    with refused(agent, "malformed"):
+        deliver_delta(agent, publisher, deflate(b"\x82\x81\x81" + body[3:]))
     assert fetches_the_snapshot_instead(agent, publisher)
 
 
