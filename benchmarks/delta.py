@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 from publisher_simulator import DEFAULT, NOW, PRODUCTION, PublisherSimulator
 
 from flagcast_agent.evaluator import Evaluator
-from flagcast_agent.store import Store
+from flagcast_agent.store.writer import Store
 from flagcast_agent.sync.time_floor import TimeFloor
 from flagcast_shared.codec import deflate
 from flagcast_shared.context import Device, device_attributes

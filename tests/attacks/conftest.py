@@ -8,7 +8,7 @@ import pytest
 from agent_shell import AgentShell
 from publisher_simulator import PublisherSimulator
 
-from flagcast_agent.store import Store
+from flagcast_agent.store.writer import Store
 from flagcast_shared.ids import FlagKey, SegmentKey, VariantKey
 from flagcast_shared.model import (
     BooleanFlag,

@@ -19,7 +19,7 @@ from scenes import scene
 from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
 from flagcast_agent.client import Change, Client
-from flagcast_agent.store import StoreInUse
+from flagcast_agent.store.errors import StoreInUse
 
 pytestmark = pytest.mark.mosquitto
 

@@ -21,7 +21,8 @@ from flagcast_agent.api.answers import Snapshot
 from flagcast_agent.api.protos import flagcast_agent_pb2 as agent
 from flagcast_agent.limits import SNAPSHOT_PART_BYTES, SNAPSHOTS_MAX, SYNCS_MAX
 from flagcast_agent.status import Caught
-from flagcast_agent.store import Reader, StoreUnreadable
+from flagcast_agent.store.errors import StoreUnreadable
+from flagcast_agent.store.reader import Reader
 from flagcast_shared.envelope import open_envelope
 from flagcast_shared.errors import NamespaceNotFound
 from flagcast_shared.ids import Namespace, RecordId

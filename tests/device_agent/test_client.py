@@ -20,7 +20,10 @@ from followed import FollowedAgent, boolean, for_segment, segment, split, varian
 
 from flagcast_agent.client import Change, Client
 from flagcast_agent.evaluator import Evaluator
-from flagcast_agent.store import SCHEMA_VERSION, Reader, StoreUnreadable, set_aside
+from flagcast_agent.store.errors import StoreUnreadable
+from flagcast_agent.store.files import set_aside
+from flagcast_agent.store.reader import Reader
+from flagcast_agent.store.rows import SCHEMA_VERSION
 from flagcast_shared.context import context_text
 from flagcast_shared.ids import EntityId, FlagKey
 

@@ -18,7 +18,9 @@ from publisher_simulator import PublisherSimulator
 
 from brokers import free_port, start_mosquitto
 from flagcast_agent import clock
-from flagcast_agent.store import SCHEMA_VERSION, Reader, StoreUnreadable
+from flagcast_agent.store.errors import StoreUnreadable
+from flagcast_agent.store.reader import Reader
+from flagcast_agent.store.rows import SCHEMA_VERSION
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from publishing import Flagcast, features, make_project
 
 from brokers import start_mosquitto
 from flagcast_agent.client import Client
-from flagcast_agent.store import Store, StoreUnwritable
+from flagcast_agent.store.errors import StoreUnwritable
+from flagcast_agent.store.writer import Store
 
 
 class Disk:

@@ -18,21 +18,12 @@ from publisher_simulator import PublisherSimulator, SigningKey
 from releases import EVIL, OFF, ON, OTHER
 from updating_child import content_of
 
-from flagcast_agent import store as stores
-from flagcast_agent.store import (
-    SCHEMA_VERSION,
-    Profile,
-    Reader,
-    Saved,
-    Seen,
-    Store,
-    StoreCorrupt,
-    StoreError,
-    StoreInUse,
-    StoreTooNew,
-    StoreUnwritable,
-    set_aside,
-)
+from flagcast_agent.store import writer
+from flagcast_agent.store.errors import StoreCorrupt, StoreError, StoreInUse, StoreTooNew, StoreUnwritable
+from flagcast_agent.store.files import set_aside
+from flagcast_agent.store.reader import Reader
+from flagcast_agent.store.rows import SCHEMA_VERSION, Profile, Saved, Seen
+from flagcast_agent.store.writer import Store
 from flagcast_agent.sync.time_floor import TimeFloor
 from flagcast_shared.context import Device
 from flagcast_shared.errors import Refused
@@ -203,7 +194,7 @@ def flags(*keys: str) -> list[BooleanFlag]:
 def test_removed_flags_are_remembered_until_they_come_back(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "REMOVED_FLAGS_MAX", 3)
+    monkeypatch.setattr(writer, "REMOVED_FLAGS_MAX", 3)
     publisher = PublisherSimulator()
     publisher.release(*flags("a", "b", "c", "d", "e", "f"))
     agent = AgentShell(path, publisher)
@@ -266,7 +257,7 @@ def test_a_database_of_the_release_before_is_read_where_it_cannot_be_written(
         raise StoreUnwritable("on a read-only disk")
 
     with monkeypatch.context() as disk:
-        disk.setattr(stores, "_lock", refuse)
+        disk.setattr(writer, "lock_file", refuse)
         store = Store(agent.path, may_be_read_only=True)
         assert store.why_read_only
     saved = store.load()
@@ -295,7 +286,7 @@ def test_second_agent_on_one_database_is_refused(agent: AgentShell) -> None:
 
 
 def test_second_process_on_one_database_is_refused(agent: AgentShell) -> None:
-    code = "import sys; from pathlib import Path; from flagcast_agent.store import Store; Store(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from flagcast_agent.store.writer import Store; Store(Path(sys.argv[1]))"
     ran = subprocess.run(
         [sys.executable, "-c", code, str(agent.path)],
         capture_output=True,
@@ -527,7 +518,8 @@ READ_ONLY = """
 import os, sys
 from pathlib import Path
 import sqlite_utils
-from flagcast_agent.store import Store, StoreUnwritable
+from flagcast_agent.store.errors import StoreUnwritable
+from flagcast_agent.store.writer import Store
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid({nobody})
@@ -615,7 +607,7 @@ def test_full_disk(small_disk: Path, publisher: PublisherSimulator) -> None:
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_the_database_has_mode_0640_whatever_the_umask(path: Path, umask: int) -> None:
     script = (
-        "import os, pathlib, sys; os.umask(int(sys.argv[2])); from flagcast_agent.store import Store;"
+        "import os, pathlib, sys; os.umask(int(sys.argv[2])); from flagcast_agent.store.writer import Store;"
         "store = Store(pathlib.Path(sys.argv[1])); store.persist_broker(None);"
         "[print(name, oct(os.stat(name).st_mode & 0o777)) for name in sorted(os.listdir('.'))]"
     )

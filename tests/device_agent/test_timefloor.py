@@ -20,7 +20,7 @@ from flagcast_agent import clock, config
 from flagcast_agent.boot import boot
 from flagcast_agent.client import Change, Client
 from flagcast_agent.doctor import examine
-from flagcast_agent.store import Reader
+from flagcast_agent.store.reader import Reader
 from flagcast_agent.sync.time_floor import TimeFloor
 
 YEAR = 365 * DAY

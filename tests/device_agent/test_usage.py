@@ -13,13 +13,13 @@ from local_server import ENTRIES
 from publisher_simulator import NOW, PublisherSimulator
 from releases import OFF
 
-from flagcast_agent import store as stores
 from flagcast_agent import usage as tallies
 from flagcast_agent.api.answers import Answers
 from flagcast_agent.api.questions import Question
 from flagcast_agent.evaluator import Evaluator
 from flagcast_agent.limits import SLICE_FLAGS
-from flagcast_agent.store import Store
+from flagcast_agent.store import writer
+from flagcast_agent.store.writer import Store
 from flagcast_agent.sync.events import (
     Counted,
     Delivered,
@@ -213,7 +213,7 @@ def test_batches_wait_in_order_and_survive_a_restart(tmp_path: Path) -> None:
 def test_where_there_is_no_room_the_oldest_give_way_and_are_counted_as_dropped(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "USAGE_BATCHES_MAX", 3)
+    monkeypatch.setattr(writer, "USAGE_BATCHES_MAX", 3)
     for number in range(10):
         store.keep_usage(batch(number, evaluations=10))
     left = drain(store)
@@ -223,7 +223,7 @@ def test_where_there_is_no_room_the_oldest_give_way_and_are_counted_as_dropped(
 
 def test_room_is_counted_in_bytes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(encode_usage(batch(0)))
-    monkeypatch.setattr(stores, "USAGE_BYTES_MAX", 4 * size)
+    monkeypatch.setattr(writer, "USAGE_BYTES_MAX", 4 * size)
     for number in range(9):
         store.keep_usage(batch(number))
     left = drain(store)

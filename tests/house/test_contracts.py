@@ -69,6 +69,7 @@ VIOLATIONS = [
     Violation("bridge-layers", "flagcast_bridge.unplaced", "import zlib"),
     upward("agent-layers", "flagcast_agent", "sync", "store"),
     upward("agent-layers", "flagcast_agent", "sync", "evaluator"),
+    upward("store-layers", "flagcast_agent.store", "files", "reader"),
     upward("sync-layers", "flagcast_agent.sync", "fetches", "core"),
     upward("agent-layers", "flagcast_agent", "mqtt", "store"),
     upward("agent-layers", "flagcast_agent", "api.late", "store"),

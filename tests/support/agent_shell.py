@@ -14,7 +14,8 @@ from pathlib import Path
 from publisher_simulator import NOW, PublisherSimulator
 
 from flagcast_agent.evaluator import Evaluator
-from flagcast_agent.store import Store, StoreError
+from flagcast_agent.store.errors import StoreError
+from flagcast_agent.store.writer import Store
 from flagcast_agent.sync.core import Sync
 from flagcast_agent.sync.events import (
     Activate,

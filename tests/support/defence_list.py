@@ -58,7 +58,10 @@ TRUST = f"{SHARED}/trust.py"
 BOOT = f"{AGENT}/boot.py"
 FOLLOWER = f"{AGENT}/follower.py"
 MQTT = f"{AGENT}/mqtt.py"
-STORE = f"{AGENT}/store.py"
+STORE_CODECS = f"{AGENT}/store/codecs.py"
+STORE_FILES = f"{AGENT}/store/files.py"
+STORE_READER = f"{AGENT}/store/reader.py"
+STORE_WRITER = f"{AGENT}/store/writer.py"
 SYNC = f"{AGENT}/sync/core.py"
 SYNC_LINK = f"{AGENT}/sync/connection.py"
 SYNC_REPORTING = f"{AGENT}/sync/reporting.py"
@@ -1597,114 +1600,114 @@ _SYNC = (
 _STORE = (
     Defence(
         "half an update on disk",
-        STORE,
+        STORE_WRITER,
         "            with database.atomic():\n                if update.is_complete:",
         "            if True:\n                if update.is_complete:",
         "device_agent/test_store.py::test_nobody_sees_half_an_update",
     ),
     Defence(
         "half a root on disk",
-        STORE,
+        STORE_WRITER,
         '                database.table("trust").upsert_all(rows, pk="name")',
         '                pass\n            for row in rows:\n                database.table("trust").upsert(row, pk="name")',
         "device_agent/test_store.py::test_a_root_is_one_transaction",
     ),
     Defence(
         "commit that a power cut takes back",
-        STORE,
+        STORE_WRITER,
         "PRAGMA synchronous=FULL",
         "PRAGMA synchronous=NORMAL",
         "device_agent/test_store.py::test_write_ahead_log_with_full_synchronisation",
     ),
     Defence(
         "commit without a log",
-        STORE,
+        STORE_WRITER,
         '            self._connection.execute("PRAGMA journal_mode=WAL")\n',
         "",
         "device_agent/test_store.py::test_write_ahead_log_with_full_synchronisation",
     ),
     Defence(
         "time that is forgotten, after an update",
-        STORE,
-        '                database.table("trust").upsert_all(_floor_rows(floor), pk="name")\n',
+        STORE_WRITER,
+        '                database.table("trust").upsert_all(floor_rows(floor), pk="name")\n',
         "",
         "attacks/test_numbers.py::test_time_believed_survives_a_publisher_whose_clock_went_back",
     ),
     Defence(
         "time that is forgotten, after a root",
-        STORE,
-        'rows = [_trust_row("root", admitted.data), *_floor_rows(floor)]',
-        'rows = [_trust_row("root", admitted.data)]',
+        STORE_WRITER,
+        'rows = [trust_row("root", admitted.data), *floor_rows(floor)]',
+        'rows = [trust_row("root", admitted.data)]',
         "attacks/test_roots.py::test_clock_behind_the_last_root_is_found_out_also_after_a_restart",
     ),
     Defence(
         "records of a former content on disk",
-        STORE,
+        STORE_WRITER,
         "                if update.is_complete:\n",
         "                if False:\n",
         "device_agent/test_store.py::test_a_complete_content_leaves_nothing_of_a_former_one",
     ),
     Defence(
         "removed records on disk",
-        STORE,
+        STORE_WRITER,
         "for identity in update.removed],",
         "for identity in ()],",
         "device_agent/test_store.py::test_removed_records_leave_the_disk",
     ),
     check(
         "row that a worn flash changed",
-        STORE,
-        "if _seal(*values) != seal:",
+        STORE_CODECS,
+        "if seal_of(*values) != seal:",
         "device_agent/test_store.py::test_content_that_was_changed_is_not_believed",
     ),
     check(
         "row that a worn flash changed, for a reader",
-        STORE,
-        "if _seal(name, head, epoch, version, digest) != seal:",
+        STORE_CODECS,
+        "if seal_of(name, head, epoch, version, digest) != seal:",
         "device_agent/test_store.py::test_content_that_was_changed_is_not_read_by_others",
     ),
     check(
         "profile that a worn flash changed",
-        STORE,
-        "if any(value is not None and _seal(name, value) != seal for name, value, seal in sealed):",
+        STORE_READER,
+        "if any(value is not None and seal_of(name, value) != seal for name, value, seal in sealed):",
         "device_agent/test_store.py::test_content_that_was_changed_is_not_read_by_others",
     ),
     check(
         "file that was cut off",
-        STORE,
+        STORE_FILES,
         "if size < _HEADER_BYTES and (size or log):",
         "device_agent/test_store.py::test_truncated_file",
     ),
     check(
         "database of a later release",
-        STORE,
+        STORE_WRITER,
         "if found > SCHEMA_VERSION:",
         "device_agent/test_store.py::test_database_of_a_later_release",
     ),
     check(
         "database of a later release, for a reader",
-        STORE,
+        STORE_FILES,
         "if schema > SCHEMA_VERSION:",
         "device_agent/test_store.py::test_database_of_a_later_release",
     ),
     Defence(
         "second agent on the database",
-        STORE,
+        STORE_FILES,
         "        ) from error\n    try:\n        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "        ) from error\n    try:\n        pass",
         "device_agent/test_store.py::test_second_agent_on_one_database_is_refused",
     ),
     Defence(
         "second agent on a disk that takes no writes",
-        STORE,
+        STORE_FILES,
         "        return None\n    try:\n        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "        return None\n    try:\n        pass",
         "device_agent/test_store.py::test_second_agent_on_a_disk_that_takes_no_writes_is_refused",
     ),
     check(
         "log without its index",
-        STORE,
-        'if not is_live and _side_file(path, "-wal"):',
+        STORE_FILES,
+        'if not is_live and side_file_bytes(path, "-wal"):',
         "device_agent/test_client.py::test_a_log_that_has_lost_its_index_cannot_be_read",
     ),
 )

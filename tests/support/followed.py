@@ -10,7 +10,7 @@ from agent_shell import AgentShell
 from publisher_simulator import PublisherSimulator
 
 from flagcast_agent import clock
-from flagcast_agent.store import Profile
+from flagcast_agent.store.rows import Profile
 from flagcast_shared.ids import FlagKey, SegmentKey, VariantKey
 from flagcast_shared.model import (
     AnySegment,

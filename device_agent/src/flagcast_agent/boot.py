@@ -13,7 +13,10 @@ from . import clock, config
 from .config import AgentConfig
 from .evaluator import Evaluator
 from .logs import log
-from .store import Profile, Store, StoreCorrupt, StoreTooNew, StoreUnwritable, set_aside
+from .store.errors import StoreCorrupt, StoreTooNew, StoreUnwritable
+from .store.files import set_aside
+from .store.rows import Profile
+from .store.writer import Store
 from .sync.time_floor import TimeFloor
 from .sync.transitions import BrokerMemory
 

@@ -38,7 +38,9 @@ from flagcast_shared.topics import Kind
 from . import clock
 from .evaluator import Knowledge
 from .status import Freshness, NamespaceStatus
-from .store import Held, Profile, Reader, Seen, StoreCorrupt, StoreError, StoreUnreadable
+from .store.errors import StoreCorrupt, StoreError, StoreUnreadable
+from .store.reader import Reader
+from .store.rows import Held, Profile, Seen
 from .sync.time_floor import TimeFloor
 from .values import (
     NO_CONTEXT,

@@ -22,7 +22,7 @@ from .boot import Booted, boot
 from .config import AgentConfig
 from .evaluator import Evaluator
 from .logs import log
-from .store import Reader
+from .store.reader import Reader
 from .supervisor import Supervisor
 from .usage import Tally
 

@@ -23,7 +23,8 @@ from flagcast_shared.trust import anchor, floor_from_disk
 from . import clock, config, mqtt
 from .config import AgentConfig, BrokerConfig
 from .status import Status
-from .store import Reader, StoreError, StoreUnreadable
+from .store.errors import StoreError, StoreUnreadable
+from .store.reader import Reader
 from .sync.time_floor import TimeFloor
 
 Verdict = Literal["ok", "warning", "failed"]

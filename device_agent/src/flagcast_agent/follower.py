@@ -21,7 +21,7 @@ from .config import AgentConfig, agent_version
 from .logs import log
 from .mqtt import Link, Said
 from .status import Activity, Freshness, LinkStatus, NamespaceStatus, Rejection, Status
-from .store import StoreError
+from .store.errors import StoreError
 from .sync.core import Sync
 from .sync.events import (
     Activate,

@@ -31,7 +31,7 @@ from flagcast_shared.records import content_digest, decode_record
 from . import clock
 from .client import Client, Source, watch_forks
 from .evaluator import Knowledge
-from .store import Profile
+from .store.rows import Profile
 
 if TYPE_CHECKING:
     from flagcast_shared.explanation import Explanation
