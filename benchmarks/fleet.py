@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from flagcast_bridge import check as validate
+from flagcast_bridge import check
 from flagcast_shared.ids import FlagKey, Namespace
 from flagcast_shared.model import AnySegment, BooleanFlag, Flag, Segment, VariantFlag
 
@@ -46,7 +46,7 @@ def write_flags(folder: Path, count: int) -> Path:
 
 def make_entries(count: int) -> list[Flag | AnySegment]:
     """The same flags and their segments as `write_flags` makes them, compiled."""
-    entries = validate.load(ROOT / "examples" / "default").namespaces[Namespace("default")]
+    entries = check.load(ROOT / "examples" / "default").namespaces[Namespace("default")]
     flags = [entry for entry in entries if isinstance(entry, BooleanFlag | VariantFlag)]
     segments = [entry for entry in entries if isinstance(entry, Segment)]
     renamed = (

@@ -22,7 +22,9 @@ MEMORY_MAX_BYTES = 140 * 2**20
 """A publisher takes some 50 MB; a broker pours out more than this without end."""
 
 
-PATIENT = "import sys; from flagcast_bridge import mqtt; mqtt.ANSWER_TIMEOUT_SECONDS = 200.0; "
+PATIENT = (
+    "import sys; from flagcast_bridge.broker import connection as mqtt; mqtt.ANSWER_TIMEOUT_SECONDS = 200.0; "
+)
 """Before the command, where a limit has to be reached before the time for an answer is over, on a busy machine too."""
 RUN = "from flagcast_bridge.cli import main; sys.exit(main())"
 

@@ -40,7 +40,7 @@ def test_a_saved_key_is_loaded_as_the_same_key_and_only_its_owner_may_read_it(tm
 
 def test_a_key_is_written_with_mode_0600_whatever_the_umask(tmp_path: Path) -> None:
     script = (
-        "import os, sys, pathlib; os.umask(0); from flagcast_bridge import signer;"
+        "import os, sys, pathlib; os.umask(0); from flagcast_bridge.signing import signer;"
         "signer.create('a').save(pathlib.Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script, str(tmp_path / "a.key")], check=True)

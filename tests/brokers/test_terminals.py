@@ -20,7 +20,7 @@ from publishing import features, make_project
 
 from brokers import Broker, start_mosquitto
 from flagcast_agent import clock
-from flagcast_bridge import check as validate
+from flagcast_bridge import check
 from flagcast_bridge.broker import connection as mqtt
 from flagcast_bridge.ledger.ledger import UsageBook
 from flagcast_bridge.project import Project
@@ -190,7 +190,7 @@ def test_provenance_of_an_earlier_release_clears_no_screen(
 ) -> None:
     _, settings = site
     (tmp_path / "features.yml").write_text(features({"lights": False}))
-    compiled = validate.load(tmp_path / "features.yml").namespaces
+    compiled = check.load(tmp_path / "features.yml").namespaces
     publisher.publish(
         settings,
         publisher.Wanted(compiled, {"source": HOSTILE}),

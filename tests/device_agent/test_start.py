@@ -15,7 +15,7 @@ import flagcast_agent.api.answers, flagcast_agent.api.server, flagcast_agent.api
 print(json.dumps(sorted(sys.modules)))
 """
 LATER = (
-    "flagcast_agent.follower", "flagcast_agent.sync", "flagcast_agent.mqtt", "flagcast_agent.status", "paho",
+    "flagcast_agent.follower", "flagcast_agent.sync.core", "flagcast_agent.mqtt", "flagcast_agent.status", "paho",
     "flagcast_agent.api.services", "flagcast_agent.api.flagd", "flagcast_agent.api.web", "flagcast_agent.api.ofrep",
     "flagcast_shared.explanation", "flagcast_shared.reports", "sqlite_utils", "flagcast_agent.api.reflection", "h2", "hpack",
     "importlib.metadata",

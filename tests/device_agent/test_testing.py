@@ -13,7 +13,7 @@ from repository import ROOT
 
 from flagcast_agent.client import Change, Client
 from flagcast_agent.testing import OverridableClient, client_of, provider_of
-from flagcast_bridge import check as validate
+from flagcast_bridge import check
 from flagcast_shared.errors import (
     FlagNotFound,
     InvalidCall,
@@ -100,7 +100,7 @@ def answers(client: Client, namespace: str = "") -> list[tuple[object, ...]]:
 
 
 def test_a_file_answers_as_a_device_that_admitted_it(tmp_path: Path) -> None:
-    entries = validate.load(EXAMPLES).namespaces["default"]  # type: ignore[index]  # a name of this namespace
+    entries = check.load(EXAMPLES).namespaces["default"]  # type: ignore[index]  # a name of this namespace
     agent = FollowedAgent(tmp_path / "agent.sqlite", labels={"ring": "pilot"})
     agent.publish(*(entry for entry in entries if isinstance(entry, BooleanFlag | VariantFlag | Segment)))
     attributes = agent.shell.sync.trusted.device

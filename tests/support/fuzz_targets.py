@@ -24,8 +24,7 @@ from repository import ROOT
 from flagcast_agent import config
 from flagcast_agent.api.http2.headers import Decoder, NotHpack, TooManyHeaders, block_of
 from flagcast_agent.limits import STREAMS_MAX
-from flagcast_bridge import check as validate
-from flagcast_bridge import project
+from flagcast_bridge import check, project
 from flagcast_bridge.sources import SourceFile
 from flagcast_shared.codec import Value, decode, deflate, encode, inflate, scan
 from flagcast_shared.context import Device
@@ -347,7 +346,7 @@ def _literals(data: bytes) -> None:
 
 def _features(data: bytes) -> None:
     for name in ("features.yml", "features.json"):
-        compilation = validate.check([SourceFile(name, data)])
+        compilation = check.check([SourceFile(name, data)])
         if not compilation.has_errors:
             for entries in compilation.namespaces.values():
                 compile_flags(entries, {})
